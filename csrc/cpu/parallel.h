@@ -1,0 +1,55 @@
+// Work in fixed blocks: the order of every sum follows from the shape, so one thread and sixty-four agree to the bit.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace pruneengine::cpu {
+
+// Opening a parallel region costs tens of microseconds: below this many bytes one thread is faster.
+constexpr int64_t kParallelBytes = int64_t{1} << 20;
+
+struct Blocks {
+  int64_t total;
+  int64_t size;
+
+  int64_t count() const { return (total + size - 1) / size; }
+  int64_t begin(int64_t block) const { return block * size; }
+  int64_t length(int64_t block) const { return std::min(size, total - begin(block)); }
+};
+
+// At most 64 blocks of at least `smallest`, each a multiple of `smallest`.
+inline Blocks split(int64_t total, int64_t smallest) {
+  const int64_t pieces = (total + smallest - 1) / smallest;
+  return {total, smallest * std::max<int64_t>(1, (pieces + 63) / 64)};
+}
+
+inline int useful_threads(int64_t bytes, int threads) { return bytes < kParallelBytes ? 1 : std::max(1, threads); }
+
+// Calls body(task, thread) for every task, in any order.
+template <class Body>
+void parallel_for(int64_t tasks, int threads, Body body) {
+#ifdef _OPENMP
+  if (threads > 1 && tasks > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
+    return;
+  }
+#endif
+  for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+}
+
+// out[i] = sum over parts of partial[part * stride + i], parts in ascending order.
+inline void sum_parts(const float* partial, int64_t parts, int64_t stride, int64_t count, float* out) {
+  std::fill(out, out + count, 0.0f);
+  for (int64_t part = 0; part < parts; ++part) {
+    const float* row = partial + part * stride;
+    for (int64_t i = 0; i < count; ++i) out[i] += row[i];
+  }
+}
+
+}  // namespace pruneengine::cpu

@@ -1,0 +1,52 @@
+"""pruneengine: fast, dependable pruning of large language models.
+
+``prune(model, batches, config)`` does the whole job in place. The stages, one by one::
+
+    find_groups -> calibrate -> score -> allocate -> make_plan -> mask or compact -> perplexity -> save
+"""
+
+from pruneengine import ops
+from pruneengine.allocate import ALLOCATIONS, allocate
+from pruneengine.apply import compact, mask
+from pruneengine.calibrate import calibrate
+from pruneengine.checkpoint import save
+from pruneengine.config import PruneConfig
+from pruneengine.data import Samples, evaluation_windows, load_samples
+from pruneengine.engine import PruneReport, prune
+from pruneengine.evaluate import perplexity
+from pruneengine.loading import load_model as load
+from pruneengine.metrics import METRICS, metric
+from pruneengine.plan import Plan, make_plan
+from pruneengine.score import Scores, score
+from pruneengine.statistics import Statistics
+from pruneengine.structure import Group, Structure, find_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALLOCATIONS",
+    "METRICS",
+    "Group",
+    "Plan",
+    "PruneConfig",
+    "PruneReport",
+    "Samples",
+    "Scores",
+    "Statistics",
+    "Structure",
+    "allocate",
+    "calibrate",
+    "compact",
+    "evaluation_windows",
+    "find_groups",
+    "load",
+    "load_samples",
+    "make_plan",
+    "mask",
+    "metric",
+    "ops",
+    "perplexity",
+    "prune",
+    "save",
+    "score",
+]

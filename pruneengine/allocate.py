@@ -1,0 +1,97 @@
+"""Scores and a target -> the ratio of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from pruneengine.score import Scores
+from pruneengine.structure import Structure
+
+ALLOCATIONS = ("uniform", "global")
+
+
+def allocate(
+    structure: Structure,
+    scores: Scores,
+    ratio: float,
+    *,
+    kinds: Iterable[str] = ("heads", "mlp"),
+    allocation: str = "uniform",
+    layers: range | None = None,
+    protocol: str = "engine",
+) -> dict[str, float]:
+    """Spread a target over the groups.
+
+    ``ratio`` is the fraction of the prunable parameters of ``kinds`` over the whole model; groups outside ``layers``
+    get nothing and the others more. Under ``protocol="llm-pruner"`` it is the ratio inside every group of ``layers``.
+
+    Args:
+        kinds: "heads", "mlp" and "layers". Whole layers together with widths share the target in half: the least
+            important layers up to half of it go, and the widths of the remaining layers make up the rest.
+        allocation: "uniform" gives every group the same ratio; "global" ranks all units by score per parameter.
+        layers: the decoder layers that may be touched; all by default.
+
+    Returns:
+        ``{group name: ratio}``, and ``{"layers.<i>": 1.0}`` for every decoder layer that goes as a whole.
+
+    Raises:
+        ValueError: the target is more than the chosen kinds and layers can give.
+    """
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
+    kinds = tuple(kinds)
+    layers = layers if layers is not None else range(structure.num_layers)
+    groups = [g for g in structure.of_kind(kinds) if g.layer in layers]
+    if protocol == "llm-pruner":
+        return {group.name: ratio for group in groups}
+    budget = ratio * structure.prunable_params(kinds)
+    ratios: dict[str, float] = {}
+    if "layers" in kinds:
+        share = budget if not groups else budget / 2
+        dropped = _lowest_layers(structure, scores, share, layers)
+        budget -= sum(structure.layer_params[i] for i in dropped)
+        ratios |= {f"layers.{i}": 1.0 for i in dropped}
+        groups = [g for g in groups if g.layer not in dropped]
+    if not groups:
+        return ratios
+    # One unit of every group must stay.
+    available = sum((g.units - 1) * g.unit_params for g in groups)
+    if budget > available:
+        raise ValueError(
+            f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} can give at most "
+            f"{available / structure.prunable_params(kinds):.3f}"
+        )
+    if allocation == "uniform":
+        even = budget / sum(g.params for g in groups)
+        return ratios | {group.name: even for group in groups}
+    return ratios | _global_ratios(groups, scores, budget)
+
+
+def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: range) -> list[int]:
+    """The least important layers whose parameters come nearest to the share; one layer always stays."""
+    order = sorted(layers, key=lambda i: float(scores.layers[i]))[: structure.num_layers - 1]
+    dropped: list[int] = []
+    total = 0
+    for index in order:
+        if total + structure.layer_params[index] / 2 > share:
+            break
+        dropped.append(index)
+        total += structure.layer_params[index]
+    return dropped
+
+
+def _global_ratios(groups: list, scores: Scores, budget: float) -> dict[str, float]:
+    """Remove units in ascending order of score per parameter until the budget is met; the best of a group stays."""
+    per_param, params, owner = [], [], []
+    for position, group in enumerate(groups):
+        values = scores.groups[group.name].double().sort().values[:-1] / group.unit_params
+        per_param.append(values)
+        params.append(torch.full_like(values, group.unit_params))
+        owner.append(torch.full_like(values, position, dtype=torch.int64))
+    order = torch.cat(per_param).argsort(stable=True)
+    spent = torch.cat(params)[order].cumsum(0)
+    count = int(torch.searchsorted(spent, budget))
+    removed = torch.bincount(torch.cat(owner)[order[:count]], minlength=len(groups))
+    return {group.name: int(n) / group.units for group, n in zip(groups, removed, strict=True)}

@@ -1,0 +1,129 @@
+"""The only place where a model changes: mask (undoable) and compact (final).
+
+Zeroing what a removed head or channel feeds into o_proj or down_proj gives the same logits as removing it, so a
+candidate is tried by mask and only the final plan is compacted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from pruneengine import ops
+from pruneengine.plan import Plan
+from pruneengine.structure import Group, Member, Structure, find_groups, get_linear, unit_slices
+
+
+@contextlib.contextmanager
+def mask(model: nn.Module, plan: Plan, *, structure: Structure | None = None) -> Iterator[nn.Module]:
+    """Within the context the model computes what the compacted model would; afterwards it is as before.
+
+    Inputs of o_proj and down_proj are multiplied by a 0/1 vector, and removed decoder layers pass their input on
+    (run it with ``use_cache=False``: a skipped layer leaves no cache entry).
+    """
+    structure = structure or find_groups(model)
+    plan.check(structure)
+    with contextlib.ExitStack() as undo:
+        for layer in set(range(structure.num_layers)) - set(plan.kept_layers):
+            module = model.get_submodule(structure.layer_path(layer))
+            undo.enter_context(_identity(module))
+        for name, kept in plan.keep.items():
+            group = structure.by_name[name]
+            if len(kept) < group.units:
+                out = group.members[-1]
+                linear = get_linear(model, out.module)
+                undo.enter_context(linear.register_forward_pre_hook(_multiply_hook(linear, out, kept)))
+        yield model
+
+
+def compact(model: nn.Module, plan: Plan, *, structure: Structure | None = None) -> nn.Module:
+    """Remove what the plan does not keep, in place, and bring the config into step. Returns the model.
+
+    The kept rows and columns are gathered by :func:`pruneengine.ops.gather_rows` and
+    :func:`~pruneengine.ops.gather_columns`, one linear at a time, so the peak is the model plus one matrix.
+    """
+    structure = structure or find_groups(model)
+    plan.check(structure)
+    for name, kept in plan.keep.items():
+        group = structure.by_name[name]
+        if len(kept) < group.units:
+            _narrow(model, group, kept)
+    if len(plan.kept_layers) < structure.num_layers:
+        _drop_layers(model, structure, plan.kept_layers)
+    sync_config(model)
+    return model
+
+
+def sync_config(model: nn.Module) -> None:
+    """Write the widths that the modules really have into ``model.config``.
+
+    Where layers differ the config carries the widest one's numbers and ``pruneengine_widths`` those of each layer:
+    ``[[kv_heads, channels], ...]``.
+    """
+    structure = find_groups(model)
+    config = model.config
+    heads = [g.units for g in structure.of_kind(("heads",))]
+    channels = [g.units for g in structure.of_kind(("mlp",))]
+    config.head_dim = structure.head_dim
+    config.num_key_value_heads = max(heads)
+    config.num_attention_heads = max(heads) * structure.queries_per_kv
+    config.intermediate_size = max(channels)
+    config.num_hidden_layers = structure.num_layers
+    if len(set(heads)) > 1 or len(set(channels)) > 1:
+        config.pruneengine_widths = [list(pair) for pair in zip(heads, channels, strict=True)]
+    elif hasattr(config, "pruneengine_widths"):
+        del config.pruneengine_widths
+
+
+@contextlib.contextmanager
+def _identity(layer: nn.Module) -> Iterator[None]:
+    layer.forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def _multiply_hook(linear: nn.Linear, out: Member, kept: tuple[int, ...]):
+    keep = torch.zeros(linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device)
+    keep[unit_slices(torch.tensor(kept, device=keep.device), out.width)] = 1
+    return lambda _module, args: (args[0] * keep, *args[1:])
+
+
+def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
+    for member in group.members:
+        linear = get_linear(model, member.module)
+        index = unit_slices(torch.tensor(kept, device=linear.weight.device), member.width)
+        if member.axis == 0:
+            _replace(linear, "weight", ops.gather_rows(linear.weight.detach(), index))
+            if linear.bias is not None:
+                _replace(linear, "bias", ops.gather_rows(linear.bias.detach(), index))
+            linear.out_features = len(index)
+        else:
+            _replace(linear, "weight", ops.gather_columns(linear.weight.detach(), index))
+            linear.in_features = len(index)
+
+
+def _replace(linear: nn.Linear, name: str, values: torch.Tensor) -> None:
+    required = getattr(linear, name).requires_grad
+    setattr(linear, name, nn.Parameter(values, requires_grad=required))
+
+
+def _drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -> None:
+    """Renumber the remaining layers, so that each finds its own entry in a KV cache."""
+    parent, name = structure.family.layers.rsplit(".", 1)
+    layers = model.get_submodule(structure.family.layers)
+    remaining = nn.ModuleList(layers[i] for i in kept)
+    for index, layer in enumerate(remaining):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    setattr(model.get_submodule(parent), name, remaining)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    # Qwen2 switches to sliding windows from this layer on; what lies before it may have gone.
+    if getattr(model.config, "max_window_layers", None) is not None:
+        model.config.max_window_layers = sum(i < model.config.max_window_layers for i in kept)

@@ -1,0 +1,205 @@
+"""Calibration text through the model, once: batches -> Statistics.
+
+Activations need a forward pass. The signed quantity also needs a backward pass, but with frozen weights: at a linear
+``y = x W^T`` the row sums of ``W * dL/dW`` are ``sum_t y * dL/dy`` and the column sums ``sum_t x * dL/dx``, so no
+gradient of a weight ever exists. The elementwise quantities are left to :mod:`pruneengine.layerwise`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pruneengine import ops
+from pruneengine.decoder import causal_parts
+from pruneengine.layerwise import backward_by_layer
+from pruneengine.loss import token_nll_backward
+from pruneengine.progress import track
+from pruneengine.recorder import Recorder
+from pruneengine.samples import Samples, as_samples
+from pruneengine.statistics import QUANTITIES, Statistics
+from pruneengine.structure import Structure, find_groups, get_linear, model_fingerprint
+
+ACTIVATIONS = frozenset({"sum", "squares"})
+SIGNED = frozenset({"signed"})
+ELEMENTWISE = frozenset(QUANTITIES) - ACTIVATIONS - SIGNED
+
+# Squares of half-precision gradients underflow without it (float16 ends at 6e-8); float32 and bfloat16 reach 1e-38.
+_LOSS_SCALE = {torch.float16: 2.0**12}
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Samples | Tensor | Sequence[Tensor],
+    quantities: Iterable[str] = ("sum", "squares"),
+    *,
+    structure: Structure | None = None,
+    layers: range | None = None,
+    batch_size: int = 8,
+) -> Statistics:
+    """Collect statistics of a dense model on calibration samples.
+
+    The model is left as it was: its weights, their ``requires_grad`` and its training mode.
+
+    Args:
+        model: a causal language model that :func:`find_groups` knows.
+        batches: token ids, int64 ``[N, L]`` (or several such tensors of one length L).
+        quantities: names from :data:`pruneengine.statistics.QUANTITIES`.
+        structure: the model's structure, when it is at hand.
+        layers: collect for these decoder layers only; gradients stop at the first of them.
+        batch_size: samples a forward pass; the result does not depend on it beyond float32 rounding.
+
+    Raises:
+        ValueError: an unknown quantity, samples of fewer than two tokens, or activations or gradients that are not
+            finite (the message names the first place).
+    """
+    wanted = _checked(quantities)
+    samples = as_samples(batches)
+    if samples.tokens.shape[1] < 2 and wanted - ACTIVATIONS:
+        raise ValueError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
+    structure = structure or find_groups(model)
+    layers = layers if layers is not None else range(structure.num_layers)
+    device = next(model.parameters()).device
+    recorder = Recorder(len(samples))
+    scale = _LOSS_SCALE.get(next(model.parameters()).dtype, 1.0)
+    starts = range(0, len(samples), batch_size)
+    pieces = [(slice(s, min(s + batch_size, len(samples))), samples.tokens[s : s + batch_size].to(device)) for s in starts]
+    with _frozen(model):
+        if wanted & ELEMENTWISE:
+            loss = backward_by_layer(
+                model, structure, pieces, recorder, wanted & ELEMENTWISE, layers, scale,
+                lambda layer: _recording(model, structure, recorder, wanted, range(layer, layer + 1), scale),
+            )  # fmt: skip
+        else:
+            with _recording(model, structure, recorder, wanted, layers, scale):
+                loss = _one_pass(model, structure, pieces, recorder, bool(wanted & SIGNED), layers, scale)
+    tensors = recorder.finish()
+    _check_finite(tensors)
+    return Statistics(
+        tensors=tensors,
+        num_samples=len(samples),
+        tokens_per_sample=samples.tokens.shape[1],
+        model=model_fingerprint(model),
+        data=samples.hash,
+        loss=loss,
+    )
+
+
+def _checked(quantities: Iterable[str]) -> frozenset[str]:
+    wanted = frozenset(quantities)
+    if unknown := wanted - QUANTITIES.keys():
+        raise ValueError(f"unknown quantity {sorted(unknown)[0]!r}; choose from {', '.join(QUANTITIES)}")
+    return wanted
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    required = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def _recording(
+    model: nn.Module, structure: Structure, recorder: Recorder, wanted: frozenset[str], layers: range, scale: float
+) -> Iterator[None]:
+    """Hooks that turn what flows through the chosen layers into rows of the recorder."""
+    with contextlib.ExitStack() as hooks:
+        if wanted & ACTIVATIONS:
+            prefixes = tuple(f"layers.{i}." for i in layers)
+            for site in structure.sites:
+                if site.name.startswith(prefixes):
+                    hook = _activation_hook(recorder, site.name, wanted)
+                    hooks.enter_context(get_linear(model, site.module).register_forward_pre_hook(hook))
+        if wanted & SIGNED:
+            for member in (m for g in structure.groups if g.layer in layers for m in g.members):
+                linear = get_linear(model, member.module)
+                if member.axis == 0:
+                    hooks.enter_context(linear.register_forward_hook(_output_gate_hook(recorder, member.module, scale)))
+                else:
+                    hooks.enter_context(linear.register_forward_pre_hook(_input_gate_hook(recorder, member.module, scale)))
+        yield
+
+
+def _activation_hook(recorder: Recorder, name: str, wanted: frozenset[str]):
+    def hook(_module, args):
+        total, squares, _peak = ops.activation_stats(args[0].detach())
+        for quantity, values in (("sum", total), ("squares", squares)):
+            if quantity in wanted:
+                recorder.write(quantity, name, values)
+
+    return hook
+
+
+def _input_gate_hook(recorder: Recorder, name: str, scale: float):
+    def hook(_module, args):
+        x = args[0]
+        if x.requires_grad:
+            x.register_hook(lambda dx: recorder.write("signed", name, ops.gate_scores(x.detach(), dx) / scale))
+
+    return hook
+
+
+def _output_gate_hook(recorder: Recorder, name: str, scale: float):
+    def hook(linear, _args, y):
+        def on_gradient(dy):
+            scores = ops.gate_scores(y.detach(), dy)
+            if linear.bias is not None:
+                # y holds the bias; the identity is about x W^T alone.
+                scores -= linear.bias.float() * dy.sum(1, dtype=torch.float32)
+            recorder.write("signed", name, scores / scale)
+
+        if y.requires_grad:
+            y.register_hook(on_gradient)
+
+    return hook
+
+
+def _one_pass(
+    model: nn.Module,
+    structure: Structure,
+    pieces: list[tuple[slice, Tensor]],
+    recorder: Recorder,
+    backward: bool,
+    layers: range,
+    scale: float,
+) -> Tensor:
+    """Every batch forward, and backward when gradients are wanted. Returns the loss of each sample, or nothing."""
+    body, head, logit_options = causal_parts(model)
+    losses = []
+    first = model.get_submodule(structure.layer_path(layers[0]))
+    with first.register_forward_pre_hook(_require_gradient) if backward else contextlib.nullcontext():
+        for rows, tokens in track(pieces, "calibrate"):
+            recorder.rows = rows
+            with torch.set_grad_enabled(backward):
+                predicting = body(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+            if backward:
+                weight = scale / (tokens.shape[1] - 1)
+                nll, gradient = token_nll_backward(predicting.detach(), head, tokens[:, 1:], weight, **logit_options)
+                predicting.backward(gradient)
+                losses.append(nll.mean(1).cpu())
+    return torch.cat(losses) if losses else torch.empty(0)
+
+
+def _require_gradient(_module, args):
+    """The graph starts here: what lies before the first layer of interest stays free of gradients."""
+    return (args[0].detach().requires_grad_(True), *args[1:])
+
+
+def _check_finite(tensors: dict[str, dict[str, Tensor]]) -> None:
+    for quantity, named in tensors.items():
+        for name, tensor in named.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(
+                    f"{quantity} of {name} is not finite: the model's weights or activations hold NaN or infinity there, "
+                    "or its half-precision gradients overflow (load it in float32)"
+                )

@@ -1,0 +1,213 @@
+"""Save a pruned model so that others can load it: all of it or nothing, and proved in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from .checkpoint_config import (
+    MODELING_FILE,
+    PER_LAYER_LOADER,
+    PLAIN_LOADER,
+    checkpoint_config,
+    layer_widths,
+    sync_config,
+)
+from .loading import load_model, needs_hf
+from .model_card import model_card
+from .reload import ReloadError, ReloadProof, prove_reload, reload_and_generate
+
+__all__ = [
+    "ReloadError",
+    "ReloadProof",
+    "SavedCheckpoint",
+    "check_output",
+    "load_model",
+    "prove_reload",
+    "reload_and_generate",
+    "save",
+    "sync_config",
+]
+
+
+class HasJson(Protocol):
+    """Anything that prints itself as JSON, such as a plan."""
+
+    def to_json(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A finished checkpoint.
+
+    Attributes:
+        path: its folder, absolute.
+        bytes: size of all its files.
+        loads_with: the call that opens it.
+        proof: what the reload proof measured, or None if it was not asked for.
+    """
+
+    path: Path
+    bytes: int
+    loads_with: str
+    proof: ReloadProof | None
+
+
+def check_output(out: str | Path, overwrite: bool = False) -> Path:
+    """The absolute path of ``out`` if a checkpoint can be written there; call it before any work.
+
+    Raises:
+        FileExistsError: ``out`` is a file; or a folder with content, without ``overwrite`` or not a model folder.
+        PermissionError: the folder that ``out`` lies in cannot be written to.
+    """
+    path = Path(out).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"output {path} is a file, expected a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True to replace it")
+        if not (path / "config.json").is_file():
+            raise FileExistsError(f"output folder {path} holds other things than a model; it is not replaced")
+    parent = next(folder for folder in path.parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise PermissionError(f"cannot write to {parent}: {error.strerror}") from None
+    return path
+
+
+def save(
+    model: nn.Module,
+    tokenizer: Any,
+    out: str | Path,
+    *,
+    plan: HasJson | None = None,
+    recipe: Mapping[str, Any] | str | None = None,
+    report: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    dense_config: Any = None,
+    proof: bool = True,
+    extra_files: Mapping[str, str] | None = None,
+) -> SavedCheckpoint:
+    """Write ``model`` as a checkpoint folder that transformers loads without pruneengine.
+
+    ``model.config`` is brought in step with the modules. The folder appears complete or not at all; with ``overwrite``
+    the old one stays until the new one is complete and proved.
+
+    Args:
+        model: a causal language model of the Llama family, compacted.
+        tokenizer: a tokenizer of transformers, or None to write none.
+        out: the folder to create.
+        plan: written as ``plan.json``.
+        recipe: written as ``recipe.yaml``; a string is written as it is.
+        report: JSON value, written as ``report.json`` and shown in the model card.
+        overwrite: replace an existing model folder.
+        dense_config: config of the unpruned model (a dict or with ``to_dict()``), for the model card.
+        proof: reopen the checkpoint in a fresh process before it appears.
+        extra_files: file name -> text.
+
+    Raises:
+        FileExistsError, PermissionError: as :func:`check_output`.
+        TypeError, ValueError: the model is none that can be written, see :func:`checkpoint_config`.
+        OSError: not enough space for the weights.
+        ReloadError: the reload proof failed; nothing was written.
+    """
+    path = check_output(out, overwrite)
+    config = checkpoint_config(model)
+    loader = PER_LAYER_LOADER if "auto_map" in config else PLAIN_LOADER
+    texts = {"config.json": _json(config)}
+    if recipe is not None:
+        texts["recipe.yaml"] = recipe if isinstance(recipe, str) else _yaml(recipe)
+    if report is not None:
+        texts["report.json"] = _json(report)
+    if plan is not None:
+        texts["plan.json"] = plan.to_json()
+    dense = dense_config.to_dict() if hasattr(dense_config, "to_dict") else dense_config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    texts["README.md"] = model_card(
+        path.name, config, loader, parameters, layer_widths(model), dense, texts.get("recipe.yaml"), report
+    )
+    if "auto_map" in config:
+        texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")
+    texts |= _checked_names(extra_files or {}, taken=texts)
+    with _complete_or_nothing(path) as folder:
+        _write_weights(model, folder)
+        if getattr(model, "generation_config", None) is not None:
+            # Not save_pretrained: it refuses sampling settings that many published models carry.
+            model.generation_config.to_json_file(folder / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        _share(folder)
+        result = prove_reload(folder, model, tokenizer) if proof else None
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return SavedCheckpoint(path, size, loader, result)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    with needs_hf():
+        import yaml
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+
+
+def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mapping[str, str]:
+    for name in files:
+        if name in taken or Path(name).name != name:
+            raise ValueError(f"extra_files: {name!r} is taken or no plain file name")
+    return files
+
+
+def _write_weights(model: nn.Module, folder: Path) -> None:
+    with needs_hf():
+        from huggingface_hub import save_torch_state_dict
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < size * 1.02:
+        raise OSError(f"{size / 1e9:.2f} GB of weights do not fit in {folder.parent}: {free / 1e9:.2f} GB free")
+    tied = list(getattr(model, "_tied_weights_keys", None) or [])
+    save_torch_state_dict(model.state_dict(), folder, shared_tensors_to_discard=tied)
+
+
+def _share(folder: Path) -> None:
+    """Give the files the permissions that any other new file gets; temporary ones are private to their owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.rglob("*"):
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
+
+
+@contextmanager
+def _complete_or_nothing(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    old = folder.with_name(f"{folder.name}-old")
+    try:
+        yield folder
+        if path.exists():
+            path.rename(old)
+        try:
+            folder.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""What to do, as values: validated where they are made, written to and read from a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruneengine.allocate import ALLOCATIONS
+from pruneengine.metrics import get_metric
+from pruneengine.plan import SHAPES
+from pruneengine.score import AGGREGATES, FOLDS
+from pruneengine.structure import KINDS
+
+PROTOCOLS = ("engine", "llm-pruner")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How to prune.
+
+    Attributes:
+        method: importance metric (:data:`pruneengine.metrics.METRICS`).
+        ratio: in (0, 1): fraction of the prunable parameters of ``structure`` removed, over the whole model; under
+            ``protocol="llm-pruner"`` the fraction inside each group of ``layers``.
+        structure: kinds of units: "heads" (KV groups), "mlp" (channels), "layers".
+        allocation: "uniform" or "global". shape: "uniform" (same widths in every layer; any loader opens the result)
+            or "per-layer" (needs the modelling file that is saved with it). None: "uniform" unless ``layers`` or
+            ``protocol`` leave layers of different width.
+        layers: first and end (exclusive) decoder layer that may change; None for all.
+        aggregate, fold: how members of a group are combined (:func:`pruneengine.score`).
+        round_to: MLP widths become multiples of this; None chooses 8 below a billion parameters and 64 above.
+        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
+        seed: of sampling and of the random metric.
+    """
+
+    method: str = "param_first"
+    ratio: float = 0.2
+    structure: tuple[str, ...] = ("heads", "mlp")
+    allocation: str = "uniform"
+    shape: str | None = None
+    protocol: str = "engine"
+    layers: tuple[int, int] | None = None
+    aggregate: str = "sum"
+    fold: str = "gqa"
+    round_to: int | None = None
+    calibration: str = "builtin"
+    nsamples: int = 32
+    seqlen: int = 128
+    pack: bool = True
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # YAML has lists where these are tuples.
+        for name in ("structure", "layers"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        get_metric(self.method)
+        _number("ratio", self.ratio)
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio must lie in (0, 1), got {self.ratio}")
+        if not self.structure or set(self.structure) - set(KINDS):
+            raise ValueError(f"structure must be one or more of {', '.join(KINDS)}, got {self.structure!r}")
+        _choice("allocation", self.allocation, ALLOCATIONS)
+        _choice("protocol", self.protocol, PROTOCOLS)
+        _choice("aggregate", self.aggregate, tuple(AGGREGATES))
+        _choice("fold", self.fold, FOLDS)
+        for name in ("nsamples", "seqlen", "batch_size"):
+            _positive(name, getattr(self, name))
+        if self.round_to is not None:
+            _positive("round_to", self.round_to)
+        if self.layers is not None and not (len(self.layers) == 2 and 0 <= self.layers[0] < self.layers[1]):
+            raise ValueError(f"layers must be first:end with 0 <= first < end, got {self.layers}")
+        llm_pruner = self.protocol == "llm-pruner"
+        differing = set(self.structure) != {"layers"} and (llm_pruner or self.layers is not None)
+        if self.shape is None:
+            object.__setattr__(self, "shape", "per-layer" if differing else "uniform")
+        _choice("shape", self.shape, SHAPES)
+        if self.shape == "uniform" and differing:
+            cause = "protocol 'llm-pruner'" if llm_pruner else f"layers {self.layers[0]}:{self.layers[1]}"
+            raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
+        if llm_pruner and "layers" in self.structure:
+            raise ValueError("protocol 'llm-pruner' prunes heads and mlp; structure must not name layers")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Quantities of the statistics that the method reads."""
+        return get_metric(self.method).needs
+
+    def layer_range(self, num_layers: int) -> range:
+        """The layers that may change in a model of so many; LLM-Pruner's scripts protect the first 4 and last 2."""
+        if self.layers is None:
+            return range(4, num_layers - 2) if self.protocol == "llm-pruner" and num_layers > 6 else range(num_layers)
+        if self.layers[1] > num_layers:
+            raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} go beyond the model's {num_layers} layers")
+        return range(*self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what a recipe holds under ``config``."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
+        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := values.keys() - known:
+            raise ValueError(f"unknown option {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The options in a YAML recipe: its keys, or those under ``config`` in the recipe that a checkpoint carries."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+    return content.get("config", content)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")

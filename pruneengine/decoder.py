@@ -1,0 +1,41 @@
+"""A transformers causal language model as body and head, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pruneengine.loss import logit_options
+
+
+def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, float | None]]:
+    """Body, head and logit options of a model.
+
+    Returns:
+        ``(body, head, options)``: ``body(input_ids=...)`` gives ``last_hidden_state`` ``[B, T, H]``, ``head`` is the
+        linear layer to logits, ``options`` are keyword arguments of :func:`pruneengine.loss.token_nll`.
+
+    Raises:
+        TypeError: not a transformers causal language model.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    # get_decoder looks through a LoRA wrapper, where base_model is only the wrapper's inside.
+    body = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", model)
+    if head is None or body is model:
+        raise TypeError(f"model: {type(model).__name__}, expected a transformers causal language model")
+    return body, head, logit_options(model.config)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the training mode is put back at the end."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,115 @@
+"""prune(): the whole path, one line a stage."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from pruneengine.allocate import allocate
+from pruneengine.apply import compact
+from pruneengine.calibrate import calibrate
+from pruneengine.config import PruneConfig
+from pruneengine.data import Samples
+from pruneengine.plan import Plan, make_plan
+from pruneengine.score import Scores, score
+from pruneengine.statistics import Statistics
+from pruneengine.structure import Structure, find_groups, model_fingerprint
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What was done: the plan, what it was decided from, and the seconds of every stage."""
+
+    config: PruneConfig
+    plan: Plan
+    scores: Scores
+    statistics: Statistics | None
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        plan = self.plan
+        spent = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        return (
+            f"{self.config.method}: {plan.params_before:,} -> {plan.params_after:,} parameters; asked for "
+            f"{plan.asked:.1%} of the prunable ones, removed {plan.reached:.1%} ({spent})"
+        )
+
+
+def prune(
+    model: nn.Module,
+    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+    config: PruneConfig | None = None,
+    *,
+    statistics: Statistics | None = None,
+) -> PruneReport:
+    """Prune a model in place.
+
+    Args:
+        model: a transformers causal language model of the Llama family.
+        batches: calibration token ids, int64 ``[N, L]``; not needed for metrics of weights alone.
+        config: what to do; defaults to :class:`PruneConfig`.
+        statistics: of this model, collected before; then no calibration is run.
+
+    Raises:
+        ValueError: before the model is touched, for anything that cannot be done as asked.
+    """
+    config = config or PruneConfig()
+    clock = Stopwatch()
+    with clock("structure"):
+        structure = find_groups(model)
+    report = decide(model, structure, batches, config, statistics=statistics, clock=clock)
+    with clock("compact"):
+        compact(model, report.plan, structure=structure)
+    return report
+
+
+def decide(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    config: PruneConfig,
+    *,
+    statistics: Statistics | None = None,
+    clock: Stopwatch | None = None,
+) -> PruneReport:
+    """Everything up to the plan; the model is not changed."""
+    clock = clock or Stopwatch()
+    layers = config.layer_range(structure.num_layers)
+    if statistics is not None:
+        statistics.check(model=model_fingerprint(model))
+    elif config.needs:
+        if batches is None:
+            raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
+        with clock("calibrate"):
+            statistics = calibrate(model, batches, config.needs, structure=structure, batch_size=config.batch_size)
+    with clock("score"):
+        scores = score(
+            model, config.method, statistics,
+            structure=structure, aggregate=config.aggregate, fold=config.fold, seed=config.seed,
+        )  # fmt: skip
+    with clock("plan"):
+        options = {"kinds": config.structure, "protocol": config.protocol}
+        ratios = allocate(structure, scores, config.ratio, allocation=config.allocation, layers=layers, **options)
+        plan = make_plan(
+            structure, scores, ratios, config.ratio, shape=config.shape, round_to=config.round_to, **options
+        )
+    return PruneReport(config, plan, scores, statistics, clock.seconds)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, in the order in which the stages began."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

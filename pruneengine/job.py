@@ -1,0 +1,239 @@
+"""The main job: a model in, a measured and proved checkpoint out. What ``pruneengine prune`` runs."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.apply import compact
+from pruneengine.calibrate import calibrate
+from pruneengine.checkpoint import SavedCheckpoint, check_output, save
+from pruneengine.config import PruneConfig
+from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
+from pruneengine.engine import PruneReport, Stopwatch, decide
+from pruneengine.evaluate import (
+    PerplexityResult,
+    SpeedResult,
+    best_dtype,
+    measure_speed_pair,
+    paired_difference,
+    perplexity,
+)
+from pruneengine.loading import load_model
+from pruneengine.reload import reload_and_generate
+from pruneengine.statistics import Statistics
+from pruneengine.structure import Structure, find_groups, model_fingerprint
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One side of the before-and-after table; None where it was not measured."""
+
+    params: int
+    weight_bytes: int
+    perplexity: PerplexityResult | None = None
+    speed: SpeedResult | None = None
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Everything about a job but the pruning itself.
+
+    Attributes:
+        source: model folder, GGUF file or hub name. out: the checkpoint's folder; None for a dry run.
+        eval_text: text spec of the perplexity before and after, None for none; eval_seqlen, eval_windows: its size.
+        speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
+        statistics: file to reuse, or to leave the statistics in.
+        prompt: continued by the reloaded checkpoint in a fresh process.
+    """
+
+    source: str
+    out: Path | None
+    overwrite: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    eval_text: str | None = "builtin-eval"
+    eval_seqlen: int = 256
+    eval_windows: int = 16
+    speed: bool = False
+    statistics: Path | None = None
+    proof: bool = True
+    prompt: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What came out of a job."""
+
+    structure: Structure
+    report: PruneReport
+    dense: Measures
+    pruned: Measures | None = None
+    saved: SavedCheckpoint | None = None
+    text: str | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None) -> JobResult:
+    """Load, calibrate, decide, compact, measure, save and prove. With ``options.out`` None it stops at the plan.
+
+    Raises:
+        ValueError, OSError: before work is spent wherever that can be known.
+    """
+    clock = Stopwatch()
+    if options.out is not None:
+        check_output(options.out, options.overwrite)
+    say(f"loading {options.source}")
+    with clock("load"):
+        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    structure = find_groups(model)
+    config.layer_range(structure.num_layers)
+    with clock("text"):
+        calibration, evaluation, warnings = _texts(config, options, model, tokenizer)
+    say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
+    statistics = _statistics(model, structure, calibration, config, options.statistics, clock)
+    report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
+    dense = Measures(structure.total_params, _weight_bytes(model))
+    if options.out is None:
+        return JobResult(structure, report, dense, warnings=warnings, seconds=clock.seconds)
+    say("measuring dense and pruned")
+    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
+    with clock("evaluate"):
+        dense = replace(dense, perplexity=_perplexity(model, evaluation, dtype))
+    original_config = model.config.to_dict()
+    original = copy.deepcopy(model) if options.speed else None
+    with clock("compact"):
+        compact(model, report.plan, structure=structure)
+    pruned = Measures(report.plan.params_after, _weight_bytes(model))
+    with clock("evaluate"):
+        pruned = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
+    if original is not None:
+        with clock("speed"):
+            before, after = measure_speed_pair(original, model)
+        del original
+        dense, pruned = replace(dense, speed=before), replace(pruned, speed=after)
+    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    with clock("save"):
+        saved = save(
+            model, tokenizer, options.out,
+            plan=report.plan, recipe=_recipe(config, options, model, calibration),
+            report=_summary(report, dense, pruned, warnings), overwrite=options.overwrite,
+            dense_config=original_config, proof=options.proof,
+        )  # fmt: skip
+    text = None
+    if options.prompt:
+        with clock("generate"):
+            text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
+    return JobResult(structure, report, dense, pruned, saved, text, warnings, clock.seconds)
+
+
+def _texts(
+    config: PruneConfig, options: JobOptions, model: nn.Module, tokenizer: Any
+) -> tuple[Samples | None, Samples | None, tuple[str, ...]]:
+    calibration = evaluation = None
+    warnings = []
+    if config.needs:
+        calibration = load_samples(
+            config.calibration, tokenizer, config.nsamples, config.seqlen, config.seed,
+            pack=config.pack, model=model,
+        )  # fmt: skip
+    if options.eval_text and options.out is not None:
+        evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+    if calibration is not None and evaluation is not None:
+        shared = check_overlap(calibration, evaluation)
+        if shared["duplicate_windows"]:
+            warnings.append(f"{shared['duplicate_windows']} of {len(calibration)} calibration samples are duplicates")
+        if shared["overlapping_windows"]:
+            warnings.append(
+                f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} tokens "
+                "or more with the calibration text: the perplexity is optimistic"
+            )
+    return calibration, evaluation, tuple(warnings)
+
+
+def _statistics(
+    model: nn.Module,
+    structure: Structure,
+    calibration: Samples | None,
+    config: PruneConfig,
+    path: Path | None,
+    clock: Stopwatch,
+) -> Statistics | None:
+    """The statistics file when one is named: reused where it has what the method needs, completed where not."""
+    if path is None or calibration is None:
+        return None
+    held = None
+    if path.exists():
+        held = Statistics.load(path).check(model=model_fingerprint(model), data=calibration.hash)
+        if config.needs <= held.tensors.keys():
+            return held
+    missing = config.needs - (held.tensors.keys() if held else set())
+    with clock("calibrate"):
+        found = calibrate(model, calibration, missing, structure=structure, batch_size=config.batch_size)
+    if held is not None:
+        loss = found.loss if len(found.loss) else held.loss
+        found = replace(found, tensors=held.tensors | found.tensors, loss=loss)
+    found.save(path)
+    return found
+
+
+def _perplexity(model: nn.Module, evaluation: Samples | None, dtype: torch.dtype | None) -> PerplexityResult | None:
+    return None if evaluation is None else perplexity(model, evaluation, dtype=dtype)
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _recipe(config: PruneConfig, options: JobOptions, model: nn.Module, calibration: Samples | None) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "source": options.source,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "calibration_hash": calibration.hash if calibration is not None else None,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("pruneengine", "torch", "transformers", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tuple[str, ...]) -> dict[str, Any]:
+    plan = report.plan
+    summary: dict[str, Any] = {
+        "method": report.config.method,
+        "ratio asked": plan.asked,
+        "ratio reached": plan.reached,
+        "parameters": {"dense": plan.params_before, "pruned": plan.params_after},
+    }
+    if dense.perplexity and pruned.perplexity:
+        loss = paired_difference(dense.perplexity, pruned.perplexity) if len(dense.perplexity.per_window) > 1 else None
+        summary["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
+        summary["perplexity tokens"] = dense.perplexity.tokens
+        summary["perplexity dtype"] = dense.perplexity.dtype
+        if loss is not None:
+            summary["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
+    if dense.speed and pruned.speed:
+        summary["tokens per second"] = {"dense": asdict(dense.speed), "pruned": asdict(pruned.speed)}
+    if warnings:
+        summary["warnings"] = list(warnings)
+    return json.loads(json.dumps(summary))

@@ -1,0 +1,149 @@
+"""A backward pass one decoder layer at a time, for quantities that need weight gradients.
+
+The forward pass keeps only what enters each layer. Going back, a layer is run again for every batch with its stored
+input, so the gradients of all samples meet in that layer before the next one is touched: one layer's gradient is all
+that ever exists. Per sample it is a single linear's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pruneengine import ops
+from pruneengine.decoder import causal_parts
+from pruneengine.loss import token_nll_backward
+from pruneengine.progress import track
+from pruneengine.recorder import Recorder
+from pruneengine.structure import Member, Structure, get_linear
+
+_EACH = frozenset({"fisher", "abs_each"})
+
+
+def backward_by_layer(
+    model: nn.Module,
+    structure: Structure,
+    pieces: list[tuple[slice, Tensor]],
+    recorder: Recorder,
+    wanted: frozenset[str],
+    layers: range,
+    scale: float,
+    recording: Callable[[int], contextlib.AbstractContextManager],
+) -> Tensor:
+    """Record the elementwise quantities ``wanted`` of ``layers``; returns the loss of each sample, float32 ``[N]``.
+
+    Args:
+        pieces: ``(rows, tokens)`` a batch. scale: loss scale, divided out again.
+        recording: hooks for a layer's other quantities, active while that layer runs with gradients.
+    """
+    inputs, gradients, losses = _forward(model, structure, pieces, layers, scale)
+    for index in track(range(structure.num_layers - 1, layers[0] - 1, -1), "backward by layer"):
+        layer = model.get_submodule(structure.layer_path(index))
+        members = [m for g in structure.groups if g.layer == index for m in g.members] if index in layers else []
+        sums = [_MemberSums(member, get_linear(model, member.module), recorder, wanted, scale) for member in members]
+        with contextlib.ExitStack() as hooks:
+            if index in layers:
+                hooks.enter_context(recording(index))
+            for each in sums:
+                hooks.enter_context(each.linear.register_forward_hook(each.on_forward))
+            for batch, (rows, _tokens) in enumerate(pieces):
+                recorder.rows = rows
+                hidden, arguments = inputs[index][batch]
+                hidden = hidden.requires_grad_(True)
+                with torch.enable_grad():
+                    out = layer(hidden, **arguments)
+                _tensor(out).backward(gradients[batch])
+                gradients[batch] = hidden.grad
+        inputs[index] = []
+        for each in sums:
+            each.finish(recorder.num_samples)
+    return losses
+
+
+def _forward(
+    model: nn.Module, structure: Structure, pieces: list[tuple[slice, Tensor]], layers: range, scale: float
+) -> tuple[list[list[tuple[Tensor, dict]]], list[Tensor], Tensor]:
+    """What enters each layer per batch, the loss gradient at the last layer's output per batch, and the losses."""
+    body, head, logit_options = causal_parts(model)
+    norm = model.get_submodule(structure.family.final_norm)
+    inputs: list[list[tuple[Tensor, dict]]] = [[] for _ in range(structure.num_layers)]
+    last: list[Tensor] = []
+
+    def keep(index: int):
+        return lambda _module, args, kwargs: inputs[index].append((args[0].detach(), kwargs))
+
+    gradients, losses = [], []
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for index in range(layers[0], structure.num_layers):
+            layer = model.get_submodule(structure.layer_path(index))
+            hooks.enter_context(layer.register_forward_pre_hook(keep(index), with_kwargs=True))
+        hooks.enter_context(norm.register_forward_pre_hook(lambda _module, args: last.append(args[0].detach())))
+        for _rows, tokens in track(pieces, "forward"):
+            last.clear()
+            body(input_ids=tokens, use_cache=False)
+            before_norm = last[0].requires_grad_(True)
+            with torch.enable_grad():
+                predicting = norm(before_norm)[:, :-1]
+            weight = scale / (tokens.shape[1] - 1)
+            nll, gradient = token_nll_backward(predicting.detach(), head, tokens[:, 1:], weight, **logit_options)
+            predicting.backward(gradient)
+            gradients.append(before_norm.grad)
+            losses.append(nll.mean(1).cpu())
+    return inputs, gradients, torch.cat(losses)
+
+
+class _MemberSums:
+    """The elementwise quantities of one linear, gathered as its gradients arrive."""
+
+    def __init__(self, member: Member, linear: nn.Linear, recorder: Recorder, wanted: frozenset[str], scale: float):
+        self.member, self.linear, self.recorder, self.wanted, self.scale = member, linear, recorder, wanted, scale
+        blank = torch.zeros_like(linear.weight, dtype=torch.float32)
+        self.total = blank if wanted & {"abs_mean", "mix"} else None
+        self.squares = blank.clone() if "mix" in wanted else None
+
+    def on_forward(self, _linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        x = args[0].detach()
+        y.register_hook(lambda dy: self._add(x, dy.detach()))
+
+    @torch.no_grad()
+    def _add(self, x: Tensor, dy: Tensor) -> None:
+        x, dy = x.float(), dy.float() / self.scale
+        if not self.wanted & (_EACH | {"mix"}):
+            self.total.addmm_(dy.flatten(0, 1).T, x.flatten(0, 1))
+            return
+        weight = self.linear.weight.detach()
+        sums = []
+        for x_n, dy_n in zip(x, dy, strict=True):
+            gradient = dy_n.T @ x_n
+            if self.wanted & _EACH:
+                sums.append(ops.taylor_scores(weight, gradient)[self.member.axis])
+            if self.total is not None:
+                self.total += gradient
+            if self.squares is not None:
+                self.squares.addcmul_(gradient, gradient)
+        for quantity, row in (("abs_each", 1), ("fisher", 2)):
+            if quantity in self.wanted:
+                self.recorder.write(quantity, self.member.module, torch.stack([s[row] for s in sums]))
+
+    @torch.no_grad()
+    def finish(self, num_samples: int) -> None:
+        if self.total is None:
+            return
+        weight = self.linear.weight.detach()
+        mean = self.total.div_(num_samples)
+        if "abs_mean" in self.wanted:
+            self._write_absolute("abs_mean", weight, mean)
+        if "mix" in self.wanted:
+            self._write_absolute("mix", weight, mean.addcmul_(weight.float(), self.squares, value=-0.5 / num_samples))
+        # Freed before the next layer allocates its own.
+        self.total = self.squares = None
+
+    def _write_absolute(self, quantity: str, weight: Tensor, gradient: Tensor) -> None:
+        self.recorder.write_total(quantity, self.member.module, ops.taylor_scores(weight, gradient)[self.member.axis][1])
+
+
+def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,105 @@
+"""The README.md of a checkpoint: what was removed, how, and which call opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TEMPLATE = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- pruned
+- pruneengine
+---
+
+# {title}
+
+A pruned {family} model, written by pruneengine. The licence of the unpruned model applies; add it above.
+
+## Loading
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "."  # this folder
+model = {loader}
+tokenizer = AutoTokenizer.from_pretrained(path)
+```
+{note}
+## Size
+
+{sizes}
+{sections}"""
+
+PER_LAYER_NOTE = """
+The layers differ in width, so the call runs `modeling_pruned.py` of this folder; it needs transformers only.
+"""
+
+TWIN_NOTE = """
+The numbers of heads do not divide the hidden size, which transformers refuses in a Llama config. The model is written
+as its twin Mistral without a sliding window, which computes the same function.
+"""
+
+SIZE_NAMES = {
+    "num_hidden_layers": "decoder layers",
+    "num_attention_heads": "attention heads a layer",
+    "num_key_value_heads": "key-value heads a layer",
+    "intermediate_size": "MLP channels a layer",
+}
+
+
+def model_card(
+    title: str,
+    config: Mapping[str, Any],
+    loader: str,
+    parameters: int,
+    widths: list[dict[str, int]],
+    dense_config: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    report: Mapping[str, Any] | None = None,
+) -> str:
+    """Markdown text of the card.
+
+    Args:
+        title: the checkpoint's name.
+        config: the JSON value of the checkpoint's ``config.json``.
+        loader: the call that opens the checkpoint.
+        parameters: number of parameters, tied ones counted once.
+        widths: widths of every layer, as :func:`pruneengine.checkpoint_config.layer_widths` gives them.
+        dense_config: config of the unpruned model, for the column "before".
+        recipe: YAML text of the recipe.
+        report: measured values; those that are numbers, strings or flat mappings of them are shown.
+    """
+    sizes = ["| | before | after |", "|---|---:|---:|"] if dense_config else ["| | after |", "|---|---:|"]
+    for key, name in SIZE_NAMES.items():
+        after = len(widths) if key == "num_hidden_layers" else _span([layer[key] for layer in widths])
+        before = f" {dense_config.get(key, '')} |" if dense_config else ""
+        sizes.append(f"| {name} |{before} {after} |")
+    sizes.append(f"| parameters |{' |' if dense_config else ''} {parameters:,} |")
+    sections = f"\n## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else ""
+    rows = [f"| {key} | {value} |" for key, value in _flat(report or {})]
+    if rows:
+        sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
+    twin = dense_config is not None and dense_config.get("model_type") != config["model_type"]
+    note = PER_LAYER_NOTE if "auto_map" in config else TWIN_NOTE if twin else ""
+    return TEMPLATE.format(
+        title=title, family=config["model_type"], loader=loader, note=note, sizes="\n".join(sizes), sections=sections
+    )
+
+
+def _span(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _flat(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            rows.append((f"{prefix}{key}", f"{value:.6g}"))
+        elif isinstance(value, str | int):
+            rows.append((f"{prefix}{key}", str(value).replace("|", "\\|").replace("\n", " ")))
+    return rows

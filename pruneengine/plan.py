@@ -1,0 +1,184 @@
+"""The plan: which units stay. Deciding ends here, in a small printable JSON value; doing starts from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from pruneengine import ops
+from pruneengine.files import write_atomically
+from pruneengine.rounding import spread_counts, uniform_counts
+from pruneengine.score import Scores
+from pruneengine.structure import Group, Structure
+
+SHAPES = ("uniform", "per-layer")
+_FORMAT = "pruneengine.plan/1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of a model.
+
+    Attributes:
+        keep: ascending kept units per group name, for every group of the layers that stay.
+        kept_layers: ascending indices of the decoder layers that stay.
+        shape: "uniform" (every layer has the same widths) or "per-layer".
+        asked, reached: the ratio asked for and what the plan removes, as fractions of the prunable parameters of
+            ``kinds`` over the whole model.
+        params_before, params_after: all parameters of the model, tied ones counted once.
+    """
+
+    model_type: str
+    kinds: tuple[str, ...]
+    shape: str
+    asked: float
+    reached: float
+    params_before: int
+    params_after: int
+    kept_layers: tuple[int, ...]
+    units: dict[str, int]
+    keep: dict[str, tuple[int, ...]]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": _FORMAT} | asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: {error}") from None
+        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+            raise ValueError(f"not a plan: expected a JSON object with format {_FORMAT!r}")
+        try:
+            content["keep"] = {name: tuple(units) for name, units in content["keep"].items()}
+            plan = cls(**content | {k: tuple(content[k]) for k in ("kinds", "kept_layers")})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a plan: {error}") from None
+        plan._validate()
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        try:
+            return cls.from_json(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+
+    def check(self, structure: Structure) -> Plan:
+        """Refuse a plan that was made for another model."""
+        units = {group.name: group.units for group in structure.groups}
+        if (self.model_type, self.units) != (structure.model_type, units):
+            differing = next((n for n in sorted(units | self.units) if units.get(n) != self.units.get(n)), "model_type")
+            raise ValueError(
+                f"the plan was made for another model: {differing} has {self.units.get(differing, self.model_type)} "
+                f"in the plan and {units.get(differing, structure.model_type)} in the model"
+            )
+        return self
+
+    def _validate(self) -> None:
+        layers = {int(name.split(".")[1]) for name in self.units}
+        if not self.kept_layers or not set(self.kept_layers) <= layers or list(self.kept_layers) != sorted(set(self.kept_layers)):
+            raise ValueError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
+        expected = {name for name in self.units if int(name.split(".")[1]) in self.kept_layers}
+        if odd := expected ^ self.keep.keys():
+            raise ValueError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
+        for name, kept in self.keep.items():
+            if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.units[name]:
+                raise ValueError(f"plan: {name} must keep ascending units out of 0..{self.units[name] - 1}, got {kept[:8]}")
+
+
+def make_plan(
+    structure: Structure,
+    scores: Scores,
+    ratios: Mapping[str, float],
+    ratio: float,
+    *,
+    kinds: tuple[str, ...] = ("heads", "mlp"),
+    shape: str = "uniform",
+    round_to: int | None = None,
+    protocol: str = "engine",
+) -> Plan:
+    """Turn ratios into whole units that meet the target after rounding, and pick the lowest-scored units.
+
+    Heads are rounded first; MLP channels, the finest unit, absorb what that leaves, in widths that are multiples of
+    ``round_to`` (default :func:`default_rounding`). Under ``protocol="llm-pruner"`` every
+    group removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
+
+    Args:
+        ratios: from :func:`allocate`; groups that are not named keep everything.
+        ratio: the target, a fraction of the prunable parameters of ``kinds``.
+
+    Raises:
+        ValueError: no legal width other than the present one is near the target, or ``shape="uniform"`` on a model
+            whose layers already differ.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
+    dropped = {i for i in range(structure.num_layers) if f"layers.{i}" in ratios}
+    kept_layers = tuple(i for i in range(structure.num_layers) if i not in dropped)
+    groups = [g for g in structure.groups if g.layer not in dropped]
+    prunable = structure.prunable_params(kinds)
+    lost_layers = sum(structure.layer_params[i] for i in dropped)
+    if protocol == "llm-pruner":
+        counts = {g.name: _llm_pruner_count(g, ratios.get(g.name, 0.0)) for g in groups}
+    else:
+        multiple = round_to or default_rounding(structure)
+        budget = ratio * prunable - lost_layers
+        pruned = [g for g in groups if g.name in ratios]
+        if shape == "uniform":
+            counts = uniform_counts(pruned, ratios, budget, multiple)
+        else:
+            counts = spread_counts(pruned, ratios, budget, multiple, scores)
+    removed = lost_layers + sum(counts.get(g.name, 0) * g.unit_params for g in groups)
+    if removed == 0:
+        raise ValueError(_nothing_to_remove(structure, kinds, ratio, round_to))
+    return Plan(
+        model_type=structure.model_type,
+        kinds=tuple(kinds),
+        shape=shape,
+        asked=ratio,
+        reached=removed / prunable,
+        params_before=structure.total_params,
+        params_after=structure.total_params - removed,
+        kept_layers=kept_layers,
+        units={g.name: g.units for g in structure.groups},
+        keep={g.name: _keep(scores, g, counts.get(g.name, 0)) for g in groups},
+    )
+
+
+def default_rounding(structure: Structure) -> int:
+    """MLP widths become multiples of 8 on models under a billion parameters, of 64 above: matrix units want them."""
+    return 8 if structure.total_params < 1e9 else 64
+
+
+def _keep(scores: Scores, group: Group, count: int) -> tuple[int, ...]:
+    if count == 0:
+        return tuple(range(group.units))
+    removed = ops.select_mask(scores.groups[group.name][None], count)[0]
+    return tuple(torch.nonzero(~removed).flatten().tolist())
+
+
+def _llm_pruner_count(group: Group, ratio: float) -> int:
+    """C - int(C * (1 - ratio)) rows of the root, then whole heads: heads round down."""
+    rows = group.units * group.root_width
+    return (rows - int(rows * (1 - ratio))) // group.root_width
+
+
+def _nothing_to_remove(structure: Structure, kinds: tuple[str, ...], ratio: float, round_to: int | None) -> str:
+    smallest = []
+    if "layers" in kinds:
+        smallest.append(f"one layer is {1 / structure.num_layers:.3f} of the layers")
+    for group in [g for g in structure.groups if g.layer == 0 and g.kind in kinds]:
+        what = "KV group" if group.kind == "heads" else "channel"
+        smallest.append(f"one {what} of {group.units} a layer is {1 / group.units:.3f} of the {group.kind}")
+    rounding = f", widths are multiples of {round_to}" if round_to else ""
+    return f"ratio {ratio:g} removes nothing at legal widths: {'; '.join(smallest)}{rounding}"

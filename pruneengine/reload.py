@@ -1,0 +1,140 @@
+"""The reload proof: a checkpoint opened in a fresh process by transformers alone gives the logits it was saved with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint_config import PER_LAYER_LOADER, PLAIN_LOADER, runs_shipped_code
+
+# Relative to the largest logit. Same device, kernels and precision on both sides: only thread counts may differ.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+PROOF_TEXT = "Pruned models load anywhere: 1, 2, 3."
+
+
+@dataclass(frozen=True)
+class ReloadProof:
+    """What the fresh process found.
+
+    Attributes:
+        max_difference: largest absolute difference of a logit.
+        tolerance: what it was held against, in the same unit.
+        argmax_agreement: fraction of positions with the same most likely token, 0 to 1.
+        loader: the call that opened the checkpoint.
+        seconds: wall time of the proof.
+    """
+
+    max_difference: float
+    tolerance: float
+    argmax_agreement: float
+    loader: str
+    seconds: float
+
+
+class ReloadError(RuntimeError):
+    """The checkpoint does not open in a fresh process, or gives other logits than the model in memory."""
+
+
+def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) -> ReloadProof:
+    """Open ``folder`` in a fresh Python process and compare its logits on fixed tokens with those of ``model``.
+
+    The process runs on the model's device, offline, without pruneengine. With a tokenizer, a fixed sentence must also
+    give the same token ids.
+
+    Raises:
+        ReloadError: the checkpoint does not open, keys are missing, or dtype, logits or token ids differ.
+    """
+    start, folder = time.perf_counter(), Path(folder).resolve()
+    tokens = _fixed_tokens(model.config.vocab_size)
+    expected = _logits(model, tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "logits.safetensors"
+        text = PROOF_TEXT if tokenizer is not None else None
+        answer = _run(
+            folder,
+            model.device,
+            getattr(model.config, "_attn_implementation", None),
+            tokens=tokens.tolist(),
+            logits=str(file),
+            text=text,
+        )
+        from safetensors.torch import load_file
+
+        actual = load_file(file)["logits"]
+    if answer["wrong_keys"]:
+        raise ReloadError(f"the checkpoint reloads with wrong weights: {', '.join(answer['wrong_keys'][:4])}")
+    if answer["dtype"] != str(model.dtype):
+        raise ReloadError(f"the checkpoint reloads as {answer['dtype']}, saved from {model.dtype}")
+    if text is not None and answer["ids"] != list(tokenizer(text)["input_ids"]):
+        raise ReloadError("the checkpoint reloads with a tokenizer that gives other token ids than the one saved")
+    difference = (actual - expected).abs().max().item()
+    tolerance = TOLERANCE.get(model.dtype, 1e-2) * max(1.0, expected.abs().max().item())
+    agreement = (actual.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    # Written so that NaN fails.
+    if not difference <= tolerance:
+        raise ReloadError(
+            f"the checkpoint reloads with other logits: largest difference {difference:.3g} "
+            f"(tolerance {tolerance:.3g}), {agreement:.0%} of the most likely tokens agree"
+        )
+    loader = PER_LAYER_LOADER if runs_shipped_code(folder) else PLAIN_LOADER
+    return ReloadProof(difference, tolerance, agreement, loader, time.perf_counter() - start)
+
+
+def reload_and_generate(folder: str | Path, prompt: str, max_new_tokens: int = 20) -> str:
+    """The greedy continuation of ``prompt`` by the checkpoint in ``folder``, from a fresh process on the CPU.
+
+    Raises:
+        ReloadError: the checkpoint or its tokenizer does not open there.
+    """
+    job = {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    return _run(Path(folder).resolve(), torch.device("cpu"), None, **job)["text"]
+
+
+def _fixed_tokens(vocab_size: int, rows: int = 2, length: int = 24) -> Tensor:
+    return (torch.arange(rows * length).reshape(rows, length) * 7919 + 11) % vocab_size
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    training = model.training
+    model.eval()
+    try:
+        return model(tokens.to(model.device)).logits.float().cpu()
+    finally:
+        model.train(training)
+
+
+def _run(folder: Path, device: torch.device, attention: str | None, **job: Any) -> dict[str, Any]:
+    job |= {
+        "folder": str(folder),
+        "trust_remote_code": runs_shipped_code(folder),
+        "device": str(device),
+        "attention": attention,
+        "precision": torch.get_float32_matmul_precision(),
+    }
+    script = Path(__file__).with_name("reload_child.py").read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as scratch:
+        # Modelling files are copied to a cache before they run; a cache of its own cannot hold an older copy.
+        quiet = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+            env=os.environ | quiet,
+        )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ReloadError(f"the checkpoint does not open in a fresh process: {reason}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

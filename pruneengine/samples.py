@@ -1,0 +1,108 @@
+"""Token windows: the value that calibration and evaluation read, its identity, and what two sets share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Token windows and where they come from.
+
+    Attributes:
+        tokens: int64 ``[N, L]`` on the CPU.
+        source: the source of each window, N names.
+        report: what was read, used and left over, per source.
+    """
+
+    tokens: Tensor
+    source: tuple[str, ...]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tokens.dtype != torch.int64 or self.tokens.ndim != 2:
+            raise ValueError(f"tokens: {self.tokens.dtype} {tuple(self.tokens.shape)}, expected int64 [N, L]")
+        if len(self.source) != len(self.tokens):
+            raise ValueError(f"source: {len(self.source)} names for {len(self.tokens)} windows")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of shape and token ids: equal exactly when the windows are."""
+        ids = np.ascontiguousarray(self.tokens.cpu().numpy(), dtype="<i8")
+        return hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Consecutive batches ``[b, L]`` with ``b <= size``; only the last may be smaller."""
+        if size < 1:
+            raise ValueError(f"batch size {size}: expected at least 1")
+        return iter(self.tokens.split(size))
+
+
+def as_samples(tokens: Samples | Tensor | Sequence[Tensor]) -> Samples:
+    """Samples as they are, or token ids: int64 ``[N, L]``, or several such tensors of one length L.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: tensors of another shape or dtype, of several lengths, or without a row.
+    """
+    if isinstance(tokens, Samples):
+        return tokens
+    pieces = [tokens] if isinstance(tokens, Tensor) else list(tokens)
+    for piece in pieces:
+        if not isinstance(piece, Tensor):
+            raise TypeError(f"tokens: {type(piece).__name__}, expected Samples or int64 tensors [N, L]")
+        if piece.ndim != 2 or piece.dtype != torch.int64:
+            raise ValueError(f"tokens: {piece.dtype} {tuple(piece.shape)}, expected int64 [N, L]")
+    lengths = sorted({piece.shape[1] for piece in pieces})
+    if len(lengths) != 1 or not sum(len(piece) for piece in pieces):
+        raise ValueError(f"tokens: {len(pieces)} tensors of lengths {lengths}, expected at least one row of one length")
+    joined = torch.cat([piece.cpu() for piece in pieces])
+    return Samples(joined, ("tensor",) * len(joined))
+
+
+def check_overlap(calibration: Samples, evaluation: Samples, ngram: int = 32) -> dict[str, float | int]:
+    """How far calibration and evaluation windows share text.
+
+    Args:
+        calibration: the windows that statistics are collected on.
+        evaluation: the windows that results are reported on.
+        ngram: a window overlaps when any run of this many tokens also occurs in calibration (64-bit hashes); at most
+            the length of the shorter window, and the result says which.
+
+    Returns:
+        ``ngram``, ``duplicate_windows`` (calibration windows equal to an earlier one), ``overlapping_windows``,
+        ``evaluation_windows`` and ``overlap``, their quotient in [0, 1].
+    """
+    if ngram < 1:
+        raise ValueError(f"ngram={ngram}: expected at least 1")
+    ngram = min(ngram, calibration.tokens.shape[1], evaluation.tokens.shape[1])
+    known = np.unique(_ngram_hashes(calibration.tokens, ngram))
+    hit = np.isin(_ngram_hashes(evaluation.tokens, ngram), known).any(1)
+    return {
+        "ngram": ngram,
+        "duplicate_windows": len(calibration) - len(torch.unique(calibration.tokens, dim=0)),
+        "overlapping_windows": int(hit.sum()),
+        "evaluation_windows": len(evaluation),
+        "overlap": float(hit.mean()),
+    }
+
+
+def _ngram_hashes(tokens: Tensor, ngram: int) -> np.ndarray:
+    """Multilinear 64-bit hash of every run of ``ngram`` tokens: uint64 ``[N, L - ngram + 1]``."""
+    factors = np.random.Generator(np.random.PCG64(ngram)).integers(1, 2**63, ngram, dtype=np.uint64) | np.uint64(1)
+    ids = tokens.cpu().numpy().astype(np.uint64)
+    width = ids.shape[1] - ngram + 1
+    hashes = np.zeros((len(ids), width), dtype=np.uint64)
+    for offset in range(ngram):
+        hashes += ids[:, offset : offset + width] * factors[offset]
+    return hashes

@@ -1,0 +1,154 @@
+"""What the command line prints: tables of plans, measurements and times."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pruneengine.job import JobResult, Measures
+from pruneengine.plan import Plan
+from pruneengine.predict import Prediction
+from pruneengine.structure import Structure
+
+SMOKE_TEXT = (
+    "builtin text is for smoke tests (Python's own documentation); report results on wikitext2, c4 or ptb instead"
+)
+
+
+def show_structure(console: Console, source: str, structure: Structure, round_to: int) -> None:
+    """Groups, legal widths and the ratios they give, and what each uniform width leaves of the model."""
+    heads, channels = structure.of_kind(("heads",)), structure.of_kind(("mlp",))
+    table = Table(title=f"{source}: {structure.model_type}, {structure.total_params:,} parameters", title_justify="left")
+    for column in ("kind", "units a layer", "parameters a unit", "share of the model", "legal ratios"):
+        table.add_column(column)
+    total = structure.total_params
+    layers = structure.num_layers
+    for kind, groups, step in (("heads", heads, 1), ("mlp", channels, round_to)):
+        units = sorted({g.units for g in groups})
+        table.add_row(
+            kind,
+            _span(units),
+            _span(sorted({g.unit_params for g in groups})),
+            f"{sum(g.params for g in groups) / total:.1%}",
+            ", ".join(f"{i / units[0]:.3f}" for i in range(1, units[0]))
+            if kind == "heads" and units[0] <= 8
+            else f"steps of {step / units[0]:.4f} (widths in multiples of {step})",
+        )
+    table.add_row(
+        "layers", f"{layers} in all", _span(sorted(set(structure.layer_params))),
+        f"{sum(structure.layer_params) / total:.1%}", f"steps of {1 / layers:.4f}",
+    )  # fmt: skip
+    console.print(table)
+    console.print(f"a KV group is one key and value head of {structure.head_dim} with {structure.queries_per_kv} query head(s)")
+
+
+def show_sizes(console: Console, structure: Structure, itemsize: int) -> None:
+    """What a ratio leaves of the whole model, when heads and mlp are pruned."""
+    table = Table(title="what a ratio leaves (heads and mlp)", title_justify="left")
+    for column in ("ratio", "parameters", "of the model", "weights"):
+        table.add_column(column, justify="right")
+    prunable = structure.prunable_params(("heads", "mlp"))
+    for ratio in (0.1, 0.2, 0.3, 0.5):
+        left = structure.total_params - round(ratio * prunable)
+        table.add_row(f"{ratio:g}", f"{left:,}", f"{left / structure.total_params:.1%}", _bytes(left * itemsize))
+    console.print(table)
+
+
+def show_predictions(console: Console, predictions: list[Prediction], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("method", "peak memory", "forward passes", "time"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for p in predictions:
+        table.add_row(p.method, _bytes(p.bytes), f"{p.passes:g}", _seconds(p.seconds))
+    console.print(table)
+
+
+def show_loaders(console: Console) -> None:
+    table = Table(title="what opens the result", title_justify="left")
+    for column in ("shape", "opened by"):
+        table.add_column(column)
+    table.add_row("uniform", "transformers, AutoModelForCausalLM.from_pretrained(DIR); proved after every save")
+    table.add_row(
+        "per-layer",
+        "transformers with trust_remote_code=True (the modelling file is in the checkpoint); proved after every save",
+    )
+    console.print(table)
+    console.print("other runtimes are not tested; most read the widths of a uniform checkpoint from its config.json")
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Kept units of every layer."""
+    table = Table(title="plan", title_justify="left")
+    for column in ("layer", "KV groups", "channels"):
+        table.add_column(column, justify="right")
+    for layer in range(len({name.split(".")[1] for name in plan.units})):
+        if layer not in plan.kept_layers:
+            table.add_row(str(layer), "removed", "removed")
+            continue
+        cells = []
+        for kind in ("heads", "mlp"):
+            name = f"layers.{layer}.{kind}"
+            kept, units = len(plan.keep[name]), plan.units[name]
+            cells.append(f"{kept} of {units}" if kept < units else str(units))
+        table.add_row(str(layer), *cells)
+    console.print(table)
+    show_target(console, plan)
+
+
+def show_target(console: Console, plan: Plan) -> None:
+    what = "of the parameters in " + " and ".join(plan.kinds)
+    console.print(
+        f"asked to remove {plan.asked:.2%} {what}; the plan removes {plan.reached:.2%}: "
+        f"{plan.params_before:,} => {plan.params_after:,} parameters "
+        f"({1 - plan.params_after / plan.params_before:.1%} of the whole model)"
+    )
+    if abs(plan.asked - plan.reached) > 0.005:
+        console.print("the nearest legal widths were taken: heads and layers cannot be removed in parts")
+
+
+def show_result(console: Console, result: JobResult, title: str) -> None:
+    """Dense beside pruned, then where the time went."""
+    dense, pruned = result.dense, result.pruned
+    table = Table(title=title, title_justify="left")
+    for column in ("", "dense", "pruned", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, before, after, form in _rows(dense, pruned):
+        table.add_row(name, form(before), form(after), f"{after / before - 1:+.1%}")
+    console.print(table)
+    if dense.perplexity is not None:
+        console.print(f"perplexity over {dense.perplexity.tokens:,} tokens, computed in {dense.perplexity.dtype}")
+    show_times(console, result.seconds)
+
+
+def show_times(console: Console, seconds: dict[str, float]) -> None:
+    table = Table(title="where the time went", title_justify="left")
+    table.add_column("stage")
+    table.add_column("time", justify="right")
+    for stage, spent in seconds.items():
+        table.add_row(stage, _seconds(spent))
+    table.add_row("total", _seconds(sum(seconds.values())), style="bold")
+    console.print(table)
+
+
+def _rows(dense: Measures, pruned: Measures):
+    yield "parameters", dense.params, pruned.params, lambda v: f"{v:,}"
+    yield "weights", dense.weight_bytes, pruned.weight_bytes, _bytes
+    if dense.perplexity and pruned.perplexity:
+        yield "perplexity", dense.perplexity.perplexity, pruned.perplexity.perplexity, lambda v: f"{v:.2f}"
+    if dense.speed and pruned.speed:
+        yield "prefill, tokens/s", dense.speed.prefill, pruned.speed.prefill, lambda v: f"{v:.0f}"
+        yield "decode, tokens/s", dense.speed.decode, pruned.speed.decode, lambda v: f"{v:.1f}"
+
+
+def _span(values: list[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _seconds(spent: float) -> str:
+    if spent >= 120:
+        return f"{spent / 60:.1f} min"
+    return f"{spent:.2f} s" if spent < 10 else f"{spent:.1f} s"

@@ -1,0 +1,148 @@
+"""Compile every Triton kernel ahead of time, as its real launches would, and print what came out as JSON.
+
+Run as a script in a process without TRITON_INTERPRET; needs no GPU. The launchers run on meta tensors with the launch
+itself replaced by a recorder, so grids, constants and warps are those of a real call and cannot drift from it.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import pruneengine.kernels
+
+TARGETS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)]
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
+MODULES = {
+    name: import_module(f"pruneengine.kernels.{name}")
+    for _, name, _ in pkgutil.iter_modules(pruneengine.kernels.__path__)
+}
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
+    """Every launch to compile: a case, the launcher and its arguments.
+
+    ``wide`` has the sizes of a 7B model and must stream with 16-byte loads; ``odd`` allows none; ``one`` is there
+    because Triton compiles an argument of 1 as a constant.
+    """
+    stats, gate = MODULES["activation_stats"].activation_stats, MODULES["gate_scores"].gate_scores
+    weights, taylor = MODULES["weight_scores"].weight_scores, MODULES["taylor_scores"].taylor_scores
+    kth, select = MODULES["select"].kth_value, MODULES["select"].select_mask
+    wide, odd, one = ("wide", 4, 4096, 11008), ("odd", 3, 37, 1001), ("one", 1, 1, 1)
+    float32, bfloat16 = torch.float32, torch.bfloat16
+    for (case, n, r, c), dtype in ((wide, float32), (wide, bfloat16), (odd, bfloat16), (one, bfloat16)):
+        x, w, norm = meta(n, r, c, dtype=dtype), meta(r, c, dtype=dtype), meta(c, dtype=float32)
+        yield case, stats, (x,)
+        yield case, gate, (x, x)
+        yield case, weights, (w,)
+        yield case, weights, (w, norm)
+        yield case, weights, (w, norm, 0.5, 1.5)
+        yield case, taylor, (w, w)
+        yield case, taylor, (w, meta(r, c, dtype=float32))
+        yield case, kth, (w, c // 2 + 1)
+        yield case, select, (w, 1)
+
+
+def record(launcher: Callable[..., Any], arguments: tuple) -> list[tuple[JITFunction, tuple, dict[str, Any]]]:
+    """The launches a launcher makes, none of them carried out."""
+    launches = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append((self, args, kwargs))
+
+    original, JITFunction.run = JITFunction.run, run
+    try:
+        launcher(*arguments)
+    finally:
+        JITFunction.run = original
+    return launches
+
+
+def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[ASTSource, dict[str, Any]]:
+    """Types, constants and divisibility as Triton's own specialisation derives them from a launch's arguments."""
+    values = dict(zip(fn.arg_names, args, strict=False)) | kwargs
+    options = {name: values.pop(name) for name in kwargs if name not in fn.arg_names}
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(fn.params):
+        value = values[parameter.name]
+        is_int = isinstance(value, int)
+        if parameter.is_constexpr or value is None or (is_int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(i,)] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+        else:
+            signature[parameter.name] = ("i32" if value < 2**31 else "i64") if is_int else "fp32"
+        if isinstance(value, Tensor) or (is_int and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn, signature, constants, attributes), options
+
+
+def cuda_usage(asm: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    loads = Counter(re.findall(r"\bld\.global[.\w:]*", asm["ptx"]))
+    return {"registers": usage["REG"], "spills": usage["STACK"] + usage["LOCAL"], "loads": loads}
+
+
+def hip_usage(asm: dict[str, Any]) -> dict[str, Any]:
+    usage = {key: int(value) for key, value in re.findall(r"\.(\w+_count):\s*(\d+)", asm["amdgcn"])}
+    loads = Counter(re.findall(r"\b(?:global|buffer)_load_\w+", asm["amdgcn"]))
+    # A scalar register spills to a lane of a vector register, not to memory, and does not count.
+    return {"registers": usage["vgpr_count"], "spills": usage["vgpr_spill_count"], "loads": loads}
+
+
+def uncovered(launched: set[JITFunction]) -> list[str]:
+    """Names of the jit functions that no launched kernel is or calls."""
+    functions = {f for module in MODULES.values() for f in vars(module).values() if isinstance(f, JITFunction)}
+    reached = launched & functions
+    while True:
+        called = {f for f in functions - reached if any(re.search(rf"\b{f.__name__}\(", g.src) for g in reached)}
+        if not called:
+            return sorted(f.__name__ for f in functions - reached)
+        reached |= called
+
+
+def main() -> None:
+    compiled, launched = [], set()
+    for case, launcher, arguments in cases():
+        for fn, args, kwargs in record(launcher, arguments):
+            launched.add(fn)
+            source, options = source_of(fn, args, kwargs)
+            pointers = " ".join(kind for kind in source.signature.values() if kind.startswith("*"))
+            for target in TARGETS if case == "wide" else TARGETS[1:2]:
+                row = {"kernel": fn.__name__, "case": f"{case} {pointers}", "target": str(target.arch)}
+                try:
+                    asm = triton.compile(source, target=target, options=options).asm
+                except Exception as error:  # reported as a row: one bad kernel must not hide the others
+                    compiled.append(row | {"error": f"{type(error).__name__}: {error}"})
+                    continue
+                compiled.append(row | (cuda_usage(asm) if target.backend == "cuda" else hip_usage(asm)))
+    print(json.dumps({"compiled": compiled, "uncovered": uncovered(launched)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What the build does with and without its tools, and what nvcc says about every CUDA kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NVCC = shutil.which("nvcc")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what setup.py reads, so that no build touches the checkout."""
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json")
+    for name in ("csrc", "kernels", "pruneengine"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").touch()
+    return tmp_path
+
+
+def build(tree: Path, mode: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PRUNEENGINE_BUILD": mode, **environment}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+
+
+def info(tree: Path) -> dict[str, str]:
+    return json.loads((tree / "pruneengine" / "_build_info.json").read_text())
+
+
+def modules(tree: Path) -> list[Path]:
+    return list((tree / "pruneengine").glob("_C*.so"))
+
+
+def test_none_builds_nothing_and_the_reference_still_answers(tree: Path) -> None:
+    stale = tree / "pruneengine" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    stale.write_bytes(b"the module of an earlier build")
+    done = build(tree, "none")
+    assert done.returncode == 0, done.stderr
+    assert modules(tree) == []
+    assert info(tree)["cpu"] == "PRUNEENGINE_BUILD=none"
+
+    # An editable install beside it would lend its own module.
+    script = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+import torch
+from pruneengine import ops
+print(ops.available_backends()["cpp"])
+print(ops.kth_value(torch.tensor([[3.0, 1.0, 2.0]]), 2).item())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["no C++ extension: PRUNEENGINE_BUILD=none", "2.0"], done.stderr
+
+
+def test_auto_goes_on_without_a_compiler_and_records_why(tree: Path) -> None:
+    done = build(tree, "auto", CC="false", CXX="false")
+    assert done.returncode == 0, done.stderr
+    assert modules(tree) == []
+    assert info(tree)["cpu"].startswith("build failed: no working C++ compiler")
+    assert "build failed: no working C++ compiler" in done.stdout
+
+
+def test_cpu_without_a_compiler_is_an_error(tree: Path) -> None:
+    done = build(tree, "cpu", CC="false", CXX="false")
+    assert done.returncode != 0
+    assert "no working C++ compiler" in done.stderr
+
+
+def test_cuda_without_nvcc_is_an_error(tree: Path) -> None:
+    done = build(tree, "cuda", CUDA_HOME=str(tree))
+    assert done.returncode != 0
+    assert "no nvcc in CUDA_HOME or on PATH" in done.stderr or "no working C++ compiler" in done.stderr
+
+
+def test_an_unknown_mode_is_an_error_that_names_the_known_ones(tree: Path) -> None:
+    done = build(tree, "gpu")
+    assert done.returncode != 0
+    assert "PRUNEENGINE_BUILD='gpu': expected one of auto, none, cpu, cuda" in done.stderr
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
+@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ids=lambda path: path.name)
+def test_cuda_kernels_compile_without_spills(source: Path, architecture: str, tmp_path: Path) -> None:
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [NVCC, "-O3", "-std=c++17", code, "-Xptxas", "-v", "-c", str(source), "-o", str(tmp_path / "kernel.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = [int(count) for count in re.findall(r"(\d+) bytes spill", done.stderr)]
+    assert spills, done.stderr
+    assert set(spills) == {0}

