@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from tests.smollm2 import find_smollm2
 from torch import nn
 
 import pruneengine
+from tests.smollm2 import find_smollm2
 
 
 @functools.cache

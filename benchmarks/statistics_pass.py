@@ -7,6 +7,7 @@ pruneengine's loss, so that what the hooks cost shows alone.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -46,32 +47,24 @@ def measure(rounds: int, threads: int) -> list[Row]:
 
 
 def check_statistics(model: nn.Module, tokens: Tensor) -> None:
-    """The statistics are those of autograd with weight gradients, sample by sample; else GateError.
-
-    Args:
-        tokens: int64 ``[N, L]``.
-    """
+    """The statistics of int64 ``tokens [N, L]`` are those of autograd with weight gradients; else GateError."""
     structure = pruneengine.find_groups(model)
     found = pruneengine.calibrate(model, tokens, QUANTITIES)
-    for number, sample in enumerate(tokens):
-        inputs: dict[str, Tensor] = {}
-        hooks = [
-            get_linear(model, site.module).register_forward_pre_hook(
-                lambda _module, args, name=site.name: inputs.update({name: args[0].detach()[0]})
-            )
-            for site in structure.sites
-        ]
-        full_backward(model, [sample[None]])
-        for hook in hooks:
-            hook.remove()
-        for name, x in inputs.items():
-            _compare(f"sum of {name}", found.get("sum", name)[number], x.sum(0))
-            _compare(f"squares of {name}", found.get("squares", name)[number], x.square().sum(0))
-        for member in (member for group in structure.groups for member in group.members):
-            weight = get_linear(model, member.module).weight
-            expected = (weight * weight.grad).detach().sum(1 - member.axis)
-            _compare(f"signed of {member.module}", found.get("signed", member.module)[number], expected)
-        model.zero_grad()
+    inputs: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as hooks:
+        for site in structure.sites:
+            hook = lambda _module, args, name=site.name: inputs.update({name: args[0].detach()[0]})  # noqa: E731
+            hooks.enter_context(get_linear(model, site.module).register_forward_pre_hook(hook))
+        for number, sample in enumerate(tokens):
+            full_backward(model, [sample[None]])
+            for name, x in inputs.items():
+                _compare(f"sum of {name}", found.get("sum", name)[number], x.sum(0))
+                _compare(f"squares of {name}", found.get("squares", name)[number], x.square().sum(0))
+            for member in (member for group in structure.groups for member in group.members):
+                weight = get_linear(model, member.module).weight
+                expected = (weight * weight.grad).detach().sum(1 - member.axis)
+                _compare(f"signed of {member.module}", found.get("signed", member.module)[number], expected)
+            model.zero_grad()
 
 
 def _compare(what: str, found: Tensor, expected: Tensor) -> None:

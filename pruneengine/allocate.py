@@ -28,6 +28,10 @@ def allocate(
     get nothing and the others more. Under ``protocol="llm-pruner"`` it is the ratio inside every group of ``layers``.
 
     Args:
+        structure: the model's structure.
+        scores: of its units.
+        ratio: the target, in (0, 1).
+        protocol: "engine" or "llm-pruner".
         kinds: "heads", "mlp" and "layers". Whole layers together with widths share the target in half: the least
             important layers up to half of it go, and the widths of the remaining layers make up the rest.
         allocation: "uniform" gives every group the same ratio; "global" ranks all units by score per parameter.
@@ -60,8 +64,8 @@ def allocate(
     available = sum((g.units - 1) * g.unit_params for g in groups)
     if budget > available:
         raise ValueError(
-            f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} can give at most "
-            f"{available / structure.prunable_params(kinds):.3f}"
+            f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
+            f"can give at most {available / structure.prunable_params(kinds):.3f}"
         )
     if allocation == "uniform":
         even = budget / sum(g.params for g in groups)

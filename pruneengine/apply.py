@@ -15,6 +15,7 @@ from torch import nn
 from pruneengine import ops
 from pruneengine.plan import Plan
 from pruneengine.structure import Group, Member, Structure, find_groups, get_linear, unit_slices
+from pruneengine.widths import sync_config
 
 
 @contextlib.contextmanager
@@ -55,27 +56,6 @@ def compact(model: nn.Module, plan: Plan, *, structure: Structure | None = None)
         _drop_layers(model, structure, plan.kept_layers)
     sync_config(model)
     return model
-
-
-def sync_config(model: nn.Module) -> None:
-    """Write the widths that the modules really have into ``model.config``.
-
-    Where layers differ the config carries the widest one's numbers and ``pruneengine_widths`` those of each layer:
-    ``[[kv_heads, channels], ...]``.
-    """
-    structure = find_groups(model)
-    config = model.config
-    heads = [g.units for g in structure.of_kind(("heads",))]
-    channels = [g.units for g in structure.of_kind(("mlp",))]
-    config.head_dim = structure.head_dim
-    config.num_key_value_heads = max(heads)
-    config.num_attention_heads = max(heads) * structure.queries_per_kv
-    config.intermediate_size = max(channels)
-    config.num_hidden_layers = structure.num_layers
-    if len(set(heads)) > 1 or len(set(channels)) > 1:
-        config.pruneengine_widths = [list(pair) for pair in zip(heads, channels, strict=True)]
-    elif hasattr(config, "pruneengine_widths"):
-        del config.pruneengine_widths
 
 
 @contextlib.contextmanager
@@ -124,6 +104,3 @@ def _drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) 
     setattr(model.get_submodule(parent), name, remaining)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in kept]
-    # Qwen2 switches to sliding windows from this layer on; what lies before it may have gone.
-    if getattr(model.config, "max_window_layers", None) is not None:
-        model.config.max_window_layers = sum(i < model.config.max_window_layers for i in kept)

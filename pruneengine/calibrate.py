@@ -66,7 +66,9 @@ def calibrate(
     recorder = Recorder(len(samples))
     scale = _LOSS_SCALE.get(next(model.parameters()).dtype, 1.0)
     starts = range(0, len(samples), batch_size)
-    pieces = [(slice(s, min(s + batch_size, len(samples))), samples.tokens[s : s + batch_size].to(device)) for s in starts]
+    pieces = [
+        (slice(s, min(s + batch_size, len(samples))), samples.tokens[s : s + batch_size].to(device)) for s in starts
+    ]
     with _frozen(model):
         if wanted & ELEMENTWISE:
             loss = backward_by_layer(
@@ -126,7 +128,9 @@ def _recording(
                 if member.axis == 0:
                     hooks.enter_context(linear.register_forward_hook(_output_gate_hook(recorder, member.module, scale)))
                 else:
-                    hooks.enter_context(linear.register_forward_pre_hook(_input_gate_hook(recorder, member.module, scale)))
+                    hooks.enter_context(
+                        linear.register_forward_pre_hook(_input_gate_hook(recorder, member.module, scale))
+                    )
         yield
 
 
@@ -200,6 +204,6 @@ def _check_finite(tensors: dict[str, dict[str, Tensor]]) -> None:
         for name, tensor in named.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(
-                    f"{quantity} of {name} is not finite: the model's weights or activations hold NaN or infinity there, "
-                    "or its half-precision gradients overflow (load it in float32)"
+                    f"{quantity} of {name} is not finite: weights or activations hold NaN or infinity there, "
+                    "or half-precision gradients overflow (load the model in float32)"
                 )

@@ -19,12 +19,12 @@ from .checkpoint_config import (
     PER_LAYER_LOADER,
     PLAIN_LOADER,
     checkpoint_config,
-    layer_widths,
-    sync_config,
 )
 from .loading import load_model, needs_hf
 from .model_card import model_card
 from .reload import ReloadError, ReloadProof, prove_reload, reload_and_generate
+from .structure import find_groups
+from .widths import layer_widths
 
 __all__ = [
     "ReloadError",
@@ -35,7 +35,6 @@ __all__ = [
     "prove_reload",
     "reload_and_generate",
     "save",
-    "sync_config",
 ]
 
 
@@ -117,7 +116,7 @@ def save(
 
     Raises:
         FileExistsError, PermissionError: as :func:`check_output`.
-        TypeError, ValueError: the model is none that can be written, see :func:`checkpoint_config`.
+        ValueError: the model is none that can be written, see :func:`checkpoint_config`.
         OSError: not enough space for the weights.
         ReloadError: the reload proof failed; nothing was written.
     """
@@ -134,7 +133,7 @@ def save(
     dense = dense_config.to_dict() if hasattr(dense_config, "to_dict") else dense_config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     texts["README.md"] = model_card(
-        path.name, config, loader, parameters, layer_widths(model), dense, texts.get("recipe.yaml"), report
+        path.name, config, loader, parameters, layer_widths(find_groups(model)), dense, texts.get("recipe.yaml"), report
     )
     if "auto_map" in config:
         texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")

@@ -80,7 +80,9 @@ def prune(
     seed: Annotated[int | None, typer.Option(help="Of sampling and of the random metric.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
     statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
-    eval_text: Annotated[str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")] = "builtin-eval",
+    eval_text: Annotated[
+        str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")
+    ] = "builtin-eval",
     eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of that text.")] = 256,
     eval_windows: Annotated[int, typer.Option(help="Windows of that text.")] = 16,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s (keeps a dense copy in memory).")] = False,
@@ -124,8 +126,8 @@ def prune(
     if result.saved.proof is not None:
         checked = result.saved.proof
         out.print(
-            f"reloaded in a fresh process with {checked.loader}: "
-            f"logits within {checked.max_difference:.1e}, next tokens equal at {checked.argmax_agreement:.1%} of positions"
+            f"reloaded in a fresh process with {checked.loader}: logits within {checked.max_difference:.1e}, "
+            f"next tokens equal at {checked.argmax_agreement:.1%} of positions"
         )
     if result.text is not None:
         out.print(f"there it continues {prompt!r}: {result.text!r}")

@@ -156,8 +156,8 @@ def _texts(
             warnings.append(f"{shared['duplicate_windows']} of {len(calibration)} calibration samples are duplicates")
         if shared["overlapping_windows"]:
             warnings.append(
-                f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} tokens "
-                "or more with the calibration text: the perplexity is optimistic"
+                f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} "
+                "tokens or more with the calibration text: the perplexity is optimistic"
             )
     return calibration, evaluation, tuple(warnings)
 

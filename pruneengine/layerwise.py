@@ -36,7 +36,13 @@ def backward_by_layer(
     """Record the elementwise quantities ``wanted`` of ``layers``; returns the loss of each sample, float32 ``[N]``.
 
     Args:
-        pieces: ``(rows, tokens)`` a batch. scale: loss scale, divided out again.
+        model: with frozen weights.
+        structure: the model's structure.
+        pieces: ``(rows, tokens)`` a batch.
+        recorder: where the quantities go.
+        wanted: names of elementwise quantities.
+        layers: the layers to record; the backward pass ends at the first.
+        scale: loss scale, divided out again.
         recording: hooks for a layer's other quantities, active while that layer runs with gradients.
     """
     inputs, gradients, losses = _forward(model, structure, pieces, layers, scale)
@@ -142,7 +148,9 @@ class _MemberSums:
         self.total = self.squares = None
 
     def _write_absolute(self, quantity: str, weight: Tensor, gradient: Tensor) -> None:
-        self.recorder.write_total(quantity, self.member.module, ops.taylor_scores(weight, gradient)[self.member.axis][1])
+        self.recorder.write_total(
+            quantity, self.member.module, ops.taylor_scores(weight, gradient)[self.member.axis][1]
+        )
 
 
 def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -51,20 +51,45 @@ def load_model(
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
-    device, path = torch.device(device), Path(source).expanduser()
-    if path.exists():
-        folder, gguf = _local(path)
-        load = _load_folder if gguf is None else _load_gguf
-        where = (folder, trust_remote_code) if gguf is None else (folder, gguf)
-    elif HUB_NAME.fullmatch(str(source)) and path.suffix != ".gguf" and str(source)[0] not in ".":
-        load, where = _load_hub, (str(source), trust_remote_code)
-    else:
-        raise FileNotFoundError(f"no model at {str(source)!r}: there is no such file or folder")
+    device, (folder, gguf) = torch.device(device), _locate(source)
     with needs_hf():
         import accelerate  # noqa: F401
         import transformers  # noqa: F401
-    model, tokenizer = load(*where, dtype)
+    if folder is None:
+        model, tokenizer = _load_hub(str(source), trust_remote_code, dtype)
+    elif gguf is not None:
+        model, tokenizer = _load_gguf(folder, gguf, dtype)
+    else:
+        model, tokenizer = _load_folder(folder, trust_remote_code, dtype)
     return model.to(device).eval(), tokenizer
+
+
+def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model of ``source`` on the meta device: every shape and no weights. Reads its config only.
+
+    Raises:
+        As :func:`load_model`.
+    """
+    folder, gguf = _locate(source)
+    with needs_hf():
+        from transformers import AutoConfig, AutoModelForCausalLM
+    place = str(source) if folder is None else folder
+    trust = trust_remote_code or (folder is not None and gguf is None and runs_shipped_code(folder))
+    options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
+    kind = ConnectionError if folder is None else ValueError
+    with _one_line(f"{source} gives no configuration", kind), torch.device("meta"):
+        config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+
+
+def _locate(source: str | Path) -> tuple[Path | None, str | None]:
+    """Folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return _local(path)
+    if HUB_NAME.fullmatch(str(source)) and path.suffix != ".gguf" and str(source)[0] not in ".":
+        return None, None
+    raise FileNotFoundError(f"no model at {str(source)!r}: there is no such file or folder")
 
 
 def _local(path: Path) -> tuple[Path, str | None]:

@@ -66,7 +66,7 @@ def model_card(
         config: the JSON value of the checkpoint's ``config.json``.
         loader: the call that opens the checkpoint.
         parameters: number of parameters, tied ones counted once.
-        widths: widths of every layer, as :func:`pruneengine.checkpoint_config.layer_widths` gives them.
+        widths: widths of every layer, as :func:`pruneengine.widths.layer_widths` gives them.
         dense_config: config of the unpruned model, for the column "before".
         recipe: YAML text of the recipe.
         report: measured values; those that are numbers, strings or flat mappings of them are shown.

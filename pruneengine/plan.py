@@ -86,14 +86,20 @@ class Plan:
 
     def _validate(self) -> None:
         layers = {int(name.split(".")[1]) for name in self.units}
-        if not self.kept_layers or not set(self.kept_layers) <= layers or list(self.kept_layers) != sorted(set(self.kept_layers)):
+        if (
+            not self.kept_layers
+            or not set(self.kept_layers) <= layers
+            or list(self.kept_layers) != sorted(set(self.kept_layers))
+        ):
             raise ValueError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
         expected = {name for name in self.units if int(name.split(".")[1]) in self.kept_layers}
         if odd := expected ^ self.keep.keys():
             raise ValueError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
         for name, kept in self.keep.items():
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.units[name]:
-                raise ValueError(f"plan: {name} must keep ascending units out of 0..{self.units[name] - 1}, got {kept[:8]}")
+                raise ValueError(
+                    f"plan: {name} must keep ascending units out of 0..{self.units[name] - 1}, got {kept[:8]}"
+                )
 
 
 def make_plan(
@@ -114,8 +120,14 @@ def make_plan(
     group removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
 
     Args:
+        structure: the model's structure.
+        scores: of its units; the lowest go, the lower index first among equals.
         ratios: from :func:`allocate`; groups that are not named keep everything.
         ratio: the target, a fraction of the prunable parameters of ``kinds``.
+        kinds: as given to :func:`allocate`.
+        shape: "uniform" (the ratios are averaged over the layers) or "per-layer".
+        round_to: MLP widths become multiples of this; None for the default.
+        protocol: "engine" or "llm-pruner".
 
     Raises:
         ValueError: no legal width other than the present one is near the target, or ``shape="uniform"`` on a model

@@ -32,7 +32,13 @@ def predict(
     """Estimate one method's statistics pass.
 
     Args:
-        itemsize: bytes a weight. flops: floating-point operations a second, see :func:`measure_flops`.
+        structure: the model's structure.
+        method: a metric's name.
+        nsamples: calibration samples.
+        seqlen: tokens a sample.
+        batch_size: samples a forward pass.
+        itemsize: bytes a weight.
+        flops: floating-point operations a second, see :func:`measure_flops`.
     """
     needs = get_metric(method).needs
     elementwise = bool(needs & {"abs_mean", "fisher", "mix", "abs_each"})

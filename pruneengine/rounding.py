@@ -88,7 +88,9 @@ def _scaled(groups: Sequence[Group], exact: dict[str, float], budget: float) -> 
     return result
 
 
-def _largest_remainders(groups: Sequence[Group], exact: dict[str, float], multiple: int, scores: Scores) -> dict[str, int]:
+def _largest_remainders(
+    groups: Sequence[Group], exact: dict[str, float], multiple: int, scores: Scores
+) -> dict[str, int]:
     """Whole counts whose kept widths are multiples and whose total is the nearest to the exact total."""
     kept = {g.name: max(multiple, _ceil(g.units - exact[g.name], multiple)) for g in groups}
     kept = {g.name: min(kept[g.name], g.units) for g in groups}

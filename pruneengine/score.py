@@ -51,6 +51,8 @@ def score(
     A decoder layer's score is the sum over its units (block-wise Taylor as in Shortened LLaMA, Kim et al. 2024).
 
     Args:
+        model: the dense model.
+        structure: its structure, when it is at hand.
         metric: a name from :data:`pruneengine.metrics.METRICS`.
         statistics: what :func:`calibrate` collected; not needed for random and magnitude.
         aggregate: sum, mean, prod, max, first (the root) or last (o_proj, down_proj).

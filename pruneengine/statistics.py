@@ -54,9 +54,8 @@ class Statistics:
         try:
             return self.tensors[quantity][name]
         except KeyError:
-            raise ValueError(
-                f"the statistics hold no {quantity!r} for {name!r}; collected: {', '.join(sorted(self.tensors)) or 'none'}"
-            ) from None
+            collected = ", ".join(sorted(self.tensors)) or "none"
+            raise ValueError(f"the statistics hold no {quantity!r} for {name!r}; collected: {collected}") from None
 
     def mean(self, quantity: str, name: str) -> Tensor:
         """The mean over samples of a per-sample quantity, or the quantity itself: ``[C]``."""
@@ -67,7 +66,9 @@ class Statistics:
         """The statistics of some of the samples; quantities that are not additive are dropped."""
         index = torch.as_tensor(list(samples), dtype=torch.int64)
         if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= self.num_samples:
-            raise ValueError(f"samples must be a non-empty choice from 0..{self.num_samples - 1}, got {list(samples)[:8]}")
+            raise ValueError(
+                f"samples must be a non-empty choice from 0..{self.num_samples - 1}, got {list(samples)[:8]}"
+            )
         tensors = {
             quantity: {name: tensor[index] for name, tensor in named.items()}
             for quantity, named in self.tensors.items()
@@ -128,7 +129,9 @@ class Statistics:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("pruneengine", "{}"))
                 if header.get("format") != _FORMAT:
-                    raise ValueError(f"{path}: not a statistics file (format {header.get('format')!r}, expected {_FORMAT!r})")
+                    raise ValueError(
+                        f"{path}: not a statistics file (format {header.get('format')!r}, expected {_FORMAT!r})"
+                    )
                 flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: corrupt statistics file ({error})") from None

@@ -70,7 +70,9 @@ class Group:
 
     def __str__(self) -> str:
         what = {"heads": "KV groups", "mlp": "channels"}[self.kind]
-        slices = ", ".join(f"{m.module.rsplit('.', 1)[-1]}[{'rows' if m.axis == 0 else 'columns'} x{m.width}]" for m in self.members)
+        slices = ", ".join(
+            f"{m.module.rsplit('.', 1)[-1]}[{'rows' if m.axis == 0 else 'columns'} x{m.width}]" for m in self.members
+        )
         return f"{self.name}: {self.units} {what} of {self.unit_params:,} parameters ({slices})"
 
 
@@ -131,7 +133,7 @@ def find_groups(model: nn.Module) -> Structure:
     if family is None:
         known = ", ".join(t for f in FAMILIES for t in f.model_types)
         raise ValueError(
-            f"unknown architecture {model_type!r} ({type(model).__name__}): expected config.model_type to be one of {known}"
+            f"unknown architecture {model_type!r} ({type(model).__name__}): looked for config.model_type in {known}"
         )
     layers = _module(model, family.layers, model_type)
     head_dim = _head_dim(model, layers, family)
@@ -200,9 +202,14 @@ def _head_dim(model: nn.Module, layers: nn.Module, family: Family) -> int:
 
 
 def _heads_group(index: int, prefix: str, linears: dict[str, nn.Linear], family: Family, head_dim: int) -> Group:
-    q, k = linears[family.query], linears[family.key]
-    kv_heads = k.out_features // head_dim
-    query_width = q.out_features // kv_heads
+    # Shapes, not in_features and out_features: those are only as good as whoever narrowed the layer before.
+    rows = {path: linears[path].weight.shape[0] for path in (family.query, family.key)}
+    kv_heads, rest = divmod(rows[family.key], head_dim)
+    if rest or not kv_heads:
+        raise ValueError(f"{prefix}: {rows[family.key]} key rows are no whole number of heads of {head_dim}")
+    query_width, rest = divmod(rows[family.query], kv_heads)
+    if rest or query_width % head_dim:
+        raise ValueError(f"{prefix}: {rows[family.query]} query rows do not spread over {kv_heads} heads of {head_dim}")
     site, out_site = f"layers.{index}.attn_in", f"layers.{index}.o_in"
     queries = Member(f"{prefix}.{family.query}", 0, query_width, site)
     keys = Member(f"{prefix}.{family.key}", 0, head_dim, site)
@@ -221,17 +228,15 @@ def _mlp_group(index: int, prefix: str, linears: dict[str, nn.Linear], family: F
         Member(f"{prefix}.{family.mlp_out}", 1, 1, out_site),
     )
     params = _unit_params(members, linears, prefix)
-    return Group(f"layers.{index}.mlp", "mlp", index, linears[family.mlp_out].in_features, params, 1, members)
+    return Group(f"layers.{index}.mlp", "mlp", index, linears[family.mlp_out].weight.shape[1], params, 1, members)
 
 
 def _unit_params(members: tuple[Member, ...], linears: dict[str, nn.Linear], prefix: str) -> int:
     total = 0
     for member in members:
         linear = linears[member.module.removeprefix(f"{prefix}.")]
-        if member.axis == 0:
-            total += member.width * (linear.in_features + (linear.bias is not None))
-        else:
-            total += member.width * linear.out_features
+        biased = member.axis == 0 and linear.bias is not None
+        total += member.width * (linear.weight.shape[1 - member.axis] + biased)
     return total
 
 
@@ -244,4 +249,4 @@ def _sites(index: int, prefix: str, linears: dict[str, nn.Linear], family: Famil
     }
     for name, paths in readers.items():
         consumers = tuple(f"{prefix}.{path}" for path in paths)
-        yield Site(f"layers.{index}.{name}", consumers[0], consumers, linears[paths[0]].in_features)
+        yield Site(f"layers.{index}.{name}", consumers[0], consumers, linears[paths[0]].weight.shape[1])

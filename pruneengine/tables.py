@@ -18,7 +18,9 @@ SMOKE_TEXT = (
 def show_structure(console: Console, source: str, structure: Structure, round_to: int) -> None:
     """Groups, legal widths and the ratios they give, and what each uniform width leaves of the model."""
     heads, channels = structure.of_kind(("heads",)), structure.of_kind(("mlp",))
-    table = Table(title=f"{source}: {structure.model_type}, {structure.total_params:,} parameters", title_justify="left")
+    table = Table(
+        title=f"{source}: {structure.model_type}, {structure.total_params:,} parameters", title_justify="left"
+    )
     for column in ("kind", "units a layer", "parameters a unit", "share of the model", "legal ratios"):
         table.add_column(column)
     total = structure.total_params
@@ -39,7 +41,9 @@ def show_structure(console: Console, source: str, structure: Structure, round_to
         f"{sum(structure.layer_params) / total:.1%}", f"steps of {1 / layers:.4f}",
     )  # fmt: skip
     console.print(table)
-    console.print(f"a KV group is one key and value head of {structure.head_dim} with {structure.queries_per_kv} query head(s)")
+    console.print(
+        f"a KV group is one key and value head of {structure.head_dim} with {structure.queries_per_kv} query head(s)"
+    )
 
 
 def show_sizes(console: Console, structure: Structure, itemsize: int) -> None:

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 from pruneengine.allocate import allocate
 from pruneengine.apply import compact, mask
 from pruneengine.plan import make_plan
 from pruneengine.score import score
 from pruneengine.structure import find_groups
+from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 
 def plan_for(model, kinds, shape="uniform", ratio=0.4, allocation="uniform"):

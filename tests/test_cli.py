@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import torch
-from tests.smollm2 import find_smollm2
-from tests.tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pruneengine.statistics import Statistics
+from tests.smollm2 import find_smollm2
+from tests.tiny import tiny_model
 
-TEXT = "\n\n".join(f"Sentence {i} of the small text tells that {i * 7 % 13} and {i * 5 % 11} differ." for i in range(120))
+TEXT = "\n\n".join(
+    f"Sentence {i} of the small text tells that {i * 7 % 13} and {i * 5 % 11} differ." for i in range(120)
+)
 
 
 def run(*arguments, **environment):
@@ -38,7 +40,18 @@ def folder(tmp_path_factory):
 
 
 def prune_arguments(folder, *more):
-    small = ("--nsamples", 6, "--seqlen", 24, "--eval-text", folder / "text.txt", "--eval-seqlen", 32, "--eval-windows", 4)
+    small = (
+        "--nsamples",
+        6,
+        "--seqlen",
+        24,
+        "--eval-text",
+        folder / "text.txt",
+        "--eval-seqlen",
+        32,
+        "--eval-windows",
+        4,
+    )
     return ("prune", folder / "model", "--calibration", "builtin", *small, *more)
 
 
@@ -46,14 +59,22 @@ def test_prune_saves_reports_and_reloads(folder, tmp_path):
     out = tmp_path / "pruned"
     done = run(*prune_arguments(folder, "--method", "vectorize", "--ratio", 0.4, "--out", out, "--speed"))
     assert done.returncode == 0, done.stderr
-    for expected in ("asked to remove 40.00%", "perplexity", "prefill, tokens/s", "reloaded in a fresh process", "calibrate"):
+    for expected in (
+        "asked to remove 40.00%",
+        "perplexity",
+        "prefill, tokens/s",
+        "reloaded in a fresh process",
+        "calibrate",
+    ):
         assert expected in done.stdout
     plan = json.loads((out / "plan.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(out)
     assert sum(p.numel() for p in model.parameters()) == plan["params_after"] < plan["params_before"]
     report = json.loads((out / "report.json").read_text())
     assert report["perplexity"]["dense"] != report["perplexity"]["pruned"]
-    again = run("prune", folder / "model", "--recipe", out / "recipe.yaml", "--eval-text", "none", "--out", tmp_path / "again")
+    again = run(
+        "prune", folder / "model", "--recipe", out / "recipe.yaml", "--eval-text", "none", "--out", tmp_path / "again"
+    )
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again" / "plan.json").read_text()) == plan
     evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--limit", 4)
@@ -67,10 +88,16 @@ def test_dry_run_prints_every_layer_and_writes_nothing(folder, tmp_path):
     assert "2 of 3" in done.stdout
     assert "asked to remove 40.00%" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["statistics.safetensors"]
-    more = run(*prune_arguments(folder, "--method", "vectorize", "--ratio", 0.2, "--dry-run", "--statistics", statistics))
+    more = run(
+        *prune_arguments(folder, "--method", "vectorize", "--ratio", 0.2, "--dry-run", "--statistics", statistics)
+    )
     assert more.returncode == 0, more.stderr
     assert Statistics.load(statistics).tensors.keys() == {"squares", "signed"}
-    other = run(*prune_arguments(folder, "--method", "wanda", "--ratio", 0.2, "--dry-run", "--statistics", statistics, "--seed", 5))
+    other = run(
+        *prune_arguments(
+            folder, "--method", "wanda", "--ratio", 0.2, "--dry-run", "--statistics", statistics, "--seed", 5
+        )
+    )
     assert other.returncode == 2
     assert "another calibration data" in other.stderr
 

@@ -65,7 +65,11 @@ def test_layers_beyond_the_model():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b", "a recipe holds keys and values, got list"), ("a: [", "cannot be read as a recipe"), ("rato: 0.2", "unknown option 'rato'")],
+    [
+        ("- a\n- b", "a recipe holds keys and values, got list"),
+        ("a: [", "cannot be read as a recipe"),
+        ("rato: 0.2", "unknown option 'rato'"),
+    ],
 )
 def test_bad_recipes(tmp_path, text, message):
     (tmp_path / "recipe.yaml").write_text(text)

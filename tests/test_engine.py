@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.tiny import logits, tiny_model, tiny_tokens
 
 import pruneengine
 from pruneengine import PruneConfig, Statistics
 from pruneengine.metrics import METRICS
+from tests.tiny import logits, tiny_model, tiny_tokens
 
 
 @pytest.mark.parametrize("method", METRICS)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruneengine.allocate import allocate
 from pruneengine.plan import Plan, make_plan
 from pruneengine.score import Scores, score
 from pruneengine.structure import find_groups
+from tests.tiny import tiny_model
 
 
 def smollm2_structure():
@@ -30,7 +30,9 @@ STRUCTURE = smollm2_structure()
 def random_scores(structure, seed=0) -> Scores:
     generator = torch.Generator().manual_seed(seed)
     groups = {g.name: torch.rand(g.units, generator=generator) * (1 + g.layer) for g in structure.groups}
-    layers = torch.stack([groups[f"layers.{i}.heads"].sum() + groups[f"layers.{i}.mlp"].sum() for i in range(structure.num_layers)])
+    layers = torch.stack(
+        [groups[f"layers.{i}.heads"].sum() + groups[f"layers.{i}.mlp"].sum() for i in range(structure.num_layers)]
+    )
     return Scores("random", "sum", groups, layers)
 
 
@@ -42,11 +44,17 @@ def plan(ratio, kinds=("heads", "mlp"), allocation="uniform", shape="uniform", s
 
 
 @settings(max_examples=40, deadline=None)
-@given(ratio=st.floats(0.03, 0.8), allocation=st.sampled_from(["uniform", "global"]), shape=st.sampled_from(["uniform", "per-layer"]))
+@given(
+    ratio=st.floats(0.03, 0.8),
+    allocation=st.sampled_from(["uniform", "global"]),
+    shape=st.sampled_from(["uniform", "per-layer"]),
+)
 def test_asked_and_reached_differ_by_under_half_a_percent(ratio, allocation, shape):
     made = plan(ratio, allocation=allocation, shape=shape)
     assert abs(made.reached - ratio) < 0.005
-    removed = sum((STRUCTURE.by_name[n].units - len(k)) * STRUCTURE.by_name[n].unit_params for n, k in made.keep.items())
+    removed = sum(
+        (STRUCTURE.by_name[n].units - len(k)) * STRUCTURE.by_name[n].unit_params for n, k in made.keep.items()
+    )
     assert made.params_before - made.params_after == removed
     assert made.reached == removed / STRUCTURE.prunable_params(("heads", "mlp"))
     if shape == "uniform":
@@ -103,9 +111,7 @@ def test_global_takes_the_units_cheapest_per_parameter():
     structure = find_groups(tiny_model())
     scores = random_scores(structure, seed=5)
     ratios = allocate(structure, scores, 0.5, allocation="global")
-    per_param = {
-        g.name: sorted((scores.groups[g.name] / g.unit_params).tolist()) for g in structure.groups
-    }
+    per_param = {g.name: sorted((scores.groups[g.name] / g.unit_params).tolist()) for g in structure.groups}
     counts = {g.name: round(ratios[g.name] * g.units) for g in structure.groups}
     highest_gone = max(per_param[n][c - 1] for n, c in counts.items() if c)
     # A unit that stays although it is cheaper must be the last of its group.
@@ -121,7 +127,10 @@ def test_global_takes_the_units_cheapest_per_parameter():
         ({"ratio": 0.05, "kinds": ("heads",)}, r"ratio 0\.05 removes nothing at legal widths: one KV group of 3"),
         ({"ratio": 0.001, "round_to": 64}, "removes nothing at legal widths"),
         ({"ratio": 0.01, "kinds": ("layers",)}, "one layer is 0.033 of the layers"),
-        ({"ratio": 0.9, "kinds": ("heads",)}, r"ratio 0\.9 is out of reach: heads in layers 0:30 can give at most 0\.667"),
+        (
+            {"ratio": 0.9, "kinds": ("heads",)},
+            r"ratio 0\.9 is out of reach: heads in layers 0:30 can give at most 0\.667",
+        ),
         ({"ratio": 0.5, "layers": range(4, 8), "shape": "per-layer"}, "is out of reach"),
         ({"ratio": 0.5, "shape": "pyramid"}, "unknown shape 'pyramid'; choose from uniform, per-layer"),
         ({"ratio": 0.5, "allocation": "owl"}, "unknown allocation 'owl'; choose from uniform, global"),

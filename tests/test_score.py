@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.tiny import tiny_model, tiny_tokens
 
 from pruneengine.calibrate import calibrate
 from pruneengine.metrics import METRICS
 from pruneengine.score import AGGREGATES, score
 from pruneengine.structure import find_groups
+from tests.tiny import tiny_model, tiny_tokens
 
 VARIANTS = ("llama-gqa-tied", "llama-mha-untied", "qwen2-biases")
 GRADIENT_METRICS = ("vectorize", "param_first", "param_second", "param_mix")
@@ -31,7 +31,9 @@ def oracle_inputs(model, tokens):
     seen, handles = {}, []
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            handles.append(module.register_forward_pre_hook(lambda _m, args, n=name: seen.update({n: args[0].detach()})))
+            handles.append(
+                module.register_forward_pre_hook(lambda _m, args, n=name: seen.update({n: args[0].detach()}))
+            )
     with torch.no_grad():
         model(input_ids=tokens, use_cache=False)
     for handle in handles:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.tiny import VARIANTS, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pruneengine.allocate import allocate
@@ -10,8 +9,15 @@ from pruneengine.apply import compact
 from pruneengine.plan import make_plan
 from pruneengine.score import Scores
 from pruneengine.structure import find_groups, model_fingerprint, unit_slices
+from tests.tiny import VARIANTS, tiny_model
 
-LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000}
+LLAMA_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
 LLAMA_3_8B = LLAMA_7B | {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256}
 TINY_LLAMA = {
     "hidden_size": 2048,

@@ -11,9 +11,10 @@ one sample. A program walks down one stripe of rows in one block of columns; par
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 BLOCK_R = 4
 
@@ -77,8 +78,8 @@ def taylor_scores(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     # One warp spans a row of the block with 16-byte loads, so row sums never leave their warp.
     block_c = 32 * 16 // min(weight.element_size(), gradient.element_size())
     blocks = triton.cdiv(columns, block_c)
-    # About 1024 programs fill a GPU; a longer stripe writes fewer column partials.
-    stripe = min(max(triton.next_power_of_2(rows * blocks // 1024), 32), 256)
+    # About 4096 programs of one warp fill a GPU; a longer stripe writes fewer column partials.
+    stripe = min(max(triton.next_power_of_2(rows * blocks // 4096), 32), 256)
     stripes = triton.cdiv(rows, stripe)
     row_sums = torch.empty(blocks, 3, rows, dtype=torch.float32, device=weight.device)
     column_sums = torch.empty(stripes, 3, columns, dtype=torch.float32, device=weight.device)

@@ -11,9 +11,10 @@ stripe of rows in one block of columns; both axes leave partials, which are summ
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 BLOCK_R = 4
 
@@ -94,8 +95,8 @@ def weight_scores(
     # One warp spans a row of the block with one 16-byte load a lane, so row sums never leave their warp.
     block_c = 32 * 16 // weight.element_size()
     blocks = triton.cdiv(columns, block_c)
-    # About 1024 programs fill a GPU; a longer stripe writes fewer column partials.
-    stripe = min(max(triton.next_power_of_2(rows * blocks // 1024), 32), 256)
+    # About 4096 programs of one warp fill a GPU; a longer stripe writes fewer column partials.
+    stripe = min(max(triton.next_power_of_2(rows * blocks // 4096), 32), 256)
     stripes = triton.cdiv(rows, stripe)
     row_sums = torch.empty(blocks, rows, dtype=torch.float32, device=weight.device)
     column_sums = torch.empty(stripes, columns, dtype=torch.float32, device=weight.device)
