@@ -2,13 +2,15 @@
 
 The model is random and its weights outweigh the activations of the few tokens, as they do in large models. LLM-Pruner
 needs a gradient as large as the weights; pruneengine needs one layer's at most. Counted is the peak of the resident
-memory above what the process held with the model loaded, so the weights themselves are not in it.
+memory above what the process held with the model loaded, so the weights themselves are not in it. The allocator is
+told to return freed memory at once: what is counted was in use at one time, not kept for later.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,7 +51,8 @@ UNITS = {"above the model": "MB", "above / weights": "ratio", "above / layer gra
 
 def _fresh_process(name: str, threads: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", name, str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,9 +1,13 @@
-"""The command line as a user drives it: in a process of its own, judged by its output and exit status."""
+"""The command line as a user drives it, judged by its output and exit status."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
@@ -14,16 +18,37 @@ from pruneengine.statistics import Statistics
 from tests.smollm2 import find_smollm2
 from tests.tiny import tiny_model
 
+os.environ["COLUMNS"] = "200"
 TEXT = "\n\n".join(
     f"Sentence {i} of the small text tells that {i * 7 % 13} and {i * 5 % 11} differ." for i in range(120)
 )
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "pruneengine.cli", *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | environment,
-    )  # fmt: skip
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments) -> Done:
+    """The command in this process: importing torch and transformers anew takes seconds each time."""
+    from pruneengine import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    command = ["pruneengine", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", command), redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def run_process(*arguments):
+    command = [sys.executable, "-m", "pruneengine.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +82,7 @@ def prune_arguments(folder, *more):
 
 def test_prune_saves_reports_and_reloads(folder, tmp_path):
     out = tmp_path / "pruned"
-    done = run(*prune_arguments(folder, "--method", "vectorize", "--ratio", 0.4, "--out", out, "--speed"))
+    done = run_process(*prune_arguments(folder, "--method", "vectorize", "--ratio", 0.4, "--out", out, "--speed"))
     assert done.returncode == 0, done.stderr
     for expected in (
         "asked to remove 40.00%",
@@ -146,7 +171,7 @@ def test_bad_input_is_one_line_and_status_2(folder, tmp_path, options, message):
 
 def test_a_full_output_folder_is_refused_before_work(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    done = run(*prune_arguments(folder, "--ratio", 0.2, "--out", tmp_path))
+    done = run_process(*prune_arguments(folder, "--ratio", 0.2, "--out", tmp_path))
     assert done.returncode == 2
     assert "is not empty" in done.stderr
     assert "loading" not in done.stderr

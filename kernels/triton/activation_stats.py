@@ -12,10 +12,9 @@ from ``T`` and ``C`` alone: a sample's statistic never depends on which other sa
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK_T = 8
 BLOCK_C = 128

@@ -9,10 +9,9 @@ in ``activation_stats``: partials reduced in order, independent of the other sam
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK_T = 8
 BLOCK_C = 128

@@ -11,10 +11,9 @@ Scores are ``[R, C]``, float32 (4 passes) or 16-bit floats (2 passes), rows cont
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 MAX_BLOCK = 1024
 

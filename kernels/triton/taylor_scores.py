@@ -11,10 +11,9 @@ one sample. A program walks down one stripe of rows in one block of columns; par
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK_R = 4
 

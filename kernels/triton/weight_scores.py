@@ -11,10 +11,9 @@ stripe of rows in one block of columns; both axes leave partials, which are summ
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK_R = 4
 
