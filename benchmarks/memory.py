@@ -27,7 +27,7 @@ from benchmarks.record import ROOT, GateError, Row, Setting, Target, interleave,
 
 BASE = "full backward"
 METHODS = ("vectorize", "param_first", "param_mix")
-TARGETS = tuple(Target("above the model", method, BASE, 1 / 2) for method in METHODS)
+TARGETS = tuple(Target("above the model", method, BASE, 1 / 4) for method in METHODS)
 BATCH, LENGTH = 4, 32
 MB = 1e6
 

@@ -19,7 +19,7 @@ from benchmarks.record import RESULTS, GateError, record, table, verdicts
 # theme: (module, rounds). A module has measure(rounds, threads) -> rows, the provider BASE and TARGETS.
 THEMES = {
     "peers": ("benchmarks.peers", 7),
-    "statistics": ("benchmarks.statistics_pass", 5),
+    "statistics": ("benchmarks.statistics_pass", 3),
     "memory": ("benchmarks.memory", 3),
 }
 

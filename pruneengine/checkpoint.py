@@ -20,7 +20,8 @@ from .checkpoint_config import (
     PLAIN_LOADER,
     checkpoint_config,
 )
-from .loading import load_model, needs_hf
+from .extras import needs
+from .loading import load_model
 from .model_card import model_card
 from .reload import ReloadError, ReloadProof, prove_reload, reload_and_generate
 from .structure import find_groups
@@ -158,7 +159,7 @@ def _json(value: Any) -> str:
 
 
 def _yaml(value: Mapping[str, Any]) -> str:
-    with needs_hf():
+    with needs("cli"):
         import yaml
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
 
@@ -171,7 +172,7 @@ def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mappin
 
 
 def _write_weights(model: nn.Module, folder: Path) -> None:
-    with needs_hf():
+    with needs("hf"):
         from huggingface_hub import save_torch_state_dict
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     free = shutil.disk_usage(folder).free

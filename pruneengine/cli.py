@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -198,14 +199,14 @@ def main() -> None:
     from pruneengine.progress import set_progress
 
     set_progress(True)
+    if not sys.stderr.isatty():
+        # The loaders' own bars redraw one line, which fills a log; ours writes a line every few seconds there.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
         err.print(f"error: {' '.join(str(error).split())}", style="bold red", markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; nothing was saved", markup=False)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.allocate import ALLOCATIONS
+from pruneengine.extras import needs
 from pruneengine.metrics import get_metric
 from pruneengine.plan import SHAPES
 from pruneengine.score import AGGREGATES, FOLDS
@@ -113,7 +114,8 @@ class PruneConfig:
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The options in a YAML recipe: its keys, or those under ``config`` in the recipe that a checkpoint carries."""
-    import yaml
+    with needs("cli"):
+        import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text())

@@ -14,17 +14,9 @@ import torch
 from torch import nn
 
 from .checkpoint_config import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from .extras import needs
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@contextmanager
-def needs_hf() -> Iterator[None]:
-    """Turn a missing package of the extra ``hf`` into one line that names the extra."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(f"{error}; it comes with: pip install 'pruneengine[hf]'") from None
 
 
 def load_model(
@@ -52,7 +44,7 @@ def load_model(
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     device, (folder, gguf) = torch.device(device), _locate(source)
-    with needs_hf():
+    with needs("hf"):
         import accelerate  # noqa: F401
         import transformers  # noqa: F401
     if folder is None:
@@ -71,7 +63,7 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
         As :func:`load_model`.
     """
     folder, gguf = _locate(source)
-    with needs_hf():
+    with needs("hf"):
         from transformers import AutoConfig, AutoModelForCausalLM
     place = str(source) if folder is None else folder
     trust = trust_remote_code or (folder is not None and gguf is None and runs_shipped_code(folder))
@@ -152,7 +144,7 @@ def _hub_answers(name: str) -> bool:
 
 
 def _load_gguf(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    with needs_hf():
+    with needs("hf"):
         import gguf  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

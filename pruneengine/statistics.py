@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pruneengine.extras import needs
 from pruneengine.files import write_atomically
 
 # name: (per sample?, meaning); W is the linear's weight, G_n the gradient of sample n's mean token loss.
@@ -107,7 +108,8 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        from safetensors.torch import save
+        with needs("hf"):
+            from safetensors.torch import save
 
         flat = {f"{q}/{name}": t.contiguous() for q, named in self.tensors.items() for name, t in named.items()}
         header = {
@@ -123,7 +125,8 @@ class Statistics:
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read a file written by :meth:`save`; ValueError when it is corrupt or not one of ours."""
-        from safetensors import SafetensorError, safe_open
+        with needs("hf"):
+            from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(path), framework="pt") as file:

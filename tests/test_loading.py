@@ -11,6 +11,7 @@ import torch
 
 from pruneengine import loading
 from pruneengine.checkpoint import save
+from pruneengine.extras import needs
 from pruneengine.loading import load_model
 from tests.tiny import logits, tiny_model, tiny_tokens
 
@@ -118,7 +119,7 @@ def test_a_hub_out_of_reach_is_said_at_once(monkeypatch):
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(ImportError, match=r"pip install 'pruneengine\[hf\]'"), loading.needs_hf():
+    with pytest.raises(ImportError, match=r"pip install 'pruneengine\[hf\]'"), needs("hf"):
         import a_package_that_is_absent  # noqa: F401
 
 

@@ -1,0 +1,15 @@
+"""Packages that only some of the work needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a missing package of an optional extra into one line that names what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{error}; it comes with: pip install 'pruneengine[{extra}]'") from None
