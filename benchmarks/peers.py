@@ -43,8 +43,8 @@ PROVIDERS = {
 
 
 def setup() -> None:
-    """Create the peers' environment: torch first, so that no peer can pull in another one."""
-    venv.create(FOLDER, with_pip=True)
+    """Create the peers' environment anew: torch first, so that no peer can pull in another one."""
+    venv.create(FOLDER, clear=True, symlinks=sys.platform != "win32", with_pip=True)
     pip = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", ROOT / "constraints.txt"]
     for what in (["torch"], ["-r", ROOT / "benchmarks" / "requirements-peers.txt"]):
         subprocess.run([*pip, *what], check=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import pruneengine
 from benchmarks.models import smollm2
@@ -53,13 +54,16 @@ def check_statistics(model: nn.Module, tokens: Tensor) -> None:
     """The statistics of int64 ``tokens [N, L]`` are those of autograd with weight gradients; else GateError."""
     structure = pruneengine.find_groups(model)
     found = pruneengine.calibrate(model, tokens, QUANTITIES)
+    model.requires_grad_(True)
     inputs: dict[str, Tensor] = {}
     with contextlib.ExitStack() as hooks:
         for site in structure.sites:
             hook = lambda _module, args, name=site.name: inputs.update({name: args[0].detach()[0]})  # noqa: E731
             hooks.enter_context(get_linear(model, site.module).register_forward_pre_hook(hook))
         for number, sample in enumerate(tokens):
-            full_backward(model, [sample[None]])
+            # float32 cross-entropy over a large vocabulary is what would limit the comparison.
+            logits = model(input_ids=sample[None], use_cache=False).logits[0, :-1].double()
+            functional.cross_entropy(logits, sample[1:]).backward()
             for name, x in inputs.items():
                 _compare(f"sum of {name}", found.get("sum", name)[number], x)
                 _compare(f"squares of {name}", found.get("squares", name)[number], x.square())
@@ -74,7 +78,7 @@ def check_statistics(model: nn.Module, tokens: Tensor) -> None:
 def _compare(what: str, found: Tensor, terms: Tensor) -> None:
     """``found [C]`` is the sum over rows of ``terms [R, C]``, to a small part of the largest sum of magnitudes."""
     error = float((found - terms.sum(0)).abs().max() / terms.abs().sum(0).max())
-    if not error < 1e-3:
+    if not error < 1e-4:
         raise GateError(f"{what} is off by {error:.1e} of the magnitudes that it sums")
 
 

@@ -69,6 +69,7 @@ def calibrate(
     pieces = [
         (slice(s, min(s + batch_size, len(samples))), samples.tokens[s : s + batch_size].to(device)) for s in starts
     ]
+    _check_weights(model)
     with _frozen(model):
         if wanted & ELEMENTWISE:
             loss = backward_by_layer(
@@ -197,6 +198,13 @@ def _one_pass(
 def _require_gradient(_module, args):
     """The graph starts here: what lies before the first layer of interest stays free of gradients."""
     return (args[0].detach().requires_grad_(True), *args[1:])
+
+
+def _check_weights(model: nn.Module) -> None:
+    """One read of the weights, before a pass is spent."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.stack(parameter.detach().aminmax()).isfinite().all()):
+            raise ValueError(f"weights of {name} are not finite: they hold NaN or infinity")
 
 
 def _check_finite(tensors: dict[str, dict[str, Tensor]]) -> None:

@@ -115,7 +115,7 @@ def make_plan(
 ) -> Plan:
     """Turn ratios into whole units that meet the target after rounding, and pick the lowest-scored units.
 
-    Heads are rounded first; MLP channels, the finest unit, absorb what that leaves, in widths that are multiples of
+    Heads are rounded first, down in uniform plans; MLP channels, the finest unit, absorb what that leaves, in widths that are multiples of
     ``round_to`` (default :func:`default_rounding`). Under ``protocol="llm-pruner"`` every
     group removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
 

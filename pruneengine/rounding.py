@@ -13,8 +13,8 @@ def uniform_counts(
 ) -> dict[str, int]:
     """The same count in every group of a kind: ``{group name: units to remove}``.
 
-    The ratio of a kind is the mean of its groups'. Heads take the nearest whole number, channels the multiple that
-    brings the sum nearest to the budget (a parameter count).
+    The ratio of a kind is the mean of its groups'. Heads are rounded down (alone, to the nearest), and channels take
+    the multiple that brings the sum nearest to the budget, a parameter count.
     """
     counts: dict[str, int] = {}
     for kind in ("heads", "mlp"):
@@ -28,14 +28,12 @@ def uniform_counts(
                 f"{next(g.name for g in members if g.units != units)} differs; use shape 'per-layer'"
             )
         if kind == "heads":
-            count = round(sum(ratios[g.name] for g in members) / len(members) * units)
-            if len(members) < len(groups):
-                # Channels make up for too few heads, but nothing makes up for too many.
-                count = min(count, int(budget / sum(g.unit_params for g in members)))
+            exact = sum(ratios[g.name] for g in members) / len(members) * units
+            # Down, as in LLM-Pruner, where channels can make up for it: a head too many in every layer hurts far more.
+            count = int(exact + 1e-9) if len(members) < len(groups) else round(exact)
         else:
             spent = sum(counts[g.name] * g.unit_params for g in groups if g.name in counts)
-            exact = (budget - spent) / sum(g.unit_params for g in members)
-            count = _to_multiple(units, exact, multiple)
+            count = _to_multiple(units, (budget - spent) / sum(g.unit_params for g in members), multiple)
         counts |= {g.name: max(0, min(count, units - 1)) for g in members}
     return counts
 

@@ -108,8 +108,12 @@ def test_errors_come_with_the_place():
     with pytest.raises(ValueError, match="a loss needs at least 2"):
         calibrate(model, tiny_tokens(2, 1), {"signed"})
     with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e30
     with pytest.raises(ValueError, match=r"squares of layers\.1\.down_in is not finite"):
+        calibrate(model, tiny_tokens(2), {"squares"})
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"weights of model\.layers\.1\.mlp\.up_proj\.weight are not finite"):
         calibrate(model, tiny_tokens(2), {"squares"})
 
 
