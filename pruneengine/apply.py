@@ -74,9 +74,11 @@ def _multiply_hook(linear: nn.Linear, out: Member, kept: tuple[int, ...]):
 
 
 def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
+    units = torch.tensor(kept)
+    indices = {width: unit_slices(units, width) for width in {member.width for member in group.members}}
     for member in group.members:
         linear = get_linear(model, member.module)
-        index = unit_slices(torch.tensor(kept, device=linear.weight.device), member.width)
+        index = indices[member.width].to(linear.weight.device)
         if member.axis == 0:
             _replace(linear, "weight", ops.gather_rows(linear.weight.detach(), index))
             if linear.bias is not None:

@@ -89,7 +89,7 @@ def decide(
     with clock("score"):
         scores = score(
             model, config.method, statistics,
-            structure=structure, aggregate=config.aggregate, fold=config.fold, seed=config.seed,
+            structure=structure, kinds=config.structure, aggregate=config.aggregate, fold=config.fold, seed=config.seed,
         )  # fmt: skip
     with clock("plan"):
         options = {"kinds": config.structure, "protocol": config.protocol}

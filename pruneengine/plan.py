@@ -115,9 +115,9 @@ def make_plan(
 ) -> Plan:
     """Turn ratios into whole units that meet the target after rounding, and pick the lowest-scored units.
 
-    Heads are rounded first, down in uniform plans; MLP channels, the finest unit, absorb what that leaves, in widths that are multiples of
-    ``round_to`` (default :func:`default_rounding`). Under ``protocol="llm-pruner"`` every
-    group removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
+    Heads are rounded first, down in uniform plans; MLP channels, the finest unit, absorb what that leaves, in widths
+    that are multiples of ``round_to`` (default :func:`default_rounding`). Under ``protocol="llm-pruner"`` every group
+    removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
 
     Args:
         structure: the model's structure.

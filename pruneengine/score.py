@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruneengine.metrics import MemberView, get_metric
 from pruneengine.statistics import Statistics
-from pruneengine.structure import Group, Member, Structure, find_groups, get_linear
+from pruneengine.structure import KINDS, Group, Member, Structure, find_groups, get_linear
 
 # LLM-Pruner's --grouping_strategy: how the members' vectors, stacked [members, C], become one.
 AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,6 +40,7 @@ def score(
     statistics: Statistics | None = None,
     *,
     structure: Structure | None = None,
+    kinds: Collection[str] = KINDS,
     aggregate: str = "sum",
     fold: str = "gqa",
     seed: int = 0,
@@ -53,6 +54,7 @@ def score(
     Args:
         model: the dense model.
         structure: its structure, when it is at hand.
+        kinds: what will be pruned; without "layers", groups of other kinds are left out.
         metric: a name from :data:`pruneengine.metrics.METRICS`.
         statistics: what :func:`calibrate` collected; not needed for random and magnitude.
         aggregate: sum, mean, prod, max, first (the root) or last (o_proj, down_proj).
@@ -72,7 +74,7 @@ def score(
     if missing := chosen.needs - (statistics.tensors.keys() if statistics else set()):
         raise ValueError(f"method {metric!r} needs the quantity {sorted(missing)[0]!r}, which was not collected")
     groups: dict[str, Tensor] = {}
-    for group in structure.groups:
+    for group in structure.groups if "layers" in kinds else structure.of_kind(kinds):
         views = (MemberView(m, get_linear(model, m.module).weight.detach(), statistics, seed) for m in group.members)
         vectors = [(view.member, vector) for view in views if (vector := chosen.of(view)) is not None]
         folded = torch.stack([_fold(vector.float().cpu(), m, group, structure, fold) for m, vector in vectors])
@@ -80,8 +82,8 @@ def score(
         if not bool(torch.isfinite(groups[group.name]).all()):
             raise ValueError(f"scores of {group.name} are not finite: NaN or infinity in its weights or statistics")
     layers = torch.zeros(structure.num_layers)
-    for group in structure.groups:
-        layers[group.layer] += groups[group.name].sum()
+    for name, values in groups.items():
+        layers[structure.by_name[name].layer] += values.sum()
     return Scores(metric, aggregate, groups, layers)
 
 

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from pruneengine.progress import set_progress
 from pruneengine.statistics import Statistics
 from tests.smollm2 import find_smollm2
 from tests.tiny import tiny_model
@@ -37,12 +38,19 @@ def run(*arguments) -> Done:
 
     out, err = io.StringIO(), io.StringIO()
     command = ["pruneengine", *map(str, arguments)]
-    with mock.patch.object(sys, "argv", command), redirect_stdout(out), redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", command),
+        mock.patch.dict(os.environ),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             cli.main()
             code = 0
         except SystemExit as stop:
             code = stop.code or 0
+        finally:
+            set_progress(False)
     return Done(code, out.getvalue(), err.getvalue())
 
 
