@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.plan import Plan
@@ -67,14 +68,19 @@ def _identity(layer: nn.Module) -> Iterator[None]:
         del layer.forward
 
 
+def _as_tensor(units: tuple[int, ...]) -> Tensor:
+    """int64 ``[K]``; torch.tensor looks at every element of a tuple several times."""
+    return torch.from_numpy(np.fromiter(units, np.int64, len(units)))
+
+
 def _multiply_hook(linear: nn.Linear, out: Member, kept: tuple[int, ...]):
     keep = torch.zeros(linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device)
-    keep[unit_slices(torch.tensor(kept, device=keep.device), out.width)] = 1
+    keep[unit_slices(_as_tensor(kept).to(keep.device), out.width)] = 1
     return lambda _module, args: (args[0] * keep, *args[1:])
 
 
 def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
-    units = torch.tensor(kept)
+    units = _as_tensor(kept)
     indices = {width: unit_slices(units, width) for width in {member.width for member in group.members}}
     for member in group.members:
         linear = get_linear(model, member.module)
@@ -89,7 +95,7 @@ def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
             linear.in_features = len(index)
 
 
-def _replace(linear: nn.Linear, name: str, values: torch.Tensor) -> None:
+def _replace(linear: nn.Linear, name: str, values: Tensor) -> None:
     required = getattr(linear, name).requires_grad
     setattr(linear, name, nn.Parameter(values, requires_grad=required))
 

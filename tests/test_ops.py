@@ -231,7 +231,7 @@ def test_gathers_write_only_their_part_of_a_larger_buffer(backend: str, kept: sl
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_thread_and_two_agree_to_the_bit(dtype: torch.dtype) -> None:
-    """Above four megabytes, where the second thread is really used."""
+    """Above two megabytes, where the second thread is really used."""
     weight, other = normal(601, 4099, dtype=dtype), normal(601, 4099, dtype=dtype, seed=1)
     index = torch.randperm(4099)[:2000]
 
