@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from pruneengine.score import Scores
-from pruneengine.structure import Structure
+from pruneengine.structure import KINDS, Group, Structure
 
 ALLOCATIONS = ("uniform", "global")
+PROTOCOLS = ("engine", "llm-pruner")
 
 
 def allocate(
@@ -45,9 +46,13 @@ def allocate(
     """
     if allocation not in ALLOCATIONS:
         raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     kinds = tuple(kinds)
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {kinds}")
     layers = layers if layers is not None else range(structure.num_layers)
-    groups = [g for g in structure.of_kind(kinds) if g.layer in layers]
+    groups = structure.of_kind(kinds, layers)
     if protocol == "llm-pruner":
         return {group.name: ratio for group in groups}
     budget = ratio * structure.prunable_params(kinds)
@@ -57,16 +62,18 @@ def allocate(
         dropped = _lowest_layers(structure, scores, share, layers)
         budget -= sum(structure.layer_params[i] for i in dropped)
         ratios |= {f"layers.{i}": 1.0 for i in dropped}
-        groups = [g for g in groups if g.layer not in dropped]
-    if not groups:
-        return ratios
-    # One unit of every group must stay.
+        groups = tuple(g for g in groups if g.layer not in dropped)
+    # One unit of every group must stay, and a whole layer can be off by half of one.
     available = sum((g.units - 1) * g.unit_params for g in groups)
-    if budget > available:
+    slack = max(structure.layer_params) / 2 if "layers" in kinds and not groups else 0
+    if budget > available + slack:
+        most = (ratio * structure.prunable_params(kinds) - budget + available) / structure.prunable_params(kinds)
         raise ValueError(
             f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
-            f"can give at most {available / structure.prunable_params(kinds):.3f}"
+            f"can give at most {most:.3f}"
         )
+    if not groups:
+        return ratios
     if allocation == "uniform":
         even = budget / sum(g.params for g in groups)
         return ratios | {group.name: even for group in groups}
@@ -86,7 +93,7 @@ def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: r
     return dropped
 
 
-def _global_ratios(groups: list, scores: Scores, budget: float) -> dict[str, float]:
+def _global_ratios(groups: Sequence[Group], scores: Scores, budget: float) -> dict[str, float]:
     """Remove units in ascending order of score per parameter until the budget is met; the best of a group stays."""
     per_param, params, owner = [], [], []
     for position, group in enumerate(groups):

@@ -74,7 +74,7 @@ def _as_tensor(units: tuple[int, ...]) -> Tensor:
 
 
 def _multiply_hook(linear: nn.Linear, out: Member, kept: tuple[int, ...]):
-    keep = torch.zeros(linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device)
+    keep = torch.zeros(linear.weight.shape[1], dtype=linear.weight.dtype, device=linear.weight.device)
     keep[unit_slices(_as_tensor(kept).to(keep.device), out.width)] = 1
     return lambda _module, args: (args[0] * keep, *args[1:])
 

@@ -8,7 +8,7 @@ gradient of a weight ever exists. The elementwise quantities are left to :mod:`p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from pruneengine.progress import track
 from pruneengine.recorder import Recorder
 from pruneengine.samples import Samples, as_samples
 from pruneengine.statistics import QUANTITIES, Statistics
-from pruneengine.structure import Structure, find_groups, get_linear, model_fingerprint
+from pruneengine.structure import KINDS, Group, Structure, find_groups, get_linear, model_fingerprint
 
 ACTIVATIONS = frozenset({"sum", "squares"})
 SIGNED = frozenset({"signed"})
@@ -37,6 +37,7 @@ def calibrate(
     quantities: Iterable[str] = ("sum", "squares"),
     *,
     structure: Structure | None = None,
+    kinds: Collection[str] = KINDS,
     layers: range | None = None,
     batch_size: int = 8,
 ) -> Statistics:
@@ -49,19 +50,26 @@ def calibrate(
         batches: token ids, int64 ``[N, L]`` (or several such tensors of one length L).
         quantities: names from :data:`pruneengine.statistics.QUANTITIES`.
         structure: the model's structure, when it is at hand.
+        kinds: what will be pruned; without "layers", members of other kinds are left out.
         layers: collect for these decoder layers only; gradients stop at the first of them.
         batch_size: samples a forward pass; the result does not depend on it beyond float32 rounding.
 
     Raises:
-        ValueError: an unknown quantity, samples of fewer than two tokens, or activations or gradients that are not
-            finite (the message names the first place).
+        ValueError: an unknown quantity, no layers, samples of fewer than two tokens or with token ids outside the
+            vocabulary, or weights, activations or gradients that are not finite (the message names the first place).
     """
     wanted = _checked(quantities)
     samples = as_samples(batches)
     if samples.tokens.shape[1] < 2 and wanted - ACTIVATIONS:
         raise ValueError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
+    _check_tokens(model, samples)
     structure = structure or find_groups(model)
     layers = layers if layers is not None else range(structure.num_layers)
+    if not len(layers):
+        raise ValueError(
+            f"layers {layers.start}:{layers.stop} hold no layer; expected some of 0:{structure.num_layers}"
+        )
+    groups = structure.scored(kinds, layers)
     device = next(model.parameters()).device
     recorder = Recorder(len(samples))
     scale = _LOSS_SCALE.get(next(model.parameters()).dtype, 1.0)
@@ -73,11 +81,11 @@ def calibrate(
     with _frozen(model):
         if wanted & ELEMENTWISE:
             loss = backward_by_layer(
-                model, structure, pieces, recorder, wanted & ELEMENTWISE, layers, scale,
-                lambda layer: _recording(model, structure, recorder, wanted, range(layer, layer + 1), scale),
+                model, structure, groups, pieces, recorder, wanted & ELEMENTWISE, layers, scale,
+                lambda layer: _recording(model, structure, groups, recorder, wanted, range(layer, layer + 1), scale),
             )  # fmt: skip
         else:
-            with _recording(model, structure, recorder, wanted, layers, scale):
+            with _recording(model, structure, groups, recorder, wanted, layers, scale):
                 loss = _one_pass(model, structure, pieces, recorder, bool(wanted & SIGNED), layers, scale)
     tensors = recorder.finish()
     _check_finite(tensors)
@@ -113,7 +121,13 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recording(
-    model: nn.Module, structure: Structure, recorder: Recorder, wanted: frozenset[str], layers: range, scale: float
+    model: nn.Module,
+    structure: Structure,
+    groups: tuple[Group, ...],
+    recorder: Recorder,
+    wanted: frozenset[str],
+    layers: range,
+    scale: float,
 ) -> Iterator[None]:
     """Hooks that turn what flows through the chosen layers into rows of the recorder."""
     with contextlib.ExitStack() as hooks:
@@ -124,7 +138,7 @@ def _recording(
                     hook = _activation_hook(recorder, site.name, wanted)
                     hooks.enter_context(get_linear(model, site.module).register_forward_pre_hook(hook))
         if wanted & SIGNED:
-            for member in (m for g in structure.groups if g.layer in layers for m in g.members):
+            for member in (m for g in groups if g.layer in layers for m in g.members):
                 linear = get_linear(model, member.module)
                 if member.axis == 0:
                     hooks.enter_context(linear.register_forward_hook(_output_gate_hook(recorder, member.module, scale)))
@@ -147,24 +161,27 @@ def _activation_hook(recorder: Recorder, name: str, wanted: frozenset[str]):
 
 def _input_gate_hook(recorder: Recorder, name: str, scale: float):
     def hook(_module, args):
-        x = args[0]
-        if x.requires_grad:
-            x.register_hook(lambda dx: recorder.write("signed", name, ops.gate_scores(x.detach(), dx) / scale))
+        if args[0].requires_grad:
+            # Not the tensor itself: a hook that holds its own tensor keeps the whole graph alive for good.
+            x = args[0].detach()
+            args[0].register_hook(lambda dx: recorder.write("signed", name, ops.gate_scores(x, dx) / scale))
 
     return hook
 
 
 def _output_gate_hook(recorder: Recorder, name: str, scale: float):
-    def hook(linear, _args, y):
+    def hook(linear, _args, output):
+        y = output.detach()
+
         def on_gradient(dy):
-            scores = ops.gate_scores(y.detach(), dy)
+            scores = ops.gate_scores(y, dy)
             if linear.bias is not None:
                 # y holds the bias; the identity is about x W^T alone.
                 scores -= linear.bias.float() * dy.sum(1, dtype=torch.float32)
             recorder.write("signed", name, scores / scale)
 
-        if y.requires_grad:
-            y.register_hook(on_gradient)
+        if output.requires_grad:
+            output.register_hook(on_gradient)
 
     return hook
 
@@ -198,6 +215,13 @@ def _one_pass(
 def _require_gradient(_module, args):
     """The graph starts here: what lies before the first layer of interest stays free of gradients."""
     return (args[0].detach().requires_grad_(True), *args[1:])
+
+
+def _check_tokens(model: nn.Module, samples: Samples) -> None:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if samples.tokens.shape[1] and not 0 <= int(samples.tokens.min()) <= int(samples.tokens.max()) < vocabulary:
+        worst = int(samples.tokens.max()) if int(samples.tokens.min()) >= 0 else int(samples.tokens.min())
+        raise ValueError(f"token id {worst}: expected 0 to {vocabulary - 1}, the model's vocabulary")
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from .checkpoint_config import (
     checkpoint_config,
 )
 from .extras import needs
+from .files import check_writable
 from .loading import load_model
 from .model_card import model_card
 from .reload import ReloadError, ReloadProof, prove_reload, reload_and_generate
@@ -74,14 +75,10 @@ def check_output(out: str | Path, overwrite: bool = False) -> Path:
         raise FileExistsError(f"output {path} is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
-            raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True to replace it")
+            raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True (--overwrite) to replace it")
         if not (path / "config.json").is_file():
             raise FileExistsError(f"output folder {path} holds other things than a model; it is not replaced")
-    parent = next(folder for folder in path.parents if folder.exists())
-    try:
-        tempfile.TemporaryDirectory(dir=parent).cleanup()
-    except OSError as error:
-        raise PermissionError(f"cannot write to {parent}: {error.strerror}") from None
+    check_writable(path.parent)
     return path
 
 

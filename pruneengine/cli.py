@@ -19,8 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune large language models.",
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: paths and generated text hold brackets of their own.
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a GGUF file, or a hub name.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the weights in memory and on disk.")]
@@ -46,7 +47,7 @@ def inspect(
     from pruneengine.predict import measure_flops, predict
     from pruneengine.structure import find_groups
 
-    kind = _dtype(dtype)
+    kind, device = _dtype(dtype), _device(device)
     structure = find_groups(load_skeleton(model, trust_remote_code))
     tables.show_structure(out, model, structure, default_rounding(structure))
     tables.show_sizes(out, structure, kind.itemsize)
@@ -74,7 +75,7 @@ def prune(
     calibration: Annotated[
         str | None, typer.Option(metavar="SPEC", help="builtin, self, a file, a hub name, or a mix a:64,b:64.")
     ] = None,
-    nsamples: Annotated[int | None, typer.Option(help="Calibration samples.")] = None,
+    nsamples: Annotated[int | None, typer.Option(help="Calibration samples (32).")] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens a sample.")] = None,
     pack: Annotated[bool | None, typer.Option("--pack/--crop", help="Join short documents, or reject them.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a forward pass.")] = None,
@@ -85,7 +86,7 @@ def prune(
         str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")
     ] = "builtin-eval",
     eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of that text.")] = 256,
-    eval_windows: Annotated[int, typer.Option(help="Windows of that text.")] = 16,
+    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text (16).")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s (keeps a dense copy in memory).")] = False,
     prompt: Annotated[str | None, typer.Option(help="Let the reloaded checkpoint continue this.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the per-layer plan and stop.")] = False,
@@ -100,8 +101,8 @@ def prune(
     from pruneengine.job import JobOptions, run
 
     given = {
-        "method": method, "ratio": ratio, "structure": structure and tuple(structure.split(",")),
-        "allocation": allocation, "shape": shape, "protocol": protocol, "layers": layers and _layer_range(layers),
+        "method": method, "ratio": ratio, "structure": structure,
+        "allocation": allocation, "shape": shape, "protocol": protocol, "layers": layers,
         "aggregate": aggregate, "fold": fold, "round_to": round_to, "calibration": calibration,
         "nsamples": nsamples, "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
@@ -109,7 +110,8 @@ def prune(
     if out_dir is None and not dry_run:
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
-        source=model, out=None if dry_run else out_dir, overwrite=overwrite, dtype=_dtype(dtype), device=device,
+        source=model, out=None if dry_run else out_dir, overwrite=overwrite,
+        dtype=_dtype(dtype), device=_device(device),
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         speed=speed, statistics=statistics, proof=proof, prompt=prompt, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -117,10 +119,10 @@ def prune(
     for warning in result.warnings:
         err.print(f"warning: {warning}", style="yellow")
     if dry_run:
-        tables.show_plan(out, result.report.plan)
+        tables.show_plan(out, result.report)
         tables.show_times(out, result.seconds)
         return
-    tables.show_target(out, result.report.plan)
+    tables.show_target(out, result.report)
     tables.show_result(out, result, title=f"{config.method} on {model}")
     if eval_text.startswith("builtin") or config.calibration == "builtin":
         out.print(tables.SMOKE_TEXT)
@@ -150,7 +152,8 @@ def evaluate(
     from pruneengine import data, loading
     from pruneengine import evaluate as measure
 
-    kind = _dtype(dtype)
+    kind, device = _dtype(dtype), _device(device)
+    data.check_spec(text, limit, default=1)
     loaded, tokenizer = loading.load_model(model, kind, device, trust_remote_code)
     windows = data.evaluation_windows(text, tokenizer, seqlen, limit)
     autocast = measure.best_dtype(device) if dtype == "float32" else None
@@ -178,13 +181,6 @@ def _config(recipe: Path | None, given: dict[str, Any]):
     return PruneConfig.from_dict(values)
 
 
-def _layer_range(text: str) -> tuple[int, int]:
-    first, colon, end = text.partition(":")
-    if not (colon and first.isdecimal() and end.isdecimal()):
-        raise ValueError(f"--layers must be A:B with whole numbers, got {text!r}")
-    return int(first), int(end)
-
-
 def _dtype(name: str):
     import torch
 
@@ -192,6 +188,17 @@ def _dtype(name: str):
     if name not in known:
         raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(known)}")
     return known[name]
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+    return name
 
 
 def main() -> None:
@@ -204,8 +211,8 @@ def main() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
-        err.print(f"error: {' '.join(str(error).split())}", style="bold red", markup=False)
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        err.print(f"error: {' '.join(str(error).split())}", style="bold red")
         sys.exit(2)
 
 

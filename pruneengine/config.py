@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruneengine.allocate import ALLOCATIONS
+from pruneengine.allocate import ALLOCATIONS, PROTOCOLS
 from pruneengine.extras import needs
 from pruneengine.metrics import get_metric
 from pruneengine.plan import SHAPES
 from pruneengine.score import AGGREGATES, FOLDS
 from pruneengine.structure import KINDS
-
-PROTOCOLS = ("engine", "llm-pruner")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class PruneConfig:
         aggregate, fold: how members of a group are combined (:func:`pruneengine.score`).
         round_to: MLP widths become multiples of this; None chooses 8 below a billion parameters and 64 above.
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
+        nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling and of the random metric.
     """
 
@@ -48,17 +47,16 @@ class PruneConfig:
     fold: str = "gqa"
     round_to: int | None = None
     calibration: str = "builtin"
-    nsamples: int = 32
+    nsamples: int | None = None
     seqlen: int = 128
     pack: bool = True
     batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # YAML has lists where these are tuples.
-        for name in ("structure", "layers"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        # A command line and YAML write these as text or lists.
+        object.__setattr__(self, "structure", _kinds(self.structure))
+        object.__setattr__(self, "layers", _layers(self.layers))
         get_metric(self.method)
         _number("ratio", self.ratio)
         if not 0 < self.ratio < 1:
@@ -69,22 +67,30 @@ class PruneConfig:
         _choice("protocol", self.protocol, PROTOCOLS)
         _choice("aggregate", self.aggregate, tuple(AGGREGATES))
         _choice("fold", self.fold, FOLDS)
-        for name in ("nsamples", "seqlen", "batch_size"):
+        for name in ("seqlen", "batch_size"):
             _positive(name, getattr(self, name))
-        if self.round_to is not None:
-            _positive("round_to", self.round_to)
-        if self.layers is not None and not (len(self.layers) == 2 and 0 <= self.layers[0] < self.layers[1]):
-            raise ValueError(f"layers must be first:end with 0 <= first < end, got {self.layers}")
-        llm_pruner = self.protocol == "llm-pruner"
-        differing = set(self.structure) != {"layers"} and (llm_pruner or self.layers is not None)
-        if self.shape is None:
-            object.__setattr__(self, "shape", "per-layer" if differing else "uniform")
-        _choice("shape", self.shape, SHAPES)
-        if self.shape == "uniform" and differing:
-            cause = "protocol 'llm-pruner'" if llm_pruner else f"layers {self.layers[0]}:{self.layers[1]}"
+        for name in ("round_to", "nsamples"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        for name, kind in (("seed", int), ("calibration", str), ("pack", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+        if self.shape is not None:
+            _choice("shape", self.shape, SHAPES)
+        if self.shape == "uniform" and self._widths_differ:
+            cause = f"layers {self.layers[0]}:{self.layers[1]}" if self.layers else "protocol 'llm-pruner'"
             raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
-        if llm_pruner and "layers" in self.structure:
+        if self.protocol == "llm-pruner" and "layers" in self.structure:
             raise ValueError("protocol 'llm-pruner' prunes heads and mlp; structure must not name layers")
+
+    @property
+    def final_shape(self) -> str:
+        """The shape asked for, or the simplest one that fits the rest."""
+        return self.shape or ("per-layer" if self._widths_differ else "uniform")
+
+    @property
+    def _widths_differ(self) -> bool:
+        return set(self.structure) != {"layers"} and (self.protocol == "llm-pruner" or self.layers is not None)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -124,6 +130,22 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
     return content.get("config", content)
+
+
+def _kinds(value: Any) -> tuple[str, ...]:
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+def _layers(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        first, end = (int(part) for part in (value.split(":") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise ValueError(f"layers must be first:end, two whole numbers, got {value!r}") from None
+    if not 0 <= first < end:
+        raise ValueError(f"layers must be first:end with 0 <= first < end, got {first}:{end}")
+    return first, end
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pruneengine.progress import track
 from pruneengine.samples import Samples, as_samples, check_overlap
-from pruneengine.text import ROLES, documents
+from pruneengine.text import ROLES, check_source, documents
 
-__all__ = ["Samples", "as_samples", "check_overlap", "evaluation_windows", "load_samples", "parse_spec"]
+__all__ = ["Samples", "as_samples", "check_overlap", "check_spec", "evaluation_windows", "load_samples", "parse_spec"]
 
 # Windows are drawn from the first documents, in random order, that hold this many times the tokens asked for:
 # enough to mix documents, without reading a whole web crawl.
@@ -135,6 +135,27 @@ def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | 
     if nsamples is not None and sum(counts) != nsamples:
         raise ValueError(f"spec {spec!r} counts {sum(counts)} samples, nsamples={nsamples}")
     return parts
+
+
+def check_spec(spec: str, count: int | None, default: int) -> int | None:
+    """Check a spec before a model is loaded, and settle how many samples it stands for.
+
+    Args:
+        spec: which text.
+        count: the number asked for, if any.
+        default: the number where neither ``count`` nor the spec gives one.
+
+    Returns:
+        What to pass as ``nsamples`` or ``limit``: None where the spec has counts of its own.
+
+    Raises:
+        ValueError: as :func:`parse_spec`, or a source that does not exist.
+    """
+    parts = parse_spec(spec, count)
+    for name, _ in parts:
+        if name != "self":
+            check_source(name)
+    return default if len(parts) == 1 and parts[0][1] is None else count
 
 
 def _check_window(seqlen: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from pruneengine.allocate import allocate
@@ -79,25 +80,44 @@ def decide(
     """Everything up to the plan; the model is not changed."""
     clock = clock or Stopwatch()
     layers = config.layer_range(structure.num_layers)
+    rehearse(structure, config)
     if statistics is not None:
         statistics.check(model=model_fingerprint(model))
     elif config.needs:
         if batches is None:
             raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
         with clock("calibrate"):
-            statistics = calibrate(model, batches, config.needs, structure=structure, batch_size=config.batch_size)
+            statistics = calibrate(
+                model, batches, config.needs,
+                structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size,
+            )  # fmt: skip
     with clock("score"):
         scores = score(
             model, config.method, statistics,
-            structure=structure, kinds=config.structure, aggregate=config.aggregate, fold=config.fold, seed=config.seed,
+            structure=structure, kinds=config.structure, layers=layers,
+            aggregate=config.aggregate, fold=config.fold, seed=config.seed,
         )  # fmt: skip
     with clock("plan"):
-        options = {"kinds": config.structure, "protocol": config.protocol}
-        ratios = allocate(structure, scores, config.ratio, allocation=config.allocation, layers=layers, **options)
-        plan = make_plan(
-            structure, scores, ratios, config.ratio, shape=config.shape, round_to=config.round_to, **options
-        )
+        plan = _plan(structure, scores, config, config.allocation)
     return PruneReport(config, plan, scores, statistics, clock.seconds)
+
+
+def rehearse(structure: Structure, config: PruneConfig) -> None:
+    """Whether the target can be reached at all, before anything is spent: the plan for equal scores is made.
+
+    Raises:
+        ValueError: no legal width reaches the ratio, or the layers do not exist.
+    """
+    equal = {group.name: torch.ones(group.units) for group in structure.groups}
+    _plan(structure, Scores("equal", "sum", equal, torch.ones(structure.num_layers)), config, "uniform")
+
+
+def _plan(structure: Structure, scores: Scores, config: PruneConfig, allocation: str) -> Plan:
+    layers = config.layer_range(structure.num_layers)
+    options = {"kinds": config.structure, "protocol": config.protocol}
+    ratios = allocate(structure, scores, config.ratio, allocation=allocation, layers=layers, **options)
+    shape = config.final_shape
+    return make_plan(structure, scores, ratios, config.ratio, shape=shape, round_to=config.round_to, **options)
 
 
 @dataclass

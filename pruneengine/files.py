@@ -7,6 +7,15 @@ import tempfile
 from pathlib import Path
 
 
+def check_writable(folder: Path) -> None:
+    """Whether files can be made in ``folder``, or in the nearest parent there is; PermissionError if not."""
+    parent = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise PermissionError(f"cannot write to {parent}: {error.strerror}") from None
+
+
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write to a temporary neighbour and rename: after a failure the old file, or none, is there."""
     path = Path(path)

@@ -18,16 +18,18 @@ from pruneengine.apply import compact
 from pruneengine.calibrate import calibrate
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
 from pruneengine.config import PruneConfig
-from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
-from pruneengine.engine import PruneReport, Stopwatch, decide
+from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
+from pruneengine.engine import PruneReport, Stopwatch, decide, rehearse
 from pruneengine.evaluate import (
     PerplexityResult,
     SpeedResult,
     best_dtype,
     measure_speed_pair,
+    model_size,
     paired_difference,
     perplexity,
 )
+from pruneengine.files import check_writable
 from pruneengine.loading import load_model
 from pruneengine.reload import reload_and_generate
 from pruneengine.statistics import Statistics
@@ -49,8 +51,11 @@ class JobOptions:
     """Everything about a job but the pruning itself.
 
     Attributes:
-        source: model folder, GGUF file or hub name. out: the checkpoint's folder; None for a dry run.
-        eval_text: text spec of the perplexity before and after, None for none; eval_seqlen, eval_windows: its size.
+        source: model folder, GGUF file or hub name.
+        out: the checkpoint's folder; None for a dry run.
+        eval_text: text spec of the perplexity before and after, None for none.
+        eval_seqlen: tokens a window of that text.
+        eval_windows: how many; None for the counts in the spec, or 16 where it has none.
         speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
         statistics: file to reuse, or to leave the statistics in.
         prompt: continued by the reloaded checkpoint in a fresh process.
@@ -63,7 +68,7 @@ class JobOptions:
     device: str = "cpu"
     eval_text: str | None = "builtin-eval"
     eval_seqlen: int = 256
-    eval_windows: int = 16
+    eval_windows: int | None = None
     speed: bool = False
     statistics: Path | None = None
     proof: bool = True
@@ -92,19 +97,22 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         ValueError, OSError: before work is spent wherever that can be known.
     """
     clock = Stopwatch()
-    if options.out is not None:
-        check_output(options.out, options.overwrite)
+    config, options = _checked(config, options)
+    held = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
     say(f"loading {options.source}")
     with clock("load"):
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     structure = find_groups(model)
-    config.layer_range(structure.num_layers)
+    rehearse(structure, config)
     with clock("text"):
         calibration, evaluation, warnings = _texts(config, options, model, tokenizer)
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
-    statistics = _statistics(model, structure, calibration, config, options.statistics, clock)
+    statistics = held
+    if options.statistics is not None and calibration is not None:
+        with clock("calibrate"):
+            statistics = _complete(held, model, structure, calibration, config, options.statistics)
     report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
-    dense = Measures(structure.total_params, _weight_bytes(model))
+    dense = Measures(*model_size(model))
     if options.out is None:
         return JobResult(structure, report, dense, warnings=warnings, seconds=clock.seconds)
     say("measuring dense and pruned")
@@ -115,7 +123,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     original = copy.deepcopy(model) if options.speed else None
     with clock("compact"):
         compact(model, report.plan, structure=structure)
-    pruned = Measures(report.plan.params_after, _weight_bytes(model))
+    pruned = Measures(*model_size(model))
     with clock("evaluate"):
         pruned = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
     if original is not None:
@@ -136,6 +144,23 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         with clock("generate"):
             text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
     return JobResult(structure, report, dense, pruned, saved, text, warnings, clock.seconds)
+
+
+def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
+    """Refuse what can be refused before a model is loaded, and settle the sizes of the texts."""
+    if options.out is not None:
+        out = check_output(options.out, options.overwrite)
+        if out == Path(options.source).expanduser().resolve():
+            raise ValueError(f"output folder {out} is the model itself; choose another")
+    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
+    if options.eval_text:
+        windows = check_spec(options.eval_text, options.eval_windows, default=16)
+        options = replace(options, eval_windows=windows)
+        if options.eval_seqlen < 2:
+            raise ValueError(f"evaluation windows of {options.eval_seqlen} token(s): expected at least 2")
+    if options.statistics is not None:
+        check_writable(options.statistics.parent)
+    return config, options
 
 
 def _texts(
@@ -162,25 +187,21 @@ def _texts(
     return calibration, evaluation, tuple(warnings)
 
 
-def _statistics(
+def _complete(
+    held: Statistics | None,
     model: nn.Module,
     structure: Structure,
-    calibration: Samples | None,
+    calibration: Samples,
     config: PruneConfig,
-    path: Path | None,
-    clock: Stopwatch,
-) -> Statistics | None:
-    """The statistics file when one is named: reused where it has what the method needs, completed where not."""
-    if path is None or calibration is None:
-        return None
-    held = None
-    if path.exists():
-        held = Statistics.load(path).check(model=model_fingerprint(model), data=calibration.hash)
-        if config.needs <= held.tensors.keys():
-            return held
+    path: Path,
+) -> Statistics:
+    """The statistics of the file, with what the method needs and the file lacks collected and kept there too."""
+    if held is not None:
+        held.check(model=model_fingerprint(model), data=calibration.hash)
     missing = config.needs - (held.tensors.keys() if held else set())
-    with clock("calibrate"):
-        found = calibrate(model, calibration, missing, structure=structure, batch_size=config.batch_size)
+    if not missing:
+        return held
+    found = calibrate(model, calibration, missing, structure=structure, batch_size=config.batch_size)
     if held is not None:
         loss = found.loss if len(found.loss) else held.loss
         found = replace(found, tensors=held.tensors | found.tensors, loss=loss)
@@ -190,10 +211,6 @@ def _statistics(
 
 def _perplexity(model: nn.Module, evaluation: Samples | None, dtype: torch.dtype | None) -> PerplexityResult | None:
     return None if evaluation is None else perplexity(model, evaluation, dtype=dtype)
-
-
-def _weight_bytes(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _recipe(config: PruneConfig, options: JobOptions, model: nn.Module, calibration: Samples | None) -> dict[str, Any]:

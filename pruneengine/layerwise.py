@@ -18,7 +18,7 @@ from pruneengine.decoder import causal_parts
 from pruneengine.loss import token_nll_backward
 from pruneengine.progress import track
 from pruneengine.recorder import Recorder
-from pruneengine.structure import Member, Structure, get_linear
+from pruneengine.structure import Group, Member, Structure, get_linear
 
 _EACH = frozenset({"fisher", "abs_each"})
 
@@ -26,6 +26,7 @@ _EACH = frozenset({"fisher", "abs_each"})
 def backward_by_layer(
     model: nn.Module,
     structure: Structure,
+    groups: tuple[Group, ...],
     pieces: list[tuple[slice, Tensor]],
     recorder: Recorder,
     wanted: frozenset[str],
@@ -38,6 +39,7 @@ def backward_by_layer(
     Args:
         model: with frozen weights.
         structure: the model's structure.
+        groups: the groups to record.
         pieces: ``(rows, tokens)`` a batch.
         recorder: where the quantities go.
         wanted: names of elementwise quantities.
@@ -48,7 +50,7 @@ def backward_by_layer(
     inputs, gradients, losses = _forward(model, structure, pieces, layers, scale)
     for index in track(range(structure.num_layers - 1, layers[0] - 1, -1), "backward by layer"):
         layer = model.get_submodule(structure.layer_path(index))
-        members = [m for g in structure.groups if g.layer == index for m in g.members] if index in layers else []
+        members = [m for g in groups if g.layer == index for m in g.members]
         sums = [_MemberSums(member, get_linear(model, member.module), recorder, wanted, scale) for member in members]
         with contextlib.ExitStack() as hooks:
             if index in layers:
@@ -106,9 +108,9 @@ class _MemberSums:
 
     def __init__(self, member: Member, linear: nn.Linear, recorder: Recorder, wanted: frozenset[str], scale: float):
         self.member, self.linear, self.recorder, self.wanted, self.scale = member, linear, recorder, wanted, scale
-        blank = torch.zeros_like(linear.weight, dtype=torch.float32)
-        self.total = blank if wanted & {"abs_mean", "mix"} else None
-        self.squares = blank.clone() if "mix" in wanted else None
+        like = linear.weight
+        self.total = torch.zeros_like(like, dtype=torch.float32) if wanted & {"abs_mean", "mix"} else None
+        self.squares = torch.zeros_like(like, dtype=torch.float32) if "mix" in wanted else None
 
     def on_forward(self, _linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         x = args[0].detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pruneengine import ops
 from pruneengine.files import write_atomically
 from pruneengine.rounding import spread_counts, uniform_counts
 from pruneengine.score import Scores
-from pruneengine.structure import Group, Structure
+from pruneengine.structure import KINDS, Group, Structure
 
 SHAPES = ("uniform", "per-layer")
 _FORMAT = "pruneengine.plan/1"
@@ -85,6 +86,18 @@ class Plan:
         return self
 
     def _validate(self) -> None:
+        if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|mlp)", n)]:
+            raise ValueError(f"plan: {odd[0]!r} is no group's name")
+        if self.shape not in SHAPES or not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(f"plan: unknown shape {self.shape!r} or kinds {self.kinds}")
+        whole = [*self.units.values(), self.params_before, self.params_after, *self.kept_layers]
+        if not all(type(n) is int and n >= 0 for n in [*whole, *(u for kept in self.keep.values() for u in kept)]):
+            raise ValueError("plan: units, layers and parameter counts must be whole numbers from 0")
+        if not (0 < self.params_after < self.params_before and 0 < self.asked < 1 and 0 < self.reached <= 1):
+            raise ValueError(
+                f"plan: {self.params_before} => {self.params_after} parameters, asked {self.asked}, "
+                f"reached {self.reached} do not fit together"
+            )
         layers = {int(name.split(".")[1]) for name in self.units}
         if (
             not self.kept_layers
@@ -141,7 +154,7 @@ def make_plan(
     prunable = structure.prunable_params(kinds)
     lost_layers = sum(structure.layer_params[i] for i in dropped)
     if protocol == "llm-pruner":
-        counts = {g.name: _llm_pruner_count(g, ratios.get(g.name, 0.0)) for g in groups}
+        counts = {g.name: _llm_pruner_count(g, ratios[g.name]) for g in groups if g.name in ratios}
     else:
         multiple = round_to or default_rounding(structure)
         budget = ratio * prunable - lost_layers
@@ -182,7 +195,10 @@ def _keep(scores: Scores, group: Group, count: int) -> tuple[int, ...]:
 def _llm_pruner_count(group: Group, ratio: float) -> int:
     """C - int(C * (1 - ratio)) rows of the root, then whole heads: heads round down."""
     rows = group.units * group.root_width
-    return (rows - int(rows * (1 - ratio))) // group.root_width
+    count = (rows - int(rows * (1 - ratio))) // group.root_width
+    if count >= group.units:
+        raise ValueError(f"ratio {ratio:g} leaves nothing of {group.name}, which has {group.units} units")
+    return count
 
 
 def _nothing_to_remove(structure: Structure, kinds: tuple[str, ...], ratio: float, round_to: int | None) -> str:

@@ -26,7 +26,12 @@ FOLDS = ("gqa", "llm-pruner")
 
 @dataclass(frozen=True)
 class Scores:
-    """``groups``: float32 ``[units]`` per group name; ``layers``: float32 ``[num_layers]``, their sums per layer."""
+    """Importance of units; only ratios of scores mean anything.
+
+    Attributes:
+        groups: float32 ``[units]`` per group name.
+        layers: float32 ``[num_layers]``, the sums over a layer's groups.
+    """
 
     metric: str
     aggregate: str
@@ -41,6 +46,7 @@ def score(
     *,
     structure: Structure | None = None,
     kinds: Collection[str] = KINDS,
+    layers: range | None = None,
     aggregate: str = "sum",
     fold: str = "gqa",
     seed: int = 0,
@@ -55,9 +61,11 @@ def score(
         model: the dense model.
         structure: its structure, when it is at hand.
         kinds: what will be pruned; without "layers", groups of other kinds are left out.
+        layers: score these decoder layers only.
         metric: a name from :data:`pruneengine.metrics.METRICS`.
         statistics: what :func:`calibrate` collected; not needed for random and magnitude.
-        aggregate: sum, mean, prod, max, first (the root) or last (o_proj, down_proj).
+        aggregate: sum, mean, prod, max, first (the root) or last (o_proj, down_proj). Products are scaled by one
+            common factor, the largest score of the model, because float32 cannot hold them.
         fold: "gqa" adds up the query heads that are really removed with a KV head; "llm-pruner" reproduces the
             misaligned fold of LLM-Pruner's GQA script, for comparison only.
         seed: of the random metric.
@@ -74,20 +82,23 @@ def score(
     if missing := chosen.needs - (statistics.tensors.keys() if statistics else set()):
         raise ValueError(f"method {metric!r} needs the quantity {sorted(missing)[0]!r}, which was not collected")
     groups: dict[str, Tensor] = {}
-    for group in structure.groups if "layers" in kinds else structure.of_kind(kinds):
+    for group in structure.scored(kinds, range(structure.num_layers) if layers is None else layers):
         views = (MemberView(m, get_linear(model, m.module).weight.detach(), statistics, seed) for m in group.members)
         vectors = [(view.member, vector) for view in views if (vector := chosen.of(view)) is not None]
-        folded = torch.stack([_fold(vector.float().cpu(), m, group, structure, fold) for m, vector in vectors])
+        folded = torch.stack([_fold(vector.double().cpu(), m, group, fold) for m, vector in vectors])
         groups[group.name] = AGGREGATES[aggregate](folded).view(group.units, group.root_width).sum(1)
         if not bool(torch.isfinite(groups[group.name]).all()):
             raise ValueError(f"scores of {group.name} are not finite: NaN or infinity in its weights or statistics")
-    layers = torch.zeros(structure.num_layers)
+    if aggregate == "prod":
+        largest = max(float(values.max()) for values in groups.values())
+        groups = {name: values / (largest or 1.0) for name, values in groups.items()}
+    sums = torch.zeros(structure.num_layers, dtype=torch.float64)
     for name, values in groups.items():
-        layers[structure.by_name[name].layer] += values.sum()
-    return Scores(metric, aggregate, groups, layers)
+        sums[structure.by_name[name].layer] += values.sum()
+    return Scores(metric, aggregate, {name: values.float() for name, values in groups.items()}, sums.float())
 
 
-def _fold(vector: Tensor, member: Member, group: Group, structure: Structure, fold: str) -> Tensor:
+def _fold(vector: Tensor, member: Member, group: Group, fold: str) -> Tensor:
     """``[units * member.width]`` -> ``[units * root_width]``: query heads summed onto their KV head, row by row."""
     repeats = member.width // group.root_width
     if repeats == 1:

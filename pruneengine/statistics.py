@@ -86,17 +86,24 @@ class Statistics:
                 f"cannot merge statistics of model {self.model} x {self.tokens_per_sample} tokens with "
                 f"{other.model} x {other.tokens_per_sample}: model and sample length must be equal"
             )
+        shared = [q for q in self.tensors if QUANTITIES[q][0] and q in other.tensors]
+        for quantity in shared:
+            if differing := self.tensors[quantity].keys() ^ other.tensors[quantity].keys():
+                raise ValueError(f"cannot merge: only one side has {quantity!r} for {sorted(differing)[0]!r}")
         tensors = {
-            quantity: {name: torch.cat([tensor, other.tensors[quantity][name]]) for name, tensor in named.items()}
-            for quantity, named in self.tensors.items()
-            if QUANTITIES[quantity][0] and quantity in other.tensors
+            quantity: {
+                name: torch.cat([t, other.tensors[quantity][name]]) for name, t in self.tensors[quantity].items()
+            }
+            for quantity in shared
         }
+        # Losses are known only where a backward pass ran.
+        loss = torch.cat([self.loss, other.loss]) if len(self.loss) and len(other.loss) else torch.empty(0)
         return replace(
             self,
             tensors=tensors,
             num_samples=self.num_samples + other.num_samples,
             data=f"{self.data}+{other.data}",
-            loss=torch.cat([self.loss, other.loss]),
+            loss=loss,
         )
 
     def check(self, model: str | None = None, data: str | None = None) -> Statistics:
@@ -138,10 +145,27 @@ class Statistics:
                 flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: corrupt statistics file ({error})") from None
-        loss = flat.pop("loss")
+        del header["format"]
+        loss = flat.pop("loss", None)
         tensors: dict[str, dict[str, Tensor]] = {}
         for key, tensor in flat.items():
-            quantity, name = key.split("/", 1)
+            quantity, _, name = key.partition("/")
             tensors.setdefault(quantity, {})[name] = tensor
-        del header["format"]
-        return cls(tensors=tensors, loss=loss, **header)
+        try:
+            found = cls(tensors=tensors, loss=loss, **header)
+            found._validate()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: corrupt statistics file ({error})") from None
+        return found
+
+    def _validate(self) -> None:
+        if type(self.num_samples) is not int or self.loss is None or len(self.loss) not in (0, self.num_samples):
+            raise ValueError(f"losses of {self.num_samples} samples are missing")
+        for quantity, named in self.tensors.items():
+            if quantity not in QUANTITIES:
+                raise ValueError(f"unknown quantity {quantity!r}")
+            dims = 2 if QUANTITIES[quantity][0] else 1
+            for name, tensor in named.items():
+                rows_fit = dims == 1 or len(tensor) == self.num_samples
+                if tensor.dtype != torch.float32 or tensor.dim() != dims or not rows_fit:
+                    raise ValueError(f"{quantity} of {name} is {tensor.dtype} {list(tensor.shape)}")

@@ -107,8 +107,14 @@ class Structure:
     def by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 
-    def of_kind(self, kinds: Iterable[str]) -> tuple[Group, ...]:
-        return tuple(group for group in self.groups if group.kind in kinds)
+    def of_kind(self, kinds: Iterable[str], layers: Iterable[int] | None = None) -> tuple[Group, ...]:
+        """Groups of these kinds, in these layers (all by default)."""
+        chosen = None if layers is None else set(layers)
+        return tuple(g for g in self.groups if g.kind in kinds and (chosen is None or g.layer in chosen))
+
+    def scored(self, kinds: Iterable[str], layers: Iterable[int]) -> tuple[Group, ...]:
+        """The groups whose scores a prune of these kinds and layers reads: all kinds where whole layers compete."""
+        return self.of_kind(("heads", "mlp") if "layers" in kinds else kinds, layers)
 
     def prunable_params(self, kinds: Iterable[str]) -> int:
         """The denominator of a ratio: parameters that removing every unit of these kinds would remove."""
@@ -158,17 +164,19 @@ def find_groups(model: nn.Module) -> Structure:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A short hash of architecture, shapes and a strided sample of every weight: equal for equal models.
+    """A short hash of architecture, shapes and weights: equal for equal models, on any device and thread count.
 
-    It reads at most 4,096 values a tensor, so it costs milliseconds even on large models.
+    Of every tensor it takes the sum of all bit patterns as whole numbers (exact in any order) and a sample of values:
+    one read of the weights, and no copy.
     """
     digest = hashlib.sha256(str(getattr(model.config, "model_type", "")).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if parameter.device.type != "meta":
             flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 4096)].float().cpu()
-            digest.update(sample.numpy().tobytes())
+            bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+            digest.update(str(int(bits.sum(dtype=torch.int64))).encode())
+            digest.update(bits[:: -(-flat.numel() // 4096)].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from pruneengine.engine import PruneReport
 from pruneengine.job import JobResult, Measures
-from pruneengine.plan import Plan
 from pruneengine.predict import Prediction
 from pruneengine.structure import Structure
 
@@ -80,8 +80,9 @@ def show_loaders(console: Console) -> None:
     console.print("other runtimes are not tested; most read the widths of a uniform checkpoint from its config.json")
 
 
-def show_plan(console: Console, plan: Plan) -> None:
+def show_plan(console: Console, report: PruneReport) -> None:
     """Kept units of every layer."""
+    plan = report.plan
     table = Table(title="plan", title_justify="left")
     for column in ("layer", "KV groups", "channels"):
         table.add_column(column, justify="right")
@@ -96,18 +97,25 @@ def show_plan(console: Console, plan: Plan) -> None:
             cells.append(f"{kept} of {units}" if kept < units else str(units))
         table.add_row(str(layer), *cells)
     console.print(table)
-    show_target(console, plan)
+    show_target(console, report)
 
 
-def show_target(console: Console, plan: Plan) -> None:
+def show_target(console: Console, report: PruneReport) -> None:
+    """What was asked for, what the plan reaches, and why they differ if they do."""
+    plan, config = report.plan, report.config
     what = "of the parameters in " + " and ".join(plan.kinds)
-    console.print(
-        f"asked to remove {plan.asked:.2%} {what}; the plan removes {plan.reached:.2%}: "
-        f"{plan.params_before:,} => {plan.params_after:,} parameters "
-        f"({1 - plan.params_after / plan.params_before:.1%} of the whole model)"
-    )
+    changed = f"{plan.params_before:,} => {plan.params_after:,} parameters"
+    whole = f"{1 - plan.params_after / plan.params_before:.1%} of the whole model"
+    if config.protocol == "llm-pruner":
+        layers = config.layer_range(len({name.split(".")[1] for name in plan.units}))
+        console.print(
+            f"asked to remove {plan.asked:.2%} inside each of the layers {layers.start}:{layers.stop}; "
+            f"that is {plan.reached:.2%} {what}: {changed} ({whole})"
+        )
+        return
+    console.print(f"asked to remove {plan.asked:.2%} {what}; the plan removes {plan.reached:.2%}: {changed} ({whole})")
     if abs(plan.asked - plan.reached) > 0.005:
-        console.print("the nearest legal widths were taken: heads and layers cannot be removed in parts")
+        console.print("these are the nearest legal widths: whole heads and layers, rounded multiples of channels")
 
 
 def show_result(console: Console, result: JobResult, title: str) -> None:
@@ -136,7 +144,7 @@ def show_times(console: Console, seconds: dict[str, float]) -> None:
 
 def _rows(dense: Measures, pruned: Measures):
     yield "parameters", dense.params, pruned.params, lambda v: f"{v:,}"
-    yield "weights", dense.weight_bytes, pruned.weight_bytes, _bytes
+    yield "weights on disk", dense.weight_bytes, pruned.weight_bytes, _bytes
     if dense.perplexity and pruned.perplexity:
         yield "perplexity", dense.perplexity.perplexity, pruned.perplexity.perplexity, lambda v: f"{v:.2f}"
     if dense.speed and pruned.speed:

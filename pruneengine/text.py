@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROLES = ("calibration", "evaluation")
+BUILTIN = ("builtin", "builtin-eval")
 TEXT_COLUMNS = ("text", "page", "sentence", "content")
 FILE_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 SHARED_LINE = 60
@@ -71,19 +72,31 @@ def documents(name: str, role: str = "calibration") -> Sequence[str]:
     """
     if role not in ROLES:
         raise ValueError(f"role={role!r}: expected one of {', '.join(ROLES)}")
-    if name in ("builtin", "builtin-eval"):
+    check_source(name)
+    if name in BUILTIN:
         return builtin_halves()[name == "builtin-eval"]
     if name in HUB:
         return _hub_documents(name, role)
     path = Path(name)
-    if path.suffix not in FILE_SUFFIXES:
-        known = ", ".join(("builtin", "builtin-eval", "self", *HUB))
-        raise ValueError(f"unknown text source {name!r}: expected {known}, or a {'/'.join(FILE_SUFFIXES)} file")
-    if not path.is_file():
-        raise ValueError(f"text file {name!r} does not exist")
     if path.suffix == ".txt":
         return _paragraphs(path.read_text(encoding="utf-8"))
     return rows_to_text(_read_parquet(path) if path.suffix == ".parquet" else _read_json(path), name)
+
+
+def check_source(name: str) -> None:
+    """Whether there is such a source; nothing is read.
+
+    Raises:
+        ValueError: an unknown name, or a file that does not exist.
+    """
+    if name in BUILTIN or name in HUB:
+        return
+    path = Path(name)
+    if path.suffix not in FILE_SUFFIXES:
+        known = ", ".join((*BUILTIN, "self", *HUB))
+        raise ValueError(f"unknown text source {name!r}: expected {known}, or a {'/'.join(FILE_SUFFIXES)} file")
+    if not path.is_file():
+        raise ValueError(f"text file {name!r} does not exist")
 
 
 def alpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:

@@ -1,9 +1,12 @@
 """Statistics do not depend on how the samples are batched, and are sums over samples."""
 
 import gc
+import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pruneengine.calibrate import calibrate
 from pruneengine.statistics import QUANTITIES, Statistics
@@ -101,12 +104,31 @@ def test_no_more_than_one_layers_gradient_is_alive():
     assert 0 < peak <= layer_size
 
 
+@pytest.mark.parametrize("quantities", [{"signed", "squares"}, {"abs_mean", "fisher"}])
+def test_nothing_of_a_pass_stays_alive(quantities):
+    """A hook that holds its own tensor keeps the graph, and with it every activation, for good."""
+    model, tokens = tiny_model("qwen2-biases"), tiny_tokens(4)
+
+    def activations() -> int:
+        gc.collect()
+        return sum(type(t) is torch.Tensor and t.dim() == 3 for t in gc.get_objects())
+
+    before = activations()
+    statistics = calibrate(model, tokens, quantities, batch_size=1)
+    assert activations() == before
+    assert statistics.tensors.keys() == quantities
+
+
 def test_errors_come_with_the_place():
     model = tiny_model()
     with pytest.raises(ValueError, match="unknown quantity 'hessian'; choose from sum"):
         calibrate(model, tiny_tokens(2), {"hessian"})
     with pytest.raises(ValueError, match="a loss needs at least 2"):
         calibrate(model, tiny_tokens(2, 1), {"signed"})
+    with pytest.raises(ValueError, match="token id 97: expected 0 to 96"):
+        calibrate(model, torch.full((2, 4), 97), {"squares"})
+    with pytest.raises(ValueError, match="layers 3:3 hold no layer; expected some of 0:3"):
+        calibrate(model, tiny_tokens(2), {"squares"}, layers=range(3, 3))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e30
     with pytest.raises(ValueError, match=r"squares of layers\.1\.down_in is not finite"):
@@ -134,14 +156,43 @@ def test_foreign_and_corrupt_statistics_are_refused(tmp_path):
         statistics.check(model="123")
     with pytest.raises(ValueError, match=r"samples must be a non-empty choice from 0\.\.2"):
         statistics.subset([3])
+    with pytest.raises(ValueError, match="cannot merge: only one side has 'sum'"):
+        statistics.merge(calibrate(tiny_model(), tiny_tokens(3), {"sum"}, layers=range(1)))
     with pytest.raises(ValueError, match="cannot merge"):
         statistics.merge(calibrate(tiny_model(seed=9), tiny_tokens(3), {"sum"}))
     path = tmp_path / "bad.safetensors"
     path.write_bytes(b"no statistics")
     with pytest.raises(ValueError, match="corrupt statistics file"):
         Statistics.load(path)
-    from safetensors.torch import save_file
-
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="not a statistics file"):
         Statistics.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, h: t.pop("loss"), "losses of 3 samples are missing"),
+        (lambda t, h: h.pop("model"), "missing 1 required"),
+        (lambda t, h: t.update({"colour/x": torch.zeros(3, 2)}), "unknown quantity 'colour'"),
+        (lambda t, h: t.update({"sum/x": torch.zeros(2, 2)}), "sum of x is"),
+        (lambda t, h: h.update(num_samples="3"), "losses of 3 samples are missing"),
+    ],
+)
+def test_damaged_statistics_are_refused(tmp_path, change, message):
+    path = tmp_path / "statistics.safetensors"
+    calibrate(tiny_model(), tiny_tokens(3), {"signed", "sum"}).save(path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["pruneengine"])
+    tensors = load_file(path)
+    change(tensors, header)
+    save_file(tensors, path, metadata={"pruneengine": json.dumps(header)})
+    with pytest.raises(ValueError, match=rf"corrupt statistics file \(.*{message}"):
+        Statistics.load(path)
+
+
+def test_merging_keeps_losses_only_where_both_sides_have_them():
+    model, tokens = tiny_model(), tiny_tokens(5)
+    merged = calibrate(model, tokens[:3], {"signed", "squares"}).merge(calibrate(model, tokens[3:], {"squares"}))
+    assert (merged.num_samples, len(merged.loss), set(merged.tensors)) == (5, 0, {"squares"})
+    assert merged.subset([4]).num_samples == 1

@@ -277,7 +277,7 @@ def test_check_output(tmp_path):
         check_output(tmp_path / "file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "diary.txt").write_text("")
-    with pytest.raises(FileExistsError, match="not empty; pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"not empty; pass overwrite=True \(--overwrite\)"):
         check_output(tmp_path / "full")
     with pytest.raises(FileExistsError, match="other things than a model"):
         check_output(tmp_path / "full", overwrite=True)

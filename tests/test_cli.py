@@ -163,7 +163,9 @@ def test_inspect_needs_no_weights(folder, tmp_path):
         (("--ratio", 0.05, "--structure", "heads", "--method", "magnitude_l1"), "removes nothing at legal widths"),
         (("--ratio", 0.2, "--nsamples", 90_000), "90000 needed"),
         (("--ratio", 0.2, "--calibration", "absent.txt"), "absent.txt"),
-        (("--ratio", 0.2, "--layers", "4"), "--layers must be A:B"),
+        (("--ratio", 0.2, "--layers", "4"), "layers must be first:end"),
+        (("--ratio", 0.2, "--device", "warp"), "device 'warp' cannot be used here"),
+        (("--ratio", 0.2, "--eval-seqlen", 1), "evaluation windows of 1 token"),
         (("--ratio", 0.2, "--dtype", "int8"), "unknown dtype 'int8'; choose from float32"),
         (("--method", "wanda"), "give --ratio R"),
     ],
@@ -184,6 +186,33 @@ def test_a_full_output_folder_is_refused_before_work(folder, tmp_path):
     assert "is not empty" in done.stderr
     assert "loading" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_source_is_never_overwritten(folder):
+    done = run("prune", folder / "model", "--ratio", 0.4, "--out", folder / "model", "--overwrite")
+    assert done.returncode == 2
+    assert "is the model itself" in done.stderr
+
+
+def test_a_failed_proof_is_one_line_and_leaves_nothing(folder, tmp_path):
+    from pruneengine import checkpoint
+    from pruneengine.reload import ReloadError
+
+    def fail(*_):
+        raise ReloadError("the checkpoint reloads with other logits [x]")
+
+    with mock.patch.object(checkpoint, "prove_reload", fail):
+        done = run(*prune_arguments(folder, "--method", "magnitude_l1", "--ratio", 0.4, "--out", tmp_path / "out"))
+    assert (done.returncode, "other logits [x]" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mix_of_texts_brings_its_own_counts(folder):
+    mix = f"builtin:3,{folder / 'text.txt'}:4"
+    arguments = ("prune", folder / "model", "--ratio", 0.4, "--method", "wanda", "--seqlen", 24, "--dry-run")
+    done = run(*arguments, "--calibration", mix, "--statistics", folder / "mix.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert Statistics.load(folder / "mix.safetensors").num_samples == 7
 
 
 def test_a_missing_model_and_a_model_with_nan(folder, tmp_path):

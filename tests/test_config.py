@@ -1,5 +1,7 @@
 """Configurations are checked where they are made, and survive a recipe."""
 
+import dataclasses
+
 import pytest
 
 from pruneengine.config import PruneConfig, read_recipe
@@ -17,10 +19,17 @@ def test_recipe_round_trip(tmp_path):
 
 
 def test_the_shape_follows_from_what_is_asked():
-    assert PruneConfig().shape == "uniform"
-    assert PruneConfig(layers=(1, 2)).shape == "per-layer"
-    assert PruneConfig(protocol="llm-pruner").shape == "per-layer"
-    assert PruneConfig(structure=("layers",), layers=(1, 9)).shape == "uniform"
+    assert PruneConfig().final_shape == "uniform"
+    assert PruneConfig(layers=(1, 2)).final_shape == "per-layer"
+    assert PruneConfig(protocol="llm-pruner").final_shape == "per-layer"
+    assert PruneConfig(structure=("layers",), layers=(1, 9)).final_shape == "uniform"
+    # Nobody asked for uniform, so a later change of layers may still decide.
+    assert dataclasses.replace(PruneConfig(ratio=0.3), layers=(1, 2)).final_shape == "per-layer"
+
+
+def test_text_forms_of_a_command_line():
+    config = PruneConfig(structure="mlp,heads", layers="4:28")
+    assert (config.structure, config.layers) == (("mlp", "heads"), (4, 28))
 
 
 def test_llm_pruner_protects_the_first_four_and_last_two_layers():
@@ -41,7 +50,8 @@ def test_llm_pruner_protects_the_first_four_and_last_two_layers():
         ({"allocation": "owl"}, "unknown allocation 'owl'; choose from uniform, global"),
         ({"shape": "round"}, "unknown shape 'round'; choose from uniform, per-layer"),
         ({"protocol": "paper"}, "unknown protocol 'paper'; choose from engine, llm-pruner"),
-        ({"layers": (4, 4)}, r"layers must be first:end with 0 <= first < end, got \(4, 4\)"),
+        ({"layers": (4, 4)}, "layers must be first:end with 0 <= first < end, got 4:4"),
+        ({"layers": "48"}, "layers must be first:end, two whole numbers, got '48'"),
         ({"layers": (0, 4), "shape": "uniform"}, "layers 0:4 leaves layers of different width"),
         ({"protocol": "llm-pruner", "structure": ("layers",)}, "structure must not name layers"),
         ({"nsamples": 0}, "nsamples must be a positive whole number, got 0"),
@@ -53,9 +63,18 @@ def test_bad_values_are_named(options, message):
         PruneConfig(**options)
 
 
-def test_a_ratio_that_is_no_number():
-    with pytest.raises(TypeError, match="ratio must be a number, got '20%'"):
-        PruneConfig(ratio="20%")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": "20%"}, "ratio must be a number, got '20%'"),
+        ({"seed": "x"}, "seed must be int, got 'x'"),
+        ({"calibration": 5}, "calibration must be str, got 5"),
+        ({"pack": 1}, "pack must be bool, got 1"),
+    ],
+)
+def test_wrong_types_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        PruneConfig(**options)
 
 
 def test_layers_beyond_the_model():

@@ -63,6 +63,23 @@ def test_a_new_metric_is_a_few_lines():
         del METRICS["peak_weight"]
 
 
+def test_an_unreachable_ratio_is_refused_before_calibration(monkeypatch):
+    model, tokens = tiny_model(), tiny_tokens()
+    passes = []
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    with pytest.raises(ValueError, match="removes nothing at legal widths"):
+        pruneengine.prune(model, tokens, PruneConfig(method="param_first", structure=("heads",), ratio=0.1))
+    assert not passes
+
+
+@pytest.mark.parametrize("config", [{"layers": (1, 2)}, {"structure": ("mlp",)}])
+def test_only_what_may_be_pruned_is_collected(config):
+    report = pruneengine.prune(tiny_model(), tiny_tokens(), PruneConfig(ratio=0.2, **config))
+    modules = report.statistics.tensors["abs_mean"].keys()
+    assert modules
+    assert all("layers.1." in m for m in modules) if "layers" in config else all(".mlp." in m for m in modules)
+
+
 @pytest.mark.parametrize(
     ("config", "batches", "message"),
     [

@@ -132,6 +132,10 @@ def test_global_takes_the_units_cheapest_per_parameter():
             r"ratio 0\.9 is out of reach: heads in layers 0:30 can give at most 0\.667",
         ),
         ({"ratio": 0.5, "layers": range(4, 8), "shape": "per-layer"}, "is out of reach"),
+        ({"ratio": 0.5, "kinds": ("layers",), "layers": range(2)}, r"out of reach: layers .* at most 0\.067"),
+        ({"ratio": 0.9, "kinds": ("mlp", "layers"), "layers": range(1, 3), "shape": "per-layer"}, "is out of reach"),
+        ({"ratio": 0.99, "kinds": ("layers",)}, "is out of reach"),
+        ({"ratio": 0.5, "kinds": "mlp"}, "kinds must be one or more of heads, mlp, layers"),
         ({"ratio": 0.5, "shape": "pyramid"}, "unknown shape 'pyramid'; choose from uniform, per-layer"),
         ({"ratio": 0.5, "allocation": "owl"}, "unknown allocation 'owl'; choose from uniform, global"),
     ],
@@ -139,6 +143,16 @@ def test_global_takes_the_units_cheapest_per_parameter():
 def test_what_cannot_be_reached_is_said(options, message):
     with pytest.raises(ValueError, match=message):
         plan(**options)
+
+
+def test_the_llm_pruner_protocol_leaves_something_of_every_group():
+    structure = find_groups(tiny_model())
+    scores = random_scores(structure)
+    with pytest.raises(ValueError, match="unknown protocol 'llmpruner'; choose from engine, llm-pruner"):
+        allocate(structure, scores, 0.5, protocol="llmpruner")
+    ratios = allocate(structure, scores, 0.99, protocol="llm-pruner")
+    with pytest.raises(ValueError, match=r"ratio 0\.99 leaves nothing of layers\.0\.heads, which has 3 units"):
+        make_plan(structure, scores, ratios, 0.99, shape="per-layer", protocol="llm-pruner")
 
 
 def test_a_uniform_plan_refuses_layers_that_differ():
@@ -168,6 +182,11 @@ def test_json_round_trip(tmp_path):
         (lambda c: c["keep"].pop("layers.0.mlp"), r"group layers\.0\.mlp is missing"),
         (lambda c: c.update(kept_layers=[]), "kept_layers"),
         (lambda c: c.update(colour="red"), "not a plan"),
+        (lambda c: c.update(shape="pyramid"), "unknown shape 'pyramid'"),
+        (lambda c: c.update(units={"foo": 3}), "'foo' is no group's name"),
+        (lambda c: c["keep"].update({"layers.0.mlp": [0.5, 1.5]}), "must be whole numbers"),
+        (lambda c: c.update(params_after=-3), "must be whole numbers from 0"),
+        (lambda c: c.update(reached=9), "do not fit together"),
     ],
 )
 def test_a_damaged_plan_is_refused(change, message):

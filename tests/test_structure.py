@@ -8,7 +8,7 @@ from pruneengine.allocate import allocate
 from pruneengine.apply import compact
 from pruneengine.plan import make_plan
 from pruneengine.score import Scores
-from pruneengine.structure import find_groups, model_fingerprint, unit_slices
+from pruneengine.structure import FAMILIES, find_groups, model_fingerprint, unit_slices
 from tests.tiny import VARIANTS, tiny_model
 
 LLAMA_7B = {
@@ -127,3 +127,17 @@ def test_fingerprint_sees_a_changed_weight():
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
     assert model_fingerprint(model) != before
+
+
+def test_fingerprint_sees_columns_that_were_folded_to_zero():
+    model = tiny_model()
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[:, 1:20] = 0
+    assert model_fingerprint(model) != before
+
+
+def test_every_family_can_be_saved_with_per_layer_widths():
+    from pruneengine import checkpoint_config
+
+    assert {t for family in FAMILIES for t in family.model_types} == checkpoint_config.FAMILIES.keys()
