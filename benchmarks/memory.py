@@ -28,7 +28,7 @@ from benchmarks.record import ROOT, GateError, Row, Setting, Target, interleave,
 BASE = "full backward"
 METHODS = ("vectorize", "param_first", "param_mix")
 TARGETS = tuple(Target("above the model", method, BASE, 1 / 4) for method in METHODS)
-BATCH, LENGTH = 4, 32
+SAMPLES, BATCH, LENGTH = 8, 2, 32
 MB = 1e6
 
 
@@ -40,7 +40,7 @@ def measure(rounds: int, threads: int) -> list[Row]:
     timed = {name: lambda name=name: _fresh_process(name, threads) for name in JOBS}
     rows = []
     for name, measured in interleave(timed, rounds, warmup=0).items():
-        case = f"Llama {measured.pop('weights')[0]:.0f} MB float32, {BATCH}x{LENGTH} tokens"
+        case = f"Llama {measured.pop('weights')[0]:.0f} MB float32, {SAMPLES}x{LENGTH} tokens, batch {BATCH}"
         for quantity, unit in UNITS.items():
             rows.append(setting.row(case, name, quantity, unit, measured[quantity], versions("torch", "transformers")))
     return rows
@@ -61,7 +61,7 @@ def _fresh_process(name: str, threads: int) -> dict[str, float]:
 def taylor_prune(method: str) -> Callable[[nn.Module, Tensor], None]:
     def job(model: nn.Module, tokens: Tensor) -> None:
         before = sum(p.numel() for p in model.parameters())
-        pruneengine.prune(model, tokens, pruneengine.PruneConfig(method, 0.2, batch_size=len(tokens)))
+        pruneengine.prune(model, tokens, pruneengine.PruneConfig(method, 0.2, batch_size=BATCH))
         if not sum(p.numel() for p in model.parameters()) < before:
             raise GateError(f"{method} removed nothing")
 
@@ -69,14 +69,14 @@ def taylor_prune(method: str) -> Callable[[nn.Module, Tensor], None]:
 
 
 def full_backward(model: nn.Module, tokens: Tensor) -> None:
-    statistics_pass.full_backward(model, [tokens])
+    statistics_pass.full_backward(model, tokens.split(BATCH))
     if any(p.grad is None for p in model.parameters()):
         raise GateError("a weight has no gradient after the full backward pass")
 
 
 JOBS: dict[str, Callable[[nn.Module, Tensor], None]] = {
-    "forward": lambda model, tokens: statistics_pass.forward(model, [tokens]),
-    "frozen backward": lambda model, tokens: statistics_pass.frozen_backward(model, [tokens]),
+    "forward": lambda model, tokens: statistics_pass.forward(model, tokens.split(BATCH)),
+    "frozen backward": lambda model, tokens: statistics_pass.frozen_backward(model, tokens.split(BATCH)),
     "full backward": full_backward,
     **{method: taylor_prune(method) for method in METHODS},
 }
@@ -112,7 +112,7 @@ def main() -> None:
     name, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model = random_llama()
-    tokens = torch.randint(model.config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(model.config.vocab_size, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
     print(json.dumps(peak(JOBS[name], model, tokens)))
 
 

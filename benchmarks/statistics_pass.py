@@ -29,7 +29,7 @@ TARGETS = (
 )
 QUANTITIES = ("signed", "squares", "sum")
 SAMPLES, LENGTH = 32, 128
-BATCH_SIZES = (8, 2)
+BATCH_SIZES = (8,)
 
 
 def measure(rounds: int, threads: int) -> list[Row]:
