@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --setup
 
 # torch comes first and pinned: a package that asks for it without a pin would bring gigabytes of CUDA libraries.
 $(READY): constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)

@@ -175,7 +175,9 @@ def model_fingerprint(model: nn.Module) -> str:
         if parameter.device.type != "meta":
             flat = parameter.detach().reshape(-1)
             bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-            digest.update(str(int(bits.sum(dtype=torch.int64))).encode())
+            # In pieces: a sum in int64 makes a copy in int64 first.
+            total = sum(piece.sum(dtype=torch.int64) for piece in bits.split(1 << 20))
+            digest.update(str(int(total)).encode())
             digest.update(bits[:: -(-flat.numel() // 4096)].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
