@@ -62,6 +62,14 @@ def cudart_folder(compiler: str) -> str:
     raise ToolMissingError(f"{compiler} knows no folder with libcudart_static.a")
 
 
+def pybind11_include() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise ToolMissingError("pybind11 is not installed, and the build is not isolated") from None
+    return pybind11.get_include()
+
+
 class BuildExtension(build_ext):
     """Compiles what the mode asks for and the machine can, and records the outcome."""
 
@@ -88,9 +96,7 @@ class BuildExtension(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         try:
-            import pybind11
-
-            extension.include_dirs.append(pybind11.get_include())
+            extension.include_dirs.append(pybind11_include())
             openmp = self.compiler_check()
             extension.extra_compile_args += CXX_FLAGS + openmp
             extension.extra_link_args += openmp
