@@ -209,6 +209,7 @@ def main() -> None:
     if not sys.stderr.isatty():
         # The loaders' own bars redraw one line, which fills a log; ours writes a line every few seconds there.
         os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,7 +46,9 @@ class Plan:
     keep: dict[str, tuple[int, ...]]
 
     def to_json(self) -> str:
-        return json.dumps({"format": _FORMAT} | asdict(self), indent=1)
+        """One line a field, and one a group in ``units`` and ``keep``."""
+        fields = {"format": _FORMAT} | asdict(self)
+        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -178,6 +181,16 @@ def make_plan(
         units={g.name: g.units for g in structure.groups},
         keep={g.name: _keep(scores, g, counts.get(g.name, 0)) for g in groups},
     )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return _object((name, json.dumps(item)) for name, item in value.items())
+    return json.dumps(value)
+
+
+def _object(items: Iterable[tuple[str, str]]) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"
 
 
 def default_rounding(structure: Structure) -> int:
