@@ -1,10 +1,7 @@
 """Text sources, packing, cropping, evaluation windows and overlap, with a tokenizer of one token a word."""
 
-import io
 import itertools
 import json
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pruneengine import progress
 from pruneengine.data import as_samples, check_overlap, evaluation_windows, load_samples, parse_spec
-from pruneengine.samples import Samples
-from pruneengine.text import HUB, alpaca_prompt, builtin_halves, documents, rows_to_text
+from pruneengine.text import documents
 
 WORDS = 4000
 EOS = WORDS + 1
@@ -230,132 +225,6 @@ def test_bad_arguments_are_named(corpus, tokenizer):
         load_samples("no.txt", tokenizer, 4, 8)
 
 
-def test_txt_paragraphs_are_documents(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("one\ntwo\n\n \n\nthree\n")
-    assert documents(str(path)) == ["one\ntwo", "three"]
-
-
-@pytest.mark.parametrize("column", ["text", "page", "sentence", "content"])
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
-def test_rows_of_every_format(tmp_path, column, suffix):
-    rows = [{"id": 1, column: "first"}, {"id": 2, column: "second"}]
-    path = tmp_path / f"a.{suffix}"
-    if suffix == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
-    assert documents(str(path)) == ["first", "second"]
-
-
-def test_json_may_hold_lines_or_strings(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"text": "first"}\n{"text": "second"}\n')
-    assert documents(str(path)) == ["first", "second"]
-    path.write_text('["first", "second"]')
-    assert documents(str(path)) == ["first", "second"]
-
-
-def test_alpaca_rows_are_rendered():
-    row = {"instruction": "Add.", "input": "1 2", "output": "3"}
-    prompt, answer = alpaca_prompt(row)
-    assert prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
-    assert answer == "3"
-    bare, _ = alpaca_prompt({"instruction": "Add.", "input": "", "output": "3"})
-    assert "Input" not in bare
-    assert "paired with an input" not in bare
-    assert rows_to_text([row], "x") == [prompt + "3"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"title": "a", "body": "b"}', r"columns \['body', 'title'\], expected one of text"),
-        ('{"text": "a"}\n{"text": 3}', "row 2 has no text"),
-        ('{"text": "a"}\n{"page": "b"}', "row 2 has no text"),
-        ('{"instruction": "a", "output": "b"}\n{"instruction": "a"}', "row 2 has no text"),
-        ("[1, 2]", "row 1 is list"),
-        ('{"text": "a"}\nnonsense', "line 2 is not JSON"),
-        ("", "no rows"),
-    ],
-)
-def test_unreadable_rows_are_named(tmp_path, content, message):
-    path = tmp_path / "a.jsonl"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        documents(str(path))
-
-
-class Rows(list):
-    column_names = ("text",)
-
-    def __getitem__(self, key):
-        return [row["text"] for row in self] if key == "text" else super().__getitem__(key)
-
-
-def test_hub_names_ask_for_the_split_of_the_role(monkeypatch):
-    asked = []
-
-    def load_dataset(path, **where):
-        asked.append((path, where))
-        return Rows([{"text": "a"}, {"text": "b"}])
-
-    monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", load_dataset)
-    assert documents("wikitext2") == ["a\n\nb"], "lines of running text are one document"
-    assert documents("wikitext2", "evaluation") == ["a\n\nb"]
-    assert documents("c4") == ["a", "b"]
-    assert asked[0] == ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1", "split": "train"})
-    assert asked[1][1]["split"] == "test"
-    for name in ("bookcorpus", "alpaca"):
-        with pytest.raises(ValueError, match=f"{name} has no evaluation split"):
-            documents(name, "evaluation")
-
-
-@pytest.mark.parametrize("name", HUB)
-def test_an_unreachable_hub_is_one_line_that_says_what_was_tried(name, monkeypatch):
-    def load_dataset(*_args, **_where):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", load_dataset)
-    with pytest.raises(OSError, match=f"{name}: {HUB[name].path} .*split train.*no route; offline") as caught:
-        documents(name)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_dependency_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'pruneengine\[data\]'"):
-        documents("c4")
-
-
-def test_builtin_halves_are_balanced_and_share_no_line():
-    calibration, evaluation = builtin_halves()
-    sizes = [sum(map(len, half)) for half in (calibration, evaluation)]
-    assert min(sizes) > 100_000
-    assert max(sizes) < 1.05 * min(sizes)
-    lines = [
-        {line.strip() for text in half for line in text.splitlines() if len(line.strip()) >= 60}
-        for half in (calibration, evaluation)
-    ]
-    assert min(map(len, lines)) > 300
-    assert not lines[0] & lines[1]
-    assert documents("builtin") == calibration
-    assert documents("builtin-eval") == evaluation
-
-
-def test_builtin_halves_share_no_run_of_words():
-    halves = builtin_halves()
-    words = sorted({word for half in halves for text in half for word in text.split()})
-    index = {word: i for i, word in enumerate(words)}
-    streams = [torch.tensor([index[word] for text in half for word in text.split()]) for half in halves]
-    windows = [Samples(s[: len(s) // 64 * 64].view(-1, 64), ("builtin",) * (len(s) // 64)) for s in streams]
-    assert check_overlap(*windows, ngram=24)["overlap"] == 0
-    assert check_overlap(windows[0], windows[0], ngram=24)["overlap"] == 1
-
-
 @pytest.mark.parametrize("special", [{"bos_token": "<bos>"}, {}])
 def test_self_samples_exactly_seqlen_tokens_from_the_model(special):
     tokenizer, model = word_tokenizer(**special), tiny_llama(vocabulary=WORDS + 40)
@@ -389,119 +258,6 @@ def test_self_follows_the_models_distribution():
 def test_self_needs_a_model(tokenizer):
     with pytest.raises(ValueError, match="expected a model"):
         load_samples("self", tokenizer, 4, 8)
-
-
-def test_samples_hash_follows_content_and_shape():
-    tokens = torch.arange(12).view(3, 4)
-    same = Samples(tokens.clone(), ("b",) * 3)
-    assert Samples(tokens, ("a",) * 3).hash == same.hash
-    assert Samples(tokens.view(4, 3), ("a",) * 4).hash != same.hash
-    assert Samples(tokens.flip(0), ("a",) * 3).hash != same.hash
-
-
-def test_samples_batches():
-    samples = as_samples(torch.arange(20).view(5, 4))
-    batches = list(samples.batches(2))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    assert torch.equal(torch.cat(batches), samples.tokens)
-    with pytest.raises(ValueError, match="batch size 0"):
-        samples.batches(0)
-
-
-def test_as_samples_takes_tensors_of_one_length():
-    tokens = torch.arange(20).view(5, 4)
-    assert torch.equal(as_samples([tokens[:2], tokens[2:]]).tokens, tokens)
-    samples = as_samples(tokens)
-    assert as_samples(samples) is samples
-    with pytest.raises(ValueError, match=r"lengths \[3, 4\]"):
-        as_samples([tokens, tokens[:, :3]])
-    with pytest.raises(ValueError, match=r"torch\.float32 \(5, 4\)"):
-        as_samples(tokens.float())
-    with pytest.raises(ValueError, match="0 tensors"):
-        as_samples([])
-    with pytest.raises(TypeError, match="str"):
-        as_samples(["text"])
-
-
-def test_samples_check_their_shape():
-    with pytest.raises(ValueError, match="expected int64"):
-        Samples(torch.zeros(2, 3), ("a", "a"))
-    with pytest.raises(ValueError, match="1 names for 2 windows"):
-        Samples(torch.zeros(2, 3, dtype=torch.int64), ("a",))
-
-
-def test_overlap_finds_a_shared_run_at_any_offset():
-    calibration = torch.randint(1000, (6, 64), generator=torch.Generator().manual_seed(0))
-    calibration[5] = calibration[1]
-    evaluation = torch.arange(2000, 2200).view(4, 50)
-    evaluation[2, 11:43] = calibration[3, 20:52]
-    evaluation[0, :31] = calibration[2, :31]
-    found = check_overlap(as_samples(calibration), as_samples(evaluation))
-    assert found == {
-        "ngram": 32,
-        "duplicate_windows": 1,
-        "overlapping_windows": 1,
-        "evaluation_windows": 4,
-        "overlap": 0.25,
-    }
-    assert check_overlap(as_samples(calibration), as_samples(evaluation), ngram=31)["overlapping_windows"] == 2
-    assert check_overlap(as_samples(calibration), as_samples(evaluation), ngram=99)["ngram"] == 50
-    with pytest.raises(ValueError, match="ngram=0"):
-        check_overlap(as_samples(calibration), as_samples(evaluation), ngram=0)
-
-
-@pytest.fixture
-def progress_on(monkeypatch):
-    monkeypatch.setattr(progress, "START_AFTER_S", 0.02)
-    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
-    monkeypatch.setattr(progress, "TERMINAL_EVERY_S", 0.0)
-    progress.set_progress(True)
-    yield
-    progress.set_progress(False)
-
-
-def test_progress_is_off_in_the_library(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "START_AFTER_S", 0.0)
-    assert list(progress.track(range(3), "work")) == [0, 1, 2]
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_tells_how_far_and_how_long(capsys, progress_on):
-    items = []
-    for item in progress.track(iter(range(4)), "work", total=4):
-        time.sleep(0.03)
-        items.append(item)
-    lines = capsys.readouterr().err.splitlines()
-    assert items == [0, 1, 2, 3]
-    assert "2/4" in lines[1]
-    assert all(line.startswith("work") and "left" in line for line in lines)
-    assert len(lines) == 3
-
-
-def test_short_work_stays_silent(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "START_AFTER_S", 10.0)
-    progress.set_progress(True)
-    try:
-        assert sum(progress.track([1, 2], "work")) == 3
-    finally:
-        progress.set_progress(False)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_terminal_line_is_erased_when_the_work_is_stopped(monkeypatch, progress_on):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    steps = progress.track(range(9), "work")
-    next(steps)
-    time.sleep(0.03)
-    next(steps)
-    assert "1/9" in sys.stderr.getvalue()
-    with pytest.raises(KeyboardInterrupt):
-        steps.throw(KeyboardInterrupt)
-    assert sys.stderr.getvalue().endswith("\r\x1b[K")
 
 
 @needs_shared
