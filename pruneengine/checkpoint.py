@@ -14,30 +14,18 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from .checkpoint_config import (
+from pruneengine.checkpoint_config import (
     MODELING_FILE,
     PER_LAYER_LOADER,
     PLAIN_LOADER,
     checkpoint_config,
 )
-from .extras import needs
-from .files import check_writable
-from .loading import load_model
-from .model_card import model_card
-from .reload import ReloadError, ReloadProof, prove_reload, reload_and_generate
-from .structure import find_groups
-from .widths import layer_widths
-
-__all__ = [
-    "ReloadError",
-    "ReloadProof",
-    "SavedCheckpoint",
-    "check_output",
-    "load_model",
-    "prove_reload",
-    "reload_and_generate",
-    "save",
-]
+from pruneengine.extras import needs
+from pruneengine.files import check_writable
+from pruneengine.model_card import model_card
+from pruneengine.reload import ReloadProof, prove_reload
+from pruneengine.structure import find_groups
+from pruneengine.widths import layer_widths
 
 
 class HasJson(Protocol):

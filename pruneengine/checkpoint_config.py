@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .structure import find_groups
-from .widths import layer_widths, sync_config
+from pruneengine.structure import find_groups
+from pruneengine.widths import layer_widths, sync_config
 
 PLAIN_LOADER = "AutoModelForCausalLM.from_pretrained(path)"
 PER_LAYER_LOADER = "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)"

@@ -62,6 +62,8 @@ def prune(
     clock = Stopwatch()
     with clock("structure"):
         structure = find_groups(model)
+    if statistics is not None:
+        statistics.check(model=model_fingerprint(model))
     report = decide(model, structure, batches, config, statistics=statistics, clock=clock)
     with clock("compact"):
         compact(model, report.plan, structure=structure)
@@ -77,15 +79,13 @@ def decide(
     statistics: Statistics | None = None,
     clock: Stopwatch | None = None,
 ) -> PruneReport:
-    """Everything up to the plan; the model is not changed."""
+    """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
     clock = clock or Stopwatch()
     layers = config.layer_range(structure.num_layers)
-    rehearse(structure, config)
-    if statistics is not None:
-        statistics.check(model=model_fingerprint(model))
-    elif config.needs:
+    if statistics is None and config.needs:
         if batches is None:
             raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
+        rehearse(structure, config)
         with clock("calibrate"):
             statistics = calibrate(
                 model, batches, config.needs,

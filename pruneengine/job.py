@@ -108,6 +108,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     structure = find_groups(model)
     rehearse(structure, config)
+    if held is not None:
+        held.check(model=model_fingerprint(model))
     with clock("text"):
         calibration, evaluation, warnings = _texts(config, options, model, tokenizer)
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
@@ -201,7 +203,7 @@ def _complete(
 ) -> Statistics:
     """The statistics of the file, with what the method needs and the file lacks collected and kept there too."""
     if held is not None:
-        held.check(model=model_fingerprint(model), data=calibration.hash)
+        held.check(data=calibration.hash)
     missing = config.needs - (held.tensors.keys() if held else set())
     if not missing:
         return held

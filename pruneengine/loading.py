@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checkpoint_config import MODELING_FILE, MODELING_MODULE, runs_shipped_code
-from .extras import needs
+from pruneengine.checkpoint_config import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from pruneengine.extras import needs
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

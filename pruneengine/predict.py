@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pruneengine.calibrate import ELEMENTWISE, SIGNED
 from pruneengine.metrics import get_metric
 from pruneengine.structure import Structure
 
@@ -16,7 +17,8 @@ class Prediction:
     """Estimates for the statistics pass of one method.
 
     Attributes:
-        bytes: peak memory, weights included. passes: cost in forward passes over the calibration text.
+        bytes: peak memory, weights included.
+        passes: cost in forward passes over the calibration text.
         seconds: at the given rate of arithmetic.
     """
 
@@ -41,7 +43,6 @@ def predict(
         flops: floating-point operations a second, see :func:`measure_flops`.
     """
     needs = get_metric(method).needs
-    elementwise = bool(needs & {"abs_mean", "fisher", "mix", "abs_each"})
     layer = max(structure.layer_params)
     hidden, widest = _widths(structure)
     batch_tokens = min(batch_size, nsamples) * seqlen
@@ -50,12 +51,12 @@ def predict(
     memory = structure.total_params * itemsize
     if not needs:
         passes = 0.0
-    elif elementwise:
+    elif needs & ELEMENTWISE:
         # Two forwards and a backward of two halves: towards the input, and towards the weights.
         passes = 4.0
         memory += saved + nsamples * seqlen * hidden * itemsize * structure.num_layers
         memory += layer * 4 * (2 if "mix" in needs else 1)
-    elif "signed" in needs:
+    elif needs & SIGNED:
         passes = 2.0
         memory += saved * structure.num_layers
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_config import PER_LAYER_LOADER, PLAIN_LOADER, runs_shipped_code
+from pruneengine.checkpoint_config import PER_LAYER_LOADER, PLAIN_LOADER, runs_shipped_code
 
 # Relative to the largest logit. Same device, kernels and precision on both sides: only thread counts may differ.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

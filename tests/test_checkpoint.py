@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from pruneengine import checkpoint
-from pruneengine.checkpoint import ReloadError, check_output, load_model, prove_reload, reload_and_generate, save
+from pruneengine.checkpoint import check_output, save
+from pruneengine.loading import load_model
+from pruneengine.reload import ReloadError, prove_reload, reload_and_generate
 from pruneengine.structure import find_groups
 from pruneengine.widths import layer_widths, sync_config
 from tests.tiny import logits, tiny_model, tiny_tokens
