@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import torch
@@ -23,8 +23,16 @@ TRITON_MODULES = {
     "gate_scores": "gate_scores",
     "weight_scores": "weight_scores",
     "taylor_scores": "taylor_scores",
+    "taylor_scores_outer": "taylor_scores_outer",
+    "block_moments": "block_moments",
     "kth_value": "select",
     "select_mask": "select",
+    "kth_value_global": "select_global",
+    "select_mask_global": "select_global",
+    "nm_mask": "nm_mask",
+    "nm_apply": "nm_mask",
+    "quantile_codes": "quantile_codes",
+    "masked_copy": "masked_copy",
 }
 _forced: str | None = None
 
@@ -113,18 +121,24 @@ def _default(op: str, on_cuda: bool) -> str:
     return next(name for name in order if not _has(name, op, on_cuda) and not _why_not(name))
 
 
+def first_tensor(arguments: Sequence[object]) -> Tensor | None:
+    """The tensor whose device decides: the first argument, or the first of a sequence; None if that is empty."""
+    first = arguments[0]
+    return first if isinstance(first, Tensor) else next(iter(first), None)
+
+
 def run(op: str, *arguments: object) -> object:
     """Call the op on the backend for its first argument's device; on nothing, the reference answers.
 
     Raises:
         ValueError: the backend asked for with :class:`use_backend` cannot run this op on this device.
     """
-    tensor: Tensor = arguments[0]
+    tensor = first_tensor(arguments)
     backend = _forced or _default(op, tensor.is_cuda)
     reason = _has(backend, op, tensor.is_cuda)
     if reason:
         raise ValueError(f"{op} on {tensor.device}: backend {backend!r} cannot run it, {reason}")
-    function = _function("reference" if tensor.numel() == 0 else backend, op)
+    function = _function("reference" if arguments[0] is tensor and tensor.numel() == 0 else backend, op)
     if not tensor.is_cuda:
         return function(*arguments)
     with torch.cuda.device(tensor.device):

@@ -9,14 +9,21 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
+
+TILE_ROWS = 256  # of the scratch tile in taylor_scores_outer: a product large enough for torch, small beside a weight
 HOW_TO_BUILD = "not built; run `pip install -e .` or `python setup.py build_ext --inplace` with a C++ compiler"
-CUDA_OPS = ("kth_value", "select_mask", "gather_rows", "gather_columns")
+CUDA_OPS = (
+    *("kth_value", "select_mask", "kth_value_global", "select_mask_global"),
+    *("gather_rows", "gather_columns", "compact_layer"),
+)
 
 
 @functools.cache
@@ -66,6 +73,14 @@ def _on(tensor: Tensor) -> tuple[ModuleType, tuple[int, ...]]:
     return load().cuda, (tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
+def _matrix(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.stride(0), _dtype(tensor), *tensor.shape
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
@@ -91,57 +106,184 @@ def gate_scores(x: Tensor, dx: Tensor) -> Tensor:
 
 
 def weight_scores(
-    weight: Tensor, norm: Tensor | None = None, power: float = 1.0, norm_power: float = 1.0
+    weight: Tensor, norms: Tensor | None, powers: Sequence[float], norm_powers: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    rows, columns = _empty(weight, weight.shape[0]), _empty(weight, weight.shape[1])
+    rows, columns = (_empty(weight, len(powers), size) for size in weight.shape)
     module, where = _on(weight)
-    factor = norm.contiguous() if norm is not None else None
-    inputs = weight.data_ptr(), weight.stride(0), _dtype(weight), *weight.shape
+    factors = None if norms is None else norms.pow(norms.new_tensor(norm_powers)[:, None]).contiguous()
     outputs = rows.data_ptr(), columns.data_ptr()
-    module.weight_scores(*inputs, 0 if factor is None else factor.data_ptr(), power, norm_power, *outputs, *where)
+    module.weight_scores(*_matrix(weight), _address(factors), list(powers), *outputs, *where)
     return rows, columns
 
 
-def taylor_scores(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = _empty(weight, 3, weight.shape[0]), _empty(weight, 3, weight.shape[1])
+def taylor_scores(weight: Tensor, gradient: Tensor, absolute_only: bool = False) -> tuple[Tensor, Tensor]:
+    rows, columns = (_empty(weight, 1 if absolute_only else 3, size) for size in weight.shape)
     module, where = _on(weight)
     inputs = [argument for t in (weight, gradient) for argument in (t.data_ptr(), t.stride(0), _dtype(t))]
-    module.taylor_scores(*inputs, *weight.shape, rows.data_ptr(), columns.data_ptr(), *where)
+    module.taylor_scores(*inputs, *weight.shape, absolute_only, rows.data_ptr(), columns.data_ptr(), *where)
     return rows, columns
 
 
-def kth_value(scores: Tensor, k: int) -> Tensor:
+def taylor_scores_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
+    """One scratch tile of the gradient at a time: torch multiplies, the first form reduces."""
+    delta, x = delta.float(), x.float()
+    if not per_sample:
+        delta, x = delta.flatten(0, 1)[None], x.flatten(0, 1)[None]
+    rows, columns = (_empty(weight, len(x), 3, size) for size in weight.shape)
+    scratch = _empty(weight, min(TILE_ROWS, weight.shape[0]), weight.shape[1])
+    columns.zero_()
+    for n in range(len(x)):
+        for begin in range(0, weight.shape[0], TILE_ROWS):
+            tile = slice(begin, begin + TILE_ROWS)
+            gradient = scratch[: weight[tile].shape[0]]
+            torch.mm(delta[n, :, tile].T, x[n], out=gradient)
+            rows[n, :, tile], part = taylor_scores(weight[tile], gradient)
+            columns[n] += part
+    return rows, columns
+
+
+def block_moments(
+    weight: Tensor, norm: Tensor | None, power: float, norm_power: float, thresholds: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    moments = torch.empty(len(MOMENTS), dtype=torch.float64, device=weight.device)
+    above, histogram = (
+        torch.empty(size, dtype=torch.int64, device=weight.device) for size in (len(thresholds), HISTOGRAM_BINS)
+    )
+    factors = None if norm is None else norm.pow(norm_power).contiguous()
+    thresholds = thresholds.contiguous()
+    module, where = _on(weight)
+    bounds = thresholds.data_ptr(), len(thresholds)
+    outputs = moments.data_ptr(), above.data_ptr(), histogram.data_ptr()
+    module.block_moments(*_matrix(weight), _address(factors), power, *bounds, *outputs, *where)
+    return moments, above, histogram
+
+
+def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
     values = _empty(scores, scores.shape[0])
     module, where = _on(scores)
-    module.kth_value(scores.data_ptr(), scores.stride(0), _dtype(scores), *scores.shape, k, values.data_ptr(), *where)
+    norm = None if norm is None else norm.contiguous()
+    module.kth_value(*_matrix(scores), _address(norm), k, values.data_ptr(), *where)
     return values
 
 
-def select_mask(scores: Tensor, k: int) -> Tensor:
-    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool = False) -> Tensor:
+    mask = _empty_mask(scores, bits)
     module, where = _on(scores)
-    module.select_mask(scores.data_ptr(), scores.stride(0), _dtype(scores), *scores.shape, k, mask.data_ptr(), *where)
+    norm = None if norm is None else norm.contiguous()
+    module.select_mask(*_matrix(scores), _address(norm), k, bits, mask.data_ptr(), *where)
     return mask
 
 
+def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None) -> Tensor:
+    value = _empty(matrices[0], 1)
+    module, where = _on(matrices[0])
+    blocks, _norms = _blocks(matrices, norms, None)
+    scratch = _global_scratch(matrices)
+    module.kth_value_global(blocks, _dtype(matrices[0]), k, value.data_ptr(), *map(_address, scratch), *where)
+    return value
+
+
+def select_mask_global(
+    matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None, bits: bool = False
+) -> list[Tensor]:
+    masks = [_empty_mask(matrix, bits) for matrix in matrices]
+    module, where = _on(matrices[0])
+    blocks, _norms = _blocks(matrices, norms, masks)
+    scratch = _global_scratch(matrices)
+    module.select_mask_global(blocks, _dtype(matrices[0]), k, bits, *map(_address, scratch), *where)
+    return masks
+
+
+def _global_scratch(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The device memory that the CUDA side asks for; the CPU side takes its own."""
+    if not matrices[0].is_cuda:
+        return []
+    size = load().cuda.global_scratch_bytes(len(matrices))
+    return [torch.empty(size, dtype=torch.uint8, device=matrices[0].device)]
+
+
+def _blocks(
+    matrices: Sequence[Tensor], norms: Sequence[Tensor] | None, masks: Sequence[Tensor] | None
+) -> tuple[list[tuple[int, ...]], list[Tensor] | None]:
+    """(data, stride, rows, columns, norm, mask) per matrix, and the tensors that must outlive the call."""
+    norms = None if norms is None else [norm.contiguous() for norm in norms]
+    return [
+        (m.data_ptr(), m.stride(0), *m.shape, norms[i].data_ptr() if norms else 0, masks[i].data_ptr() if masks else 0)
+        for i, m in enumerate(matrices)
+    ], norms
+
+
+def _empty_mask(scores: Tensor, bits: bool) -> Tensor:
+    if bits:
+        return torch.empty(scores.shape[0], (scores.shape[1] + 7) // 8, dtype=torch.uint8, device=scores.device)
+    return torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+
+
+def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
+    mask = _empty_mask(scores, bits=False)
+    module, where = _on(scores)
+    norm = None if norm is None else norm.contiguous()
+    module.nm_mask(*_matrix(scores), _address(norm), n, m, mask.data_ptr(), *where)
+    return mask
+
+
+def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
+    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    module, where = _on(weight)
+    norm = None if norm is None else norm.contiguous()
+    module.nm_apply(*_matrix(weight), _address(norm), n, m, out.data_ptr(), *where)
+    return out
+
+
+def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
+    codes = torch.empty(scores.shape, dtype=torch.uint8, device=scores.device)
+    module, where = _on(scores)
+    norm = None if norm is None else norm.contiguous()
+    module.quantile_codes(*_matrix(scores), _address(norm), codes.data_ptr(), *where)
+    return codes
+
+
+def masked_copy(weight: Tensor, codes: Tensor, level: int, out: Tensor) -> None:
+    module, where = _on(weight)
+    inputs = weight.data_ptr(), weight.stride(0), weight.element_size(), *weight.shape
+    outputs = out.data_ptr(), out.stride(0)
+    module.masked_copy(*inputs, codes.data_ptr(), codes.stride(0), level, *outputs, *where)
+
+
 def gather_rows(weight: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    if out is None:
-        out = weight.new_empty(index.numel(), *weight.shape[1:])
-    table, target = (t if t.dim() == 2 else t[:, None] for t in (weight, out))
-    return _gather("gather_rows", table, index, out, target, table.shape[1], table.shape[0])
+    out = weight.new_empty(index.numel(), *weight.shape[1:]) if out is None else out
+    row_stride = out.stride(0) if out.dim() == 2 else 1
+    _gather([_part(weight, index.contiguous(), 0, out.data_ptr(), row_stride)], weight)
+    return out
 
 
 def gather_columns(weight: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    if out is None:
-        out = weight.new_empty(weight.shape[0], index.numel())
-    return _gather("gather_columns", weight, index, out, out, weight.shape[0], weight.shape[1])
-
-
-def _gather(op: str, weight: Tensor, index: Tensor, out: Tensor, target: Tensor, other: int, bound: int) -> Tensor:
-    """``other`` is the length of the axis that stays whole, ``bound`` of the one that the index runs over."""
-    module, where = _on(weight)
-    index = index.contiguous()
-    bounds = (bound,) if weight.is_cuda else ()
-    arguments = weight.data_ptr(), weight.stride(0), weight.element_size(), other, *bounds, index.data_ptr()
-    getattr(module, op)(*arguments, index.numel(), target.data_ptr(), target.stride(0), *where)
+    out = weight.new_empty(weight.shape[0], index.numel()) if out is None else out
+    _gather([_part(weight, index.contiguous(), 1, out.data_ptr(), out.stride(0))], weight)
     return out
+
+
+def compact_layer(
+    weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int], offsets: Sequence[int], arena: Tensor
+) -> None:
+    indices = [index.contiguous() for index in indices]
+    parts = []
+    for weight, index, axis, offset in zip(weights, indices, axes, offsets, strict=True):
+        row_stride = index.numel() if axis == 1 else weight[:1].numel()
+        parts.append(_part(weight, index, axis, arena.data_ptr() + offset, row_stride))
+    _gather(parts, arena)
+
+
+def _part(weight: Tensor, index: Tensor, axis: int, out: int, out_stride: int) -> tuple[int, ...]:
+    """(data, stride, element bytes, axis, other, bound, index, kept, out, out stride).
+
+    ``bound`` is the length of the axis that the index runs over, ``other`` of the one that stays whole.
+    """
+    table = weight if weight.dim() == 2 else weight[:, None]
+    data = table.data_ptr(), table.stride(0), table.element_size()
+    return *data, axis, table.shape[1 - axis], table.shape[axis], index.data_ptr(), index.numel(), out, out_stride
+
+
+def _gather(parts: Sequence[tuple[int, ...]], beside: Tensor) -> None:
+    module, where = _on(beside)
+    module.gather(parts, *where)

@@ -1,0 +1,39 @@
+"""The public ops: one function each, which checks its arguments and runs on the backend for their device.
+
+Backends: ``cuda`` and ``cpp`` (the compiled extension), ``triton`` and ``reference`` (plain PyTorch, the specification
+in :mod:`pruneengine.reference`). On CUDA tensors the order is cuda, triton, reference; on CPU tensors cpp, reference;
+``use_backend`` forces one. Every op is also ``torch.ops.pruneengine.<name>`` with a fake implementation, so that
+``torch.compile`` keeps it whole. No op is differentiable: arguments are detached. NaN is not looked for.
+
+Sums are accumulated in float32 (``block_moments`` in float64), in an order that follows from the shapes alone: a second
+run gives the same bits, and on a CPU so does another number of threads, but where a docstring says otherwise.
+"""
+
+from pruneengine.backends import available_backends, use_backend
+from pruneengine.ops.activations import activation_stats, gate_scores
+from pruneengine.ops.gathers import compact_layer, gather_columns, gather_rows
+from pruneengine.ops.selection import kth_value, kth_value_global, select_mask, select_mask_global
+from pruneengine.ops.sparsity import masked_copy, nm_apply, nm_mask, quantile_codes
+from pruneengine.ops.weights import block_moments, taylor_scores, taylor_scores_outer, weight_scores
+
+__all__ = [
+    "activation_stats",
+    "available_backends",
+    "block_moments",
+    "compact_layer",
+    "gate_scores",
+    "gather_columns",
+    "gather_rows",
+    "kth_value",
+    "kth_value_global",
+    "masked_copy",
+    "nm_apply",
+    "nm_mask",
+    "quantile_codes",
+    "select_mask",
+    "select_mask_global",
+    "taylor_scores",
+    "taylor_scores_outer",
+    "use_backend",
+    "weight_scores",
+]

@@ -1,0 +1,79 @@
+"""What the ops ask of their arguments; each error carries the value and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def require_float(name: str, tensor: Tensor, shape: str) -> None:
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; expected float32, float16 or bfloat16")
+    require_dims(name, tensor, shape)
+
+
+def require_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; expected {str(dtype).removeprefix('torch.')}")
+
+
+def require_dims(name: str, tensor: Tensor, *shapes: str) -> None:
+    if tensor.dim() not in [shape.count(",") + 1 for shape in shapes]:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {' or '.join(shapes)}")
+
+
+def require_rows(name: str, tensor: Tensor) -> None:
+    if tensor.dim() == 2 and tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous rows, the last stride 1")
+
+
+def require_beside(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}; expected {other.device}, where {other_name} is")
+
+
+def require_shape(name: str, tensor: Tensor, shape: Sequence[int], why: str) -> None:
+    if list(tensor.shape) != list(shape):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}, {why}")
+
+
+def require_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *more: torch.dtype) -> None:
+    if tensor.dtype not in (other.dtype, *more):
+        raise TypeError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(map(str, {other.dtype, *more}))}")
+    require_shape(name, tensor, other.shape, f"as {other_name}")
+    require_beside(name, tensor, other_name, other)
+
+
+def require_matrix(name: str, tensor: Tensor) -> None:
+    """A float ``[R, C]`` whose rows are contiguous and whose columns an int32 can count."""
+    require_float(name, tensor, "[R, C]")
+    require_rows(name, tensor)
+    if tensor.shape[1] >= 2**31:
+        raise ValueError(f"{name} has {tensor.shape[1]} columns; expected fewer than 2^31")
+
+
+def require_norm(norm: Tensor | None, matrix_name: str, matrix: Tensor, name: str = "norm") -> None:
+    """One float32 factor per column, or none."""
+    if norm is None:
+        return
+    require_dtype(name, norm, torch.float32)
+    require_shape(name, norm, matrix.shape[1:], "one factor per column")
+    require_beside(name, norm, matrix_name, matrix)
+
+
+def require_exponent(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}; expected a finite number > 0")
+
+
+def require_range(index: Tensor, bound: int) -> None:
+    # On a GPU the look would wait for the device; there the kernels stop on a bad index themselves.
+    if index.is_cuda or index.numel() == 0:
+        return
+    low, high = (int(value) for value in index.aminmax())
+    if low < 0 or high >= bound:
+        raise ValueError(f"index holds {low if low < 0 else high}; expected 0 <= index < {bound}")

@@ -1,0 +1,261 @@
+"""Ops that read weights: sums and moments of their scores, nothing of a weight's size materialised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pruneengine.ops.checks import (
+    require_beside,
+    require_dtype,
+    require_exponent,
+    require_float,
+    require_like,
+    require_matrix,
+    require_norm,
+    require_rows,
+    require_shape,
+)
+from pruneengine.ops.registry import floats, register
+from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
+
+FORMS = ("signed", "absolute", "squared")
+
+
+def _check_weight_scores(
+    weight: Tensor, norms: Tensor | None, powers: Sequence[float], norm_powers: Sequence[float]
+) -> None:
+    require_float("weight", weight, "[R, C]")
+    require_rows("weight", weight)
+    for name, values in (("power", powers), ("norm_power", norm_powers)):
+        for value in values:
+            require_exponent(name, value)
+    if norms is None:
+        return
+    require_dtype("norm", norms, torch.float32)
+    require_shape("norm", norms, (len(powers), weight.shape[1]), "one factor per score and column")
+    require_beside("norm", norms, "weight", weight)
+
+
+def _check_taylor_scores(weight: Tensor, gradient: Tensor, absolute_only: bool) -> None:
+    require_float("weight", weight, "[R, C]")
+    require_like("gradient", gradient, "weight", weight, torch.float32)
+    require_rows("weight", weight)
+    require_rows("gradient", gradient)
+
+
+def _check_taylor_scores_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool) -> None:
+    require_matrix("weight", weight)
+    require_float("delta", delta, "[N, T, R]")
+    require_float("x", x, "[N, T, C]")
+    require_shape("delta", delta, (*x.shape[:2], weight.shape[0]), "the tokens of x, the rows of weight")
+    require_shape("x", x, (*x.shape[:2], weight.shape[1]), "its tokens, the columns of weight")
+    for name, tensor in (("delta", delta), ("x", x)):
+        require_beside(name, tensor, "weight", weight)
+    if delta.dtype != x.dtype:
+        raise TypeError(f"delta has dtype {delta.dtype}; expected {x.dtype}, as x")
+
+
+def _check_block_moments(
+    weight: Tensor, norm: Tensor | None, power: float, norm_power: float, thresholds: Tensor
+) -> None:
+    require_matrix("weight", weight)
+    require_norm(norm, "weight", weight)
+    require_exponent("power", power)
+    require_exponent("norm_power", norm_power)
+    require_dtype("thresholds", thresholds, torch.float32)
+    if thresholds.dim() != 1 or thresholds.shape[0] > 16:
+        raise ValueError(f"thresholds has shape {list(thresholds.shape)}; expected [K] with K <= 16")
+    require_beside("thresholds", thresholds, "weight", weight)
+
+
+def _fake_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
+    samples = x.shape[0] if per_sample else 1
+    return tuple(floats(weight, samples, len(FORMS), size) for size in weight.shape)
+
+
+_weight_scores = register(
+    "weight_scores",
+    "(Tensor weight, Tensor? norms, float[] powers, float[] norm_powers) -> (Tensor, Tensor)",
+    _check_weight_scores,
+    lambda weight, norms, powers, _: tuple(floats(weight, len(powers), size) for size in weight.shape),
+)
+_taylor_scores = register(
+    "taylor_scores",
+    "(Tensor weight, Tensor gradient, bool absolute_only) -> (Tensor, Tensor)",
+    _check_taylor_scores,
+    lambda weight, _, only: tuple(floats(weight, 1 if only else len(FORMS), size) for size in weight.shape),
+)
+_taylor_scores_outer = register(
+    "taylor_scores_outer",
+    "(Tensor weight, Tensor delta, Tensor x, bool per_sample) -> (Tensor, Tensor)",
+    _check_taylor_scores_outer,
+    _fake_outer,
+)
+_block_moments = register(
+    "block_moments",
+    "(Tensor weight, Tensor? norm, float power, float norm_power, Tensor thresholds) -> (Tensor, Tensor, Tensor)",
+    _check_block_moments,
+    lambda weight, _norm, _power, _norm_power, thresholds: (
+        weight.new_empty(len(MOMENTS), dtype=torch.float64),
+        weight.new_empty(thresholds.shape, dtype=torch.int64),
+        weight.new_empty(HISTOGRAM_BINS, dtype=torch.int64),
+    ),
+)
+
+
+def _units(sums: Tensor, unit: int, name: str) -> Tensor:
+    """Sums over consecutive rows or columns: ``[..., size]`` to ``[..., size / unit]``."""
+    if unit == 1:
+        return sums
+    if unit < 1 or sums.shape[-1] % unit:
+        raise ValueError(f"{name} is {unit}; expected a divisor of {sums.shape[-1]}")
+    return sums.unflatten(-1, (-1, unit)).sum(-1)
+
+
+def weight_scores(
+    weight: Tensor,
+    norm: Tensor | None = None,
+    power: float | Sequence[float] = 1.0,
+    norm_power: float | Sequence[float] = 1.0,
+    row_unit: int = 1,
+    column_unit: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Row and column sums of ``|W|^power * norm^norm_power``; with the norms of the inputs, Wanda's score summed.
+
+    Several exponents, or several norms, give several scores from one read of ``W``.
+
+    Args:
+        weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous (``stride(1) == 1``).
+        norm: one non-negative float32 factor per column ``[C]`` (an activation norm), or ``[K, C]``, or None for 1.
+        power: exponent of the magnitude, > 0, or K of them.
+        norm_power: exponent of the norm, > 0, or K of them.
+        row_unit: sum this many consecutive rows into one (a head's width); divides ``R``.
+        column_unit: the same of columns; divides ``C``.
+
+    Returns:
+        ``(rows, columns)``: float32 ``[R / row_unit]`` and ``[C / column_unit]``, each with a leading ``K`` where any
+        argument has it.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape or device, rows that are not contiguous, an exponent that is not > 0, counts K that
+            differ, or a unit that does not divide.
+    """
+    given = [len(value) for value in (power, norm_power) if isinstance(value, Sequence)]
+    given += [norm.shape[0]] if norm is not None and norm.dim() == 2 else []
+    if len(set(given)) > 1 or 0 in given:
+        raise ValueError(f"power, norm_power and norm have {given} scores; expected the same number, at least 1")
+    count = given[0] if given else 1
+    powers, norm_powers = (
+        [float(v) for v in (value if isinstance(value, Sequence) else [value] * count)] for value in (power, norm_power)
+    )
+    if norm is not None:
+        norm = norm.detach().expand(count, *norm.shape[-1:]) if norm.dim() == 1 else norm.detach()
+    rows, columns = _weight_scores(weight.detach(), norm, powers, norm_powers)
+    rows, columns = _units(rows, row_unit, "row_unit"), _units(columns, column_unit, "column_unit")
+    return (rows, columns) if given else (rows[0], columns[0])
+
+
+def taylor_scores(
+    weight: Tensor, gradient: Tensor, forms: Sequence[str] = FORMS, row_unit: int = 1, column_unit: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Row and column sums of ``W * G``: signed, absolute and squared, in one read of both.
+
+    Args:
+        weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
+        gradient: ``[R, C]``, float32 or the weight's dtype, rows contiguous.
+        forms: which of ``signed`` (``sum(w*g)``), ``absolute`` (``sum(|w*g|)``) and ``squared`` (``sum((w*g)^2)``).
+        row_unit: sum this many consecutive rows into one; divides ``R``.
+        column_unit: the same of columns; divides ``C``.
+
+    Returns:
+        ``(rows, columns)``: float32 ``[F, R / row_unit]`` and ``[F, C / column_unit]``, the forms in the order asked.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: different shapes or devices, rows that are not contiguous, an unknown form, or a unit that does not
+            divide.
+    """
+    forms = list(forms)
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise ValueError(f"forms holds {unknown[0]!r}; expected some of {', '.join(FORMS)}")
+    absolute_only = forms == ["absolute"]
+    sums = _taylor_scores(weight.detach(), gradient.detach(), absolute_only)
+    if not absolute_only and forms != list(FORMS):
+        sums = [s[[FORMS.index(form) for form in forms]] for s in sums]
+    return _units(sums[0], row_unit, "row_unit"), _units(sums[1], column_unit, "column_unit")
+
+
+def taylor_scores_outer(
+    weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool = False, row_unit: int = 1, column_unit: int = 1
+) -> tuple[Tensor, Tensor]:
+    """:func:`taylor_scores` of a linear layer from what its gradient is made of, the gradient never stored.
+
+    ``G = sum over tokens of outer(delta, x)``, the weight gradient of ``y = x W^T`` with ``delta = dL/dy``, is formed
+    tile by tile in float32 and reduced on the spot. On a CPU the tiles come from torch's matrix product, so the last
+    bits may change with the number of threads.
+
+    Args:
+        weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
+        delta: ``[N, T, R]``, gradient of the loss at the layer's output; float32, float16 or bfloat16, any strides.
+        x: ``[N, T, C]``, the layer's input, of delta's dtype, any strides.
+        per_sample: each sample's own gradient (the terms of the diagonal Fisher), or their sum's.
+        row_unit: sum this many consecutive rows into one; divides ``R``.
+        column_unit: the same of columns; divides ``C``.
+
+    Returns:
+        ``(rows, columns)``: float32 ``[3, R / row_unit]`` and ``[3, C / column_unit]``, signed, absolute, squared;
+        with ``per_sample`` a leading ``N``.
+
+    Raises:
+        TypeError: another dtype, or two different ones of ``delta`` and ``x``.
+        ValueError: shapes that do not fit, different devices, or a unit that does not divide.
+    """
+    rows, columns = _taylor_scores_outer(weight.detach(), delta.detach(), x.detach(), per_sample)
+    rows, columns = _units(rows, row_unit, "row_unit"), _units(columns, column_unit, "column_unit")
+    return (rows, columns) if per_sample else (rows[0], columns[0])
+
+
+def block_moments(
+    weight: Tensor,
+    norm: Tensor | None = None,
+    power: float = 1.0,
+    norm_power: float = 1.0,
+    thresholds: Tensor | Sequence[float] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What an allocation function asks of the scores ``s = |W|^power * norm^norm_power`` of a matrix, in one read.
+
+    All three results of several matrices add up (but for ``min`` and ``max``) to those of the block they make.
+
+    Args:
+        weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
+        norm: one non-negative float32 factor per column ``[C]``, or None for 1.
+        power: exponent of the magnitude, > 0.
+        norm_power: exponent of the norm, > 0.
+        thresholds: up to 16 bounds, a float32 tensor ``[K]`` or numbers. OWL's (Yin et al. 2024) are multiples of the
+            block's mean, known after a first read.
+
+    Returns:
+        ``(moments, above, histogram)``:
+
+        - ``moments``: float64 ``[12]``, named by :data:`pruneengine.reference.MOMENTS`: ``count``, ``sum``, ``sum2``,
+          ``sum3``, ``sum4`` (sums of powers), ``min``, ``max`` (inf and -inf of nothing), ``positive`` (how many are
+          > 0) and over those ``log`` (sum of ``ln s``), ``log2`` (of its square), ``slog`` (of ``s ln s``) and
+          ``s2log`` (of ``s^2 ln s``): the entropy of ``s / sum`` is ``ln(sum) - slog / sum``, that of ``s^2`` is
+          ``ln(sum2) - 2 * s2log / sum2``. Logarithms are good to 1e-6, the rest to 1e-6 relative.
+        - ``above``: int64 ``[K]``, how many scores are > each threshold: exactly, as float32, for powers 1 and 2.
+        - ``histogram``: int64 ``[2048]``, 32 bins an octave from ``2^-44`` to ``2^20``; what lies below (zero
+          too) is in the first bin, what lies above in the last (edges: :func:`pruneengine.reference.histogram_edges`).
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape or device, rows that are not contiguous, an exponent that is not > 0, or more than 16
+            thresholds.
+    """
+    if not isinstance(thresholds, Tensor):
+        thresholds = torch.tensor(list(thresholds), dtype=torch.float32, device=weight.device)
+    norm = None if norm is None else norm.detach()
+    return _block_moments(weight.detach(), norm, float(power), float(norm_power), thresholds.detach())

@@ -1,0 +1,73 @@
+"""What the tests of ops share: backends by name, poisoned memory, random tensors and comparison with float64."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pruneengine import backends, extension, ops
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHAPES = ((37, 1001), (1, 1), (3, 7))
+
+
+def backend_params(op: str) -> list:
+    """The backends that have the op; ``cuda`` runs where there is a GPU."""
+    names = ["reference", "cpp"]
+    names += ["triton"] if op in backends.TRITON_MODULES else []
+    marked = [pytest.param("cuda", marks=pytest.mark.gpu)] if op in extension.CUDA_OPS else []
+    return names + marked
+
+
+@contextlib.contextmanager
+def running(backend: str):
+    """The device to test on, with the backend forced; a missing one skips with its reason."""
+    reason = ops.available_backends()[backend]
+    if reason != "available":
+        pytest.skip(f"{backend}: {reason}")
+    device = "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+    with ops.use_backend(backend):
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh outputs hold NaN or garbage, so that an element nobody writes shows."""
+    empty = torch.empty
+
+    def poisoned_empty(*args: object, **kwargs: object) -> Tensor:
+        tensor = empty(*args, **kwargs)
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            tensor.fill_(float("nan"))
+        elif tensor.device.type == "cpu":
+            tensor.view(torch.uint8).fill_(1)
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned_empty)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def double(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
+def assert_near(got: Tensor, expected: np.ndarray, size: np.ndarray | None = None, relative: float = 2e-5) -> None:
+    """Within ``relative`` of the sum of the magnitudes that were added up (a signed sum may cancel to nothing)."""
+    assert got.dtype == torch.float32
+    assert got.shape == expected.shape
+    scale = np.abs(expected) if size is None else size
+    assert (np.abs(double(got) - expected) <= relative * scale + 1e-30).all()
+
+
+def stable_smallest(scores: Tensor, k: int) -> np.ndarray:
+    values = double(scores) + 0.0  # -0.0 becomes 0.0
+    mask = np.zeros(values.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(values, axis=1, kind="stable")[:, :k], True, axis=1)
+    return mask
