@@ -118,23 +118,22 @@ class _MemberSums:
 
     @torch.no_grad()
     def _add(self, x: Tensor, dy: Tensor) -> None:
+        if self.wanted & _EACH:
+            # [N, 3, size]: signed, absolute and squared sums of each sample's w * g, its gradient never stored.
+            sums = ops.taylor_scores_outer(self.linear.weight.detach(), dy, x, per_sample=True)[self.member.axis]
+            for quantity, form in (("abs_each", 1), ("fisher", 2)):
+                if quantity in self.wanted:
+                    self.recorder.write(quantity, self.member.module, sums[:, form] / self.scale**form)
+        if self.total is None:
+            return
         x, dy = x.float(), dy.float() / self.scale
-        if not self.wanted & (_EACH | {"mix"}):
+        if self.squares is None:
             self.total.addmm_(dy.flatten(0, 1).T, x.flatten(0, 1))
             return
-        weight = self.linear.weight.detach()
-        sums = []
         for x_n, dy_n in zip(x, dy, strict=True):
             gradient = dy_n.T @ x_n
-            if self.wanted & _EACH:
-                sums.append(ops.taylor_scores(weight, gradient)[self.member.axis])
-            if self.total is not None:
-                self.total += gradient
-            if self.squares is not None:
-                self.squares.addcmul_(gradient, gradient)
-        for quantity, row in (("abs_each", 1), ("fisher", 2)):
-            if quantity in self.wanted:
-                self.recorder.write(quantity, self.member.module, torch.stack([s[row] for s in sums]))
+            self.total += gradient
+            self.squares.addcmul_(gradient, gradient)
 
     @torch.no_grad()
     def finish(self, num_samples: int) -> None:
@@ -151,7 +150,7 @@ class _MemberSums:
 
     def _write_absolute(self, quantity: str, weight: Tensor, gradient: Tensor) -> None:
         self.recorder.write_total(
-            quantity, self.member.module, ops.taylor_scores(weight, gradient)[self.member.axis][1]
+            quantity, self.member.module, ops.taylor_scores(weight, gradient, ("absolute",))[self.member.axis][0]
         )
 
 

@@ -11,19 +11,23 @@ run gives the same bits, and on a CPU so does another number of threads, but whe
 
 from pruneengine.backends import available_backends, use_backend
 from pruneengine.ops.activations import activation_stats, gate_scores
-from pruneengine.ops.gathers import compact_layer, gather_columns, gather_rows
+from pruneengine.ops.gathers import compact_bytes, compact_layer, gather_columns, gather_rows
 from pruneengine.ops.selection import kth_value, kth_value_global, select_mask, select_mask_global
 from pruneengine.ops.sparsity import masked_copy, nm_apply, nm_mask, quantile_codes
 from pruneengine.ops.weights import block_moments, taylor_scores, taylor_scores_outer, weight_scores
+from pruneengine.reference import MOMENTS, histogram_edges
 
 __all__ = [
+    "MOMENTS",
     "activation_stats",
     "available_backends",
     "block_moments",
+    "compact_bytes",
     "compact_layer",
     "gate_scores",
     "gather_columns",
     "gather_rows",
+    "histogram_edges",
     "kth_value",
     "kth_value_global",
     "masked_copy",

@@ -24,9 +24,7 @@ def _check_gather(weight: Tensor, index: Tensor, *shapes: str) -> None:
     require_beside("index", index, "weight", weight)
 
 
-def _check_compact(
-    weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int], offsets: Sequence[int], arena: Tensor
-) -> None:
+def _check_parts(weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int]) -> None:
     if not len(weights) == len(indices) == len(axes) or len(weights) == 0:
         raise ValueError(
             f"{len(weights)} weights, {len(indices)} indices, {len(axes)} axes; expected as many of each, at least one"
@@ -35,9 +33,15 @@ def _check_compact(
         if axis not in (0, 1):
             raise ValueError(f"axis is {axis}; expected 0 (rows) or 1 (columns)")
         _check_gather(weight, index, *(("[R, C]", "[R]") if axis == 0 else ("[R, C]",)))
-        require_beside("arena", arena, "weight", weight)
-    require_dtype("arena", arena, torch.uint8)
+
+
+def _check_compact(
+    weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int], offsets: Sequence[int], arena: Tensor
+) -> None:
     needed = compact_bytes(weights, indices, axes)
+    require_dtype("arena", arena, torch.uint8)
+    for weight in weights:
+        require_beside("weight", weight, "arena", arena)
     if arena.dim() != 1 or not arena.is_contiguous() or arena.numel() < needed:
         raise ValueError(f"arena has shape {list(arena.shape)}; expected at least [{needed}] contiguous bytes")
 
@@ -121,6 +125,7 @@ def gather_columns(weight: Tensor, index: Tensor) -> Tensor:
 
 def compact_bytes(weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int]) -> int:
     """How many bytes :func:`compact_layer` needs of its arena."""
+    _check_parts(weights, indices, axes)
     return _offsets(weights, _shapes(weights, indices, axes))[-1]
 
 
@@ -145,10 +150,11 @@ def compact_layer(
             too small, or on a CPU an index out of range.
     """
     weights = [weight.detach() for weight in weights]
-    if arena is None and len(weights):
-        arena = weights[0].new_empty(compact_bytes(weights, indices, axes), dtype=torch.uint8)
+    _check_parts(weights, indices, axes)
     shapes = _shapes(weights, indices, axes)
-    *offsets, _ = _offsets(weights, shapes)
+    *offsets, needed = _offsets(weights, shapes)
+    if arena is None:
+        arena = weights[0].new_empty(needed, dtype=torch.uint8)
     _compact_layer(weights, list(indices), list(axes), offsets, arena)
     return [
         arena[begin : begin + math.prod(shape) * weight.element_size()].view(weight.dtype).view(shape)
