@@ -1,154 +1,148 @@
-// The k-th smallest value of each row and the mask of exactly k smallest, by radix select: one block a row.
+// The k-th smallest score of each row and the mask of exactly k smallest, by radix select: one block a row.
 //
-// Sign-magnitude bits read as two's complement order like the floats they stand for, and -0.0 meets 0.0. Eight bits a
-// pass, from the top: count the digits of the keys that match so far, keep the digit that holds the k-th.
-#include "common.cuh"
+// The row is read once: its keys stay in shared memory where they fit. From the top, count the digits of the keys that
+// agree so far and keep the digit that holds the k-th. A first digit of 12 bits spreads even the exponents of a normal
+// distribution over enough bins that the threads of a warp seldom meet; short rows cannot pay for so many bins.
+#include <algorithm>
+
+#include "block_scan.cuh"
+#include "cells.cuh"
 
 namespace pruneengine::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // also the number of digits: one thread scans one bin
-constexpr int kWarps = kThreads / 32;
+constexpr int64_t kShortRow = 2048;
 
-// A key is left-aligned in 32 bits, so that the passes over 16-bit scores are the first two of four.
-template <class Bits>
-__device__ __forceinline__ uint32_t key_of(Bits score) {
-  constexpr int kShift = 32 - 8 * sizeof(Bits);
-  const int32_t bits = static_cast<int32_t>(static_cast<uint32_t>(score) << kShift);
-  const int32_t sign = bits >> 31;
-  return static_cast<uint32_t>(((bits & 0x7fffffff) ^ sign) - sign) ^ 0x80000000u;  // unsigned order
-}
-
-__device__ __forceinline__ uint32_t bits_of(uint32_t key) {
-  const int32_t value = static_cast<int32_t>(key ^ 0x80000000u);
-  return value < 0 ? 0x80000000u | static_cast<uint32_t>(-value) : static_cast<uint32_t>(value);
-}
-
-// Exclusive prefix sum over the block; `total` is the sum over all threads.
-__device__ __forceinline__ int block_prefix(int value, int* warp_sums, int& total) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int sum = value;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += other;
-  }
-  __syncthreads();  // warp_sums may still be read from the call before
-  if (lane == 31) warp_sums[warp] = sum;
-  __syncthreads();
-  int before = 0;
-  total = 0;
-#pragma unroll
-  for (int i = 0; i < kWarps; ++i) {
-    before += i < warp ? warp_sums[i] : 0;
-    total += warp_sums[i];
-  }
-  return before + sum - value;
-}
-
-struct Found {
-  uint32_t key;
-  int ties_wanted;  // how many keys equal to it are among the k smallest
+struct Rows {
+  Scored scores;
+  int64_t rows;
+  uint32_t k;
+  float* values;  // may be null; so may be the mask
+  Dtype dtype;
+  bool bits;
+  bool cached;  // the keys of a row fit into shared memory
 };
 
-template <class Bits>
-__device__ Found radix_select(const Bits* __restrict__ scores, int columns, int k, int* bins, int* warp_sums) {
-  __shared__ uint32_t chosen;
-  __shared__ int chosen_before;
-  uint32_t prefix = 0, prefix_mask = 0;
-  for (int shift = 24; shift >= 32 - 8 * static_cast<int>(sizeof(Bits)); shift -= 8) {
-    bins[threadIdx.x] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < columns; i += kThreads) {
-      const uint32_t key = key_of(scores[i]);
-      if ((key & prefix_mask) == prefix) atomicAdd(&bins[key >> shift & 0xffu], 1);
+template <class Source, int kThreads, int kDigitBits>
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads) select_rows_kernel(const __grid_constant__ Rows a) {
+  using Stored = typename Source::Stored;
+  constexpr int kBins = 1 << kDigitBits;
+  extern __shared__ uint4 memory[];
+  __shared__ unsigned bins[kBins], warp_sums[kThreads / kWarp];
+  __shared__ Digit<unsigned> found;
+  Cell<Stored>* cache = reinterpret_cast<Cell<Stored>*>(memory);
+
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+    // A thread reads back only what it has stored itself.
+    const auto each_cell = [&](auto use) {
+      if (!a.cached) return walk<Source, kThreads>(a.scores, row, 0, a.scores.cells, use);
+      for (uint32_t begin = 0; begin < a.scores.cells; begin += kThreads) {
+        const uint32_t cell = begin + threadIdx.x;
+        const bool mine = cell < a.scores.cells;
+        const Cell<Stored> stored = cache[mine ? cell : 0];
+        uint32_t keys[kCell];
+#pragma unroll
+        for (int i = 0; i < kCell; ++i) keys[i] = static_cast<uint32_t>(stored.at[i]) << Source::kUnused;
+        use(mine ? columns_of(a.scores, cell) : 0u, row, cell, keys);
+      }
+    };
+
+    uint32_t key = 0;
+    unsigned wanted = a.k;  // of the keys that agree with `key` so far
+    unsigned ties = 0;
+    for (int done = 0; done < Source::kBits; done += kDigitBits) {
+      const int width = min(kDigitBits, Source::kBits - done), shift = 32 - done - width;
+      for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;
+      __syncthreads();
+      const auto count = [&](uint32_t columns, int64_t, uint32_t, const uint32_t(&keys)[kCell]) {
+        count_digits(columns, keys, key, shift, width, bins);
+      };
+      if (done > 0) {
+        each_cell(count);
+      } else {
+        walk<Source, kThreads>(a.scores, row, 0, a.scores.cells,
+                               [&](uint32_t columns, int64_t, uint32_t cell, const uint32_t(&keys)[kCell]) {
+                                 if (a.cached && columns != 0) {
+                                   Cell<Stored> stored;
+#pragma unroll
+                                   for (int i = 0; i < kCell; ++i) stored.at[i] = keys[i] >> Source::kUnused;
+                                   cache[cell] = stored;
+                                 }
+                                 count(columns, row, cell, keys);
+                               });
+      }
+      __syncthreads();
+      const Digit<unsigned> digit = find_digit<kThreads, kBins>(bins, wanted, warp_sums, found);
+      key |= digit.value << shift;
+      wanted -= digit.before;
+      ties = digit.here;
     }
-    __syncthreads();
-    const int here = bins[threadIdx.x];
-    int total;
-    const int before = block_prefix(here, warp_sums, total);
-    if (before < k && k <= before + here) {
-      chosen = threadIdx.x;
-      chosen_before = before;
+
+    if (a.values != nullptr && threadIdx.x == 0) a.values[row] = Source::score(key, a.dtype);
+    if (a.scores.mask != nullptr) {
+      unsigned ties_before = 0;
+      each_cell([&](uint32_t columns, int64_t, uint32_t cell, const uint32_t(&keys)[kCell]) {
+        Compared compared = compare(columns, keys, key);
+        if (wanted < ties) {  // of ties the lowest columns go first
+          unsigned total;
+          const unsigned count = __popc(compared.tied);
+          const unsigned rank = ties_before + block_prefix<kThreads>(count, warp_sums, total);
+          compared.tied = lowest(compared.tied, static_cast<int64_t>(wanted) - rank);
+          ties_before += total;
+        }
+        if (columns != 0) write_cell(a.scores, row, cell, columns, compared.below | compared.tied, a.bits);
+      });
     }
-    __syncthreads();
-    prefix |= chosen << shift;
-    prefix_mask |= 0xffu << shift;
-    k -= chosen_before;
-    __syncthreads();
+    __syncthreads();  // the next row writes what others may still read
   }
-  return {prefix, k};
 }
 
-__device__ __forceinline__ float score_of(uint32_t key, Dtype dtype) {
-  const uint32_t bits = bits_of(key);
-  if (dtype != Dtype::float16) return __uint_as_float(bits);
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits >> 16)));
-  return value;
+template <class Source, int kThreads, int kDigitBits>
+void launch_rows(Rows a, int device, const char* what, cudaStream_t stream) {
+  const auto kernel = select_rows_kernel<Source, kThreads, kDigitBits>;
+  int available;
+  check(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
+  const int64_t limit = available - (int64_t{sizeof(unsigned)} << kDigitBits) - 1024;  // beside the bins and the sums
+  int64_t bytes = a.scores.cells * static_cast<int64_t>(sizeof(Cell<typename Source::Stored>));
+  a.cached = bytes <= limit;
+  if (!a.cached) bytes = 0;
+  // Always the same limit: two threads may launch the same kernel for rows of different lengths.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit)), what);
+  launch(kernel, std::min<int64_t>(a.rows, INT32_MAX), kThreads, bytes, stream, a);
 }
 
-template <class Bits>
-__global__ void __launch_bounds__(kThreads) kth_value_kernel(const Bits* __restrict__ scores, int64_t stride,
-                                                             int columns, int k, Dtype dtype,
-                                                             float* __restrict__ values) {
-  __shared__ int bins[kThreads], warp_sums[kWarps];
-  const int64_t row = blockIdx.x;
-  const Found found = radix_select(scores + row * stride, columns, k, bins, warp_sums);
-  if (threadIdx.x == 0) values[row] = score_of(found.key, dtype);
-}
-
-template <class Bits>
-__global__ void __launch_bounds__(kThreads) select_mask_kernel(const Bits* __restrict__ scores, int64_t stride,
-                                                               int columns, int k, bool* __restrict__ mask) {
-  __shared__ int bins[kThreads], warp_sums[kWarps];
-  const int64_t row = blockIdx.x;
-  scores += row * stride;
-  mask += row * columns;
-  if (k == 0) {
-    for (int i = threadIdx.x; i < columns; i += kThreads) mask[i] = false;
-    return;
-  }
-  const Found found = radix_select(scores, columns, k, bins, warp_sums);
-  int ties_before = 0;  // ties at lower columns, which go first
-  for (int begin = 0; begin < columns; begin += kThreads) {
-    const int i = begin + threadIdx.x;
-    const uint32_t key = i < columns ? key_of(scores[i]) : 0xffffffffu;
-    const bool tied = i < columns && key == found.key;
-    int ties;
-    const int rank = ties_before + block_prefix(tied, warp_sums, ties);
-    ties_before += ties;
-    if (i < columns) mask[i] = key < found.key || (tied && rank < found.ties_wanted);
-  }
+void select_rows(const MaskedScores& matrix, int64_t k, float* values, bool bits, int device, const char* what,
+                 cudaStream_t stream) {
+  const Scores& scores = matrix.scores;
+  Rows a = {};
+  a.scores = scored(matrix, 0);
+  a.rows = scores.rows;
+  a.k = static_cast<uint32_t>(k);
+  a.values = values;
+  a.dtype = scores.dtype;
+  a.bits = bits;
+  with_source(scores.dtype, scores.norm != nullptr, [&](auto source) {
+    using Source = decltype(source);
+    if (scores.columns <= kShortRow) return launch_rows<Source, 128, 8>(a, device, what, stream);
+    launch_rows<Source, 256, 12>(a, device, what, stream);
+  });
 }
 
 }  // namespace
 
-void kth_value(Matrix scores, Dtype dtype, int64_t rows, int64_t columns, int64_t k, float* values, int device,
-               uintptr_t stream) {
-  if (rows == 0) return;
-  launch_on(device, "kth_value", [&] {
-    if (dtype == Dtype::float32) {
-      kth_value_kernel<<<rows, kThreads, 0, to_stream(stream)>>>(static_cast<const uint32_t*>(scores.data),
-                                                                 scores.stride, columns, k, dtype, values);
-    } else {
-      kth_value_kernel<<<rows, kThreads, 0, to_stream(stream)>>>(static_cast<const uint16_t*>(scores.data),
-                                                                 scores.stride, columns, k, dtype, values);
-    }
-  });
+void kth_value(Scores scores, int64_t k, float* values, int device, uintptr_t stream) {
+  if (scores.rows == 0) return;
+  launch_on(device, "kth_value",
+            [&] { select_rows({scores, nullptr}, k, values, false, device, "kth_value", to_stream(stream)); });
 }
 
-void select_mask(Matrix scores, Dtype dtype, int64_t rows, int64_t columns, int64_t k, bool* mask, int device,
-                 uintptr_t stream) {
-  if (rows == 0 || columns == 0) return;
+void select_mask(MaskedScores matrix, int64_t k, bool bits, int device, uintptr_t stream) {
+  const Scores& scores = matrix.scores;
+  if (scores.rows == 0 || scores.columns == 0) return;
   launch_on(device, "select_mask", [&] {
-    if (dtype == Dtype::float32) {
-      select_mask_kernel<<<rows, kThreads, 0, to_stream(stream)>>>(static_cast<const uint32_t*>(scores.data),
-                                                                   scores.stride, columns, k, mask);
-    } else {
-      select_mask_kernel<<<rows, kThreads, 0, to_stream(stream)>>>(static_cast<const uint16_t*>(scores.data),
-                                                                   scores.stride, columns, k, mask);
-    }
+    if (k > 0) return select_rows(matrix, k, nullptr, bits, device, "select_mask", to_stream(stream));
+    const int64_t row_bytes = bits ? divide_up(scores.columns, kCell) : scores.columns;
+    check(cudaMemsetAsync(matrix.mask, 0, scores.rows * row_bytes, to_stream(stream)), "select_mask");
   });
 }
 
