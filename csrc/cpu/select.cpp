@@ -7,6 +7,7 @@
 
 #include "kth_key.h"
 #include "mark.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace pruneengine::cpu {
@@ -81,6 +82,7 @@ void kth_value(Scores scores, int64_t k, float* values, int threads) {
 void select_mask(MaskedScores masked, int64_t k, bool bits, int threads) {
   const Scores& scores = masked.scores;
   const int64_t mask_bytes = bits ? (scores.columns + 7) / 8 : scores.columns;
+  advise_large_pages(masked.mask, scores.rows * mask_bytes);
   if (k == 0) {
     std::fill(masked.mask, masked.mask + scores.rows * mask_bytes, 0);
     return;
