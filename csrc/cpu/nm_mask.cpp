@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "keys.h"
@@ -18,6 +20,7 @@ namespace {
 
 constexpr int64_t kChunk = 1 << 11;  // keys that stay in the first-level cache
 constexpr int64_t kTaskScores = 1 << 17;
+constexpr int kLargestGroup = 32;
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector) && __has_builtin(__builtin_convertvector)
@@ -51,33 +54,39 @@ PRUNE_INLINE V ranks(V keys, std::index_sequence<by...>) {
   return rank;
 }
 
-template <int kGroup>
-PRUNE_INLINE Narrow among_smallest(const int16_t* keys, int dropped) {
-  Narrow loaded;
-  std::memcpy(&loaded, keys, sizeof loaded);
-  return ranks(loaded, std::make_index_sequence<kGroup - 1>()) < static_cast<int16_t>(dropped);
+template <class V>
+PRUNE_INLINE V load_keys(const void* scores, V kept_bits) {
+  V bits;
+  std::memcpy(&bits, scores, sizeof bits);
+  bits &= kept_bits;
+  const V sign = bits >> (8 * sizeof bits[0] - 1);
+  return ((bits & std::numeric_limits<std::decay_t<decltype(bits[0])>>::max()) ^ sign) - sign;
 }
 
 template <int kGroup>
-PRUNE_INLINE Narrow among_smallest(const int32_t* keys, int dropped) {
-  Wide first, second;
-  std::memcpy(&first, keys, sizeof first);
-  std::memcpy(&second, keys + kStep / 2, sizeof second);
-  first = ranks(first, std::make_index_sequence<kGroup - 1>()) < dropped;
-  second = ranks(second, std::make_index_sequence<kGroup - 1>()) < dropped;
-  return __builtin_shufflevector(reinterpret_cast<Narrow>(first), reinterpret_cast<Narrow>(second), 0, 2, 4, 6, 8, 10,
-                                 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+PRUNE_INLINE Narrow among_smallest(const int16_t* scores, int16_t kept_bits, int dropped) {
+  const Narrow keys = load_keys(scores, Narrow{} + kept_bits);
+  return ranks(keys, std::make_index_sequence<kGroup - 1>()) < static_cast<int16_t>(dropped);
 }
 
-// Both return how many keys they dealt with, whole groups.
-#define PRUNE_GROUPS(NAME, KEY, GROUP)                                                            \
-  PRUNE_CLONES int64_t NAME(const KEY* keys, int64_t count, int dropped, uint8_t* mask) {         \
-    int64_t i = 0;                                                                                \
-    for (; i + kStep <= count; i += kStep) {                                                      \
-      const Bytes chosen = -__builtin_convertvector(among_smallest<GROUP>(keys + i, dropped), Bytes); \
-      std::memcpy(mask + i, &chosen, sizeof chosen);                                              \
-    }                                                                                             \
-    return i;                                                                                     \
+template <int kGroup>
+PRUNE_INLINE Narrow among_smallest(const int32_t* scores, int32_t kept_bits, int dropped) {
+  const Wide first = load_keys(scores, Wide{} + kept_bits), second = load_keys(scores + kStep / 2, Wide{} + kept_bits);
+  const Wide chosen[] = {ranks(first, std::make_index_sequence<kGroup - 1>()) < dropped,
+                         ranks(second, std::make_index_sequence<kGroup - 1>()) < dropped};
+  return __builtin_shufflevector(reinterpret_cast<Narrow>(chosen[0]), reinterpret_cast<Narrow>(chosen[1]), 0, 2, 4, 6, 8,
+                                 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+
+// Scores are bits of floats; without their sign bit in `kept_bits`, of magnitudes. Returns how many it dealt with.
+#define PRUNE_GROUPS(NAME, BITS, GROUP)                                                                           \
+  PRUNE_CLONES int64_t NAME(const BITS* scores, int64_t count, BITS kept_bits, int dropped, uint8_t* mask) {      \
+    int64_t i = 0;                                                                                                \
+    for (; i + kStep <= count; i += kStep) {                                                                      \
+      const Bytes chosen = -__builtin_convertvector(among_smallest<GROUP>(scores + i, kept_bits, dropped), Bytes); \
+      std::memcpy(mask + i, &chosen, sizeof chosen);                                                              \
+    }                                                                                                             \
+    return i;                                                                                                     \
   }
 PRUNE_GROUPS(mark_fours, int16_t, 4)
 PRUNE_GROUPS(mark_fours, int32_t, 4)
@@ -85,36 +94,34 @@ PRUNE_GROUPS(mark_eights, int16_t, 8)
 PRUNE_GROUPS(mark_eights, int32_t, 8)
 #undef PRUNE_GROUPS
 
-template <class Key>
-int64_t mark_vectors(const Key* keys, int64_t count, int m, int dropped, uint8_t* mask) {
-  return m == 4 ? mark_fours(keys, count, dropped, mask) : m == 8 ? mark_eights(keys, count, dropped, mask) : 0;
+template <class Bits>
+int64_t mark_vectors(const Bits* scores, int64_t count, Bits kept_bits, int m, int dropped, uint8_t* mask) {
+  return m == 4   ? mark_fours(scores, count, kept_bits, dropped, mask)
+         : m == 8 ? mark_eights(scores, count, kept_bits, dropped, mask)
+                  : 0;
 }
 #else
-template <class Key>
-int64_t mark_vectors(const Key*, int64_t, int, int, uint8_t*) {
+template <class Bits>
+int64_t mark_vectors(const Bits*, int64_t, Bits, int, int, uint8_t*) {
   return 0;
 }
 #endif
 
-#define PRUNE_ANY_GROUP(KEY)                                                                     \
-  PRUNE_CLONES void mark_group(const KEY* keys, int m, int dropped, uint8_t* mask) {             \
-    for (int i = 0; i < m; ++i) {                                                                \
-      KEY rank = 0;                                                                              \
-      for (int j = 0; j < i; ++j) rank += keys[j] <= keys[i];                                    \
-      for (int j = i + 1; j < m; ++j) rank += keys[j] < keys[i];                                 \
-      mask[i] = rank < dropped;                                                                  \
-    }                                                                                            \
+// Each key meets kLargestGroup lanes, of which those past its group are of no account.
+#define PRUNE_ANY_GROUPS(KEY)                                                                                     \
+  PRUNE_CLONES void mark_groups(const KEY* keys, int64_t count, int m, int dropped, uint8_t* mask) {              \
+    for (int64_t begin = 0; begin < count; begin += m) {                                                          \
+      const KEY* group = keys + begin;                                                                            \
+      KEY rank[kLargestGroup] = {};                                                                               \
+      for (KEY j = 0; j < m; ++j) {                                                                               \
+        for (KEY i = 0; i < kLargestGroup; ++i) rank[i] += group[i] > static_cast<KEY>(group[j] - (i > j));       \
+      }                                                                                                           \
+      for (int i = 0; i < m; ++i) mask[begin + i] = rank[i] < dropped;                                            \
+    }                                                                                                             \
   }
-PRUNE_ANY_GROUP(int16_t)
-PRUNE_ANY_GROUP(int32_t)
-#undef PRUNE_ANY_GROUP
-
-template <class Key>
-void mark_groups(const Key* keys, int64_t count, int m, int dropped, uint8_t* mask) {
-  for (int64_t i = mark_vectors(keys, count, m, dropped, mask); i < count; i += m) {
-    mark_group(keys + i, m, dropped, mask + i);
-  }
-}
+PRUNE_ANY_GROUPS(int16_t)
+PRUNE_ANY_GROUPS(int32_t)
+#undef PRUNE_ANY_GROUPS
 
 void make_keys(const Segment& segment, int16_t* keys) { upper_keys(segment, keys); }
 void make_keys(const Segment& segment, int32_t* keys) { whole_keys(segment, keys); }
@@ -131,52 +138,78 @@ PRUNE_CLONES void complement(uint8_t* mask, int64_t count) {
   for (int64_t i = 0; i < count; ++i) mask[i] ^= 1;
 }
 
-// Calls body(segment, offset, mask) with the mask of a chunk of whole groups, `offset` scores into the matrix.
+struct Pattern {
+  int dropped;  // of each group
+  int m;
+  bool magnitudes;
+};
+
+template <class Key>
+struct Scratch {
+  alignas(64) Key keys[kChunk + kLargestGroup] = {};
+  alignas(64) uint8_t mask[kChunk];
+};
+
+// The mask of whole groups: vectors of them straight from the scores where there is no norm.
+template <class Key>
+void mark(const Segment& segment, const Pattern& pattern, Key* keys, uint8_t* mask) {
+  const Key kept_bits = pattern.magnitudes ? std::numeric_limits<Key>::max() : static_cast<Key>(-1);
+  const auto [dropped, m, magnitudes] = pattern;
+  if (segment.norm) make_keys(segment, keys);
+  const Key* scores = segment.norm ? keys : static_cast<const Key*>(segment.values);
+  const int64_t done = mark_vectors(scores, segment.count, kept_bits, m, dropped, mask);
+  if (done == segment.count) return;
+  if (!segment.norm) make_keys(segment, keys);
+  if (magnitudes) to_magnitudes(keys, segment.count);
+  mark_groups(keys + done, segment.count - done, m, dropped, mask + done);
+}
+
+// Calls body(segment, offset, scratch) for chunks of whole groups, `offset` scores into the matrix, in any order.
 template <class Key, class Body>
-void each_chunk(const Scores& scores, bool magnitudes, int n, int m, int threads, Body body) {
+void each_chunk(const Scores& scores, int m, int threads, Body body) {
   const Blocks by_row{scores.rows, std::max<int64_t>(1, kTaskScores / std::max<int64_t>(1, scores.columns))};
   const Blocks by_chunk{scores.columns, kChunk / m * m};
   threads = useful_threads(scores.rows * scores.columns * static_cast<int64_t>(sizeof(Key)), threads);
   parallel_for(by_row.count(), threads, [&](int64_t block, int) {
-    alignas(64) Key keys[kChunk];
-    alignas(64) uint8_t mask[kChunk];
+    Scratch<Key> scratch;
     for (int64_t row = by_row.begin(block); row < by_row.begin(block) + by_row.length(block); ++row) {
       for (int64_t chunk = 0; chunk < by_chunk.count(); ++chunk) {
         const Segment segment = segment_of(scores, row, by_chunk.begin(chunk), by_chunk.length(chunk));
-        make_keys(segment, keys);
-        if (magnitudes) to_magnitudes(keys, segment.count);
-        mark_groups(keys, segment.count, m, m - n, mask);
-        body(segment, row * scores.columns + by_chunk.begin(chunk), mask);
+        body(segment, row * scores.columns + by_chunk.begin(chunk), scratch);
       }
     }
   });
 }
 
-template <class Body>
-void each_mask(const Scores& scores, bool magnitudes, int n, int m, int threads, Body body) {
-  if (has_lower_half(scores)) {
-    each_chunk<int32_t>(scores, magnitudes, n, m, threads, body);
-  } else {
-    each_chunk<int16_t>(scores, magnitudes, n, m, threads, body);
-  }
+template <class Key>
+void run_mask(const Scores& scores, const Pattern& pattern, uint8_t* mask, int threads) {
+  each_chunk<Key>(scores, pattern.m, threads, [=](const Segment& segment, int64_t offset, Scratch<Key>& scratch) {
+    mark(segment, pattern, scratch.keys, mask + offset);
+  });
+}
+
+template <class Key>
+void run_apply(const Scores& scores, const Pattern& pattern, char* out, int threads) {
+  const int bytes = scores.dtype == Dtype::float32 ? 4 : 2;
+  each_chunk<Key>(scores, pattern.m, threads, [=](const Segment& segment, int64_t offset, Scratch<Key>& scratch) {
+    mark(segment, pattern, scratch.keys, scratch.mask);
+    complement(scratch.mask, segment.count);
+    copy_coded(segment.values, bytes, scratch.mask, 1, segment.count, out + offset * bytes);
+  });
 }
 
 }  // namespace
 
 void nm_mask(Scores scores, int n, int m, bool* mask, int threads) {
+  const auto run = has_lower_half(scores) ? run_mask<int32_t> : run_mask<int16_t>;
   advise_large_pages(mask, scores.rows * scores.columns);
-  each_mask(scores, false, n, m, threads, [=](const Segment& segment, int64_t offset, const uint8_t* chosen) {
-    std::memcpy(mask + offset, chosen, segment.count);
-  });
+  run(scores, {m - n, m, false}, reinterpret_cast<uint8_t*>(mask), threads);
 }
 
 void nm_apply(Scores scores, int n, int m, void* out, int threads) {
-  const int bytes = scores.dtype == Dtype::float32 ? 4 : 2;
-  advise_large_pages(out, scores.rows * scores.columns * bytes);
-  each_mask(scores, !scores.norm, n, m, threads, [=](const Segment& segment, int64_t offset, uint8_t* mask) {
-    complement(mask, segment.count);
-    copy_coded(segment.values, bytes, mask, 1, segment.count, static_cast<char*>(out) + offset * bytes);
-  });
+  const auto run = has_lower_half(scores) ? run_apply<int32_t> : run_apply<int16_t>;
+  advise_large_pages(out, scores.rows * scores.columns * (scores.dtype == Dtype::float32 ? 4 : 2));
+  run(scores, {m - n, m, !scores.norm}, static_cast<char*>(out), threads);
 }
 
 }  // namespace pruneengine::cpu
