@@ -33,7 +33,8 @@ typedef int16_t Narrow __attribute__((vector_size(32)));
 typedef int32_t Wide __attribute__((vector_size(32)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
 
-constexpr int64_t kStep = 16;  // keys at a time, whole groups of either size
+constexpr int64_t kStep = 16;     // keys at a time, whole groups of either size
+constexpr int64_t kAhead = 2048;  // scores; the hardware's own prefetch ends with each page
 
 template <class V>
 using Lanes = std::make_index_sequence<sizeof(V) / sizeof(V{}[0])>;
@@ -79,14 +80,15 @@ PRUNE_INLINE Narrow among_smallest(const int32_t* scores, int32_t kept_bits, int
 }
 
 // Scores are bits of floats; without their sign bit in `kept_bits`, of magnitudes. Returns how many it dealt with.
-#define PRUNE_GROUPS(NAME, BITS, GROUP)                                                                           \
-  PRUNE_CLONES int64_t NAME(const BITS* scores, int64_t count, BITS kept_bits, int dropped, uint8_t* mask) {      \
-    int64_t i = 0;                                                                                                \
-    for (; i + kStep <= count; i += kStep) {                                                                      \
-      const Bytes chosen = -__builtin_convertvector(among_smallest<GROUP>(scores + i, kept_bits, dropped), Bytes); \
-      std::memcpy(mask + i, &chosen, sizeof chosen);                                                              \
-    }                                                                                                             \
-    return i;                                                                                                     \
+#define PRUNE_GROUPS(NAME, BITS, GROUP)                                                                             \
+  PRUNE_CLONES int64_t NAME(const BITS* scores, int64_t count, BITS kept_bits, int dropped, uint8_t* mask) {        \
+    int64_t i = 0;                                                                                                  \
+    for (; i + kStep <= count; i += kStep) {                                                                        \
+      __builtin_prefetch(scores + i + kAhead);                                                                      \
+      const Bytes chosen = -__builtin_convertvector(among_smallest<GROUP>(scores + i, kept_bits, dropped), Bytes);  \
+      std::memcpy(mask + i, &chosen, sizeof chosen);                                                                \
+    }                                                                                                               \
+    return i;                                                                                                       \
   }
 PRUNE_GROUPS(mark_fours, int16_t, 4)
 PRUNE_GROUPS(mark_fours, int32_t, 4)
