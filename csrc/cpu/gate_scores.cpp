@@ -3,16 +3,19 @@
 
 #include "numeric.h"
 #include "parallel.h"
+#include "planes.h"
 
 namespace pruneengine::cpu {
 namespace {
 
-constexpr int64_t kTokens = 128;     // smallest block of tokens
-constexpr int64_t kChannels = 2048;  // running sums stay in the first-level cache
+constexpr int64_t kTokens = 256;     // smallest block of tokens
+constexpr int64_t kChannels = 4096;  // long rows, which the hardware prefetches
 
-template <class T>
-PRUNE_INLINE void block_body(const T* x, int64_t x_stride, const T* dx, int64_t dx_stride, const T* zeros,
-                             int64_t tokens, int64_t channels, float* __restrict scores) {
+template <int kPlanes, class T>
+PRUNE_INLINE void pass(const T* x, int64_t x_stride, const T* dx, int64_t dx_stride, const T* zeros, int64_t tokens,
+                       int64_t steps, float* scores) {
+  Planes<float, kPlanes, kChannels> sums;
+  sums.clear(steps);
   for (int64_t token = 0; token < tokens; token += 4) {
     const int64_t left = tokens - token;
     const T *x0 = x + token * x_stride, *d0 = dx + token * dx_stride;
@@ -20,11 +23,28 @@ PRUNE_INLINE void block_body(const T* x, int64_t x_stride, const T* dx, int64_t 
     const T *x2 = left > 2 ? x0 + 2 * x_stride : zeros, *d2 = left > 2 ? d0 + 2 * dx_stride : zeros;
     const T *x3 = left > 3 ? x0 + 3 * x_stride : zeros, *d3 = left > 3 ? d0 + 3 * dx_stride : zeros;
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      scores[c] += (widen(x0[c]) * widen(d0[c]) + widen(x1[c]) * widen(d1[c])) +
-                   (widen(x2[c]) * widen(d2[c]) + widen(x3[c]) * widen(d3[c]));
+    for (int64_t i = 0; i < steps; ++i) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kPlanes; ++p) {
+        const float a = plane<kPlanes>(x0, i, p) * plane<kPlanes>(d0, i, p);
+        const float b = plane<kPlanes>(x1, i, p) * plane<kPlanes>(d1, i, p);
+        const float d = plane<kPlanes>(x2, i, p) * plane<kPlanes>(d2, i, p);
+        const float e = plane<kPlanes>(x3, i, p) * plane<kPlanes>(d3, i, p);
+        sums.at[p][i] += (a + b) + (d + e);
+      }
     }
   }
+  sums.put(scores, steps);
+}
+
+template <class T>
+PRUNE_INLINE void block_body(const T* x, int64_t x_stride, const T* dx, int64_t dx_stride, const T* zeros,
+                             int64_t tokens, int64_t channels, float* scores) {
+  constexpr int kPlanes = planes_of<T>;
+  const int64_t whole = channels - channels % kPlanes;
+  pass<kPlanes>(x, x_stride, dx, dx_stride, zeros, tokens, whole / kPlanes, scores);
+  if (whole == channels) return;
+  pass<1>(x + whole, x_stride, dx + whole, dx_stride, zeros, tokens, channels - whole, scores + whole);
 }
 
 // Clones are plain functions: the attribute is unreliable on templates.
@@ -43,22 +63,26 @@ void run(Tokens x, Tokens dx, int64_t samples, int64_t tokens, int64_t channels,
   const Blocks by_token = split(tokens, kTokens);
   const Blocks by_channel{channels, kChannels};
   const int64_t bands = by_token.count(), tiles = by_channel.count();
+  const Blocks by_sample{samples, std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands))};
   const std::vector<T> zeros(std::min(channels, kChannels));
-  std::vector<float> parts(samples * bands * channels);
-  threads = useful_threads(2 * samples * tokens * channels * static_cast<int64_t>(sizeof(T)), threads);
+  float* parts = partials<float>(0, by_sample.size * bands * channels);
+  threads = useful_threads(2 * by_sample.size * tokens * channels * static_cast<int64_t>(sizeof(T)), threads);
 
   const auto begin = [](Tokens from, int64_t sample, int64_t token, int64_t channel) {
     return static_cast<const T*>(from.data) + sample * from.sample_stride + token * from.token_stride + channel;
   };
-  parallel_for(samples * bands * tiles, threads, [&](int64_t task, int) {
-    const int64_t tile = task % tiles, part = task / tiles;  // part = sample * bands + band
-    const int64_t sample = part / bands, band = part % bands;
-    const int64_t token = by_token.begin(band), channel = by_channel.begin(tile);
-    block(begin(x, sample, token, channel), x.token_stride, begin(dx, sample, token, channel), dx.token_stride,
-          zeros.data(), by_token.length(band), by_channel.length(tile), &parts[part * channels + channel]);
-  });
-  for (int64_t sample = 0; sample < samples; ++sample) {
-    sum_parts(parts.data() + sample * bands * channels, bands, channels, channels, scores + sample * channels);
+  for (int64_t group = 0; group < by_sample.count(); ++group) {
+    const int64_t first = by_sample.begin(group), count = by_sample.length(group);
+    parallel_for(count * bands * tiles, threads, [&](int64_t task, int) {
+      const int64_t tile = task % tiles, part = task / tiles;  // part = sample of the group * bands + band
+      const int64_t sample = first + part / bands, band = part % bands;
+      const int64_t token = by_token.begin(band), channel = by_channel.begin(tile);
+      block(begin(x, sample, token, channel), x.token_stride, begin(dx, sample, token, channel), dx.token_stride,
+            zeros.data(), by_token.length(band), by_channel.length(tile), parts + part * channels + channel);
+    });
+    for (int64_t s = 0; s < count; ++s) {
+      sum_parts(parts + s * bands * channels, bands, channels, channels, scores + (first + s) * channels);
+    }
   }
 }
 

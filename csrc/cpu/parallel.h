@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -23,10 +24,12 @@ struct Blocks {
   int64_t length(int64_t block) const { return std::min(size, total - begin(block)); }
 };
 
-// At most 64 blocks of at least `smallest`, each a multiple of `smallest`.
+constexpr int64_t kMostBlocks = 32;
+
+// At most 32 blocks of at least `smallest`, each a multiple of `smallest`.
 inline Blocks split(int64_t total, int64_t smallest) {
   const int64_t pieces = (total + smallest - 1) / smallest;
-  return {total, smallest * std::max<int64_t>(1, (pieces + 63) / 64)};
+  return {total, smallest * std::max<int64_t>(1, (pieces + kMostBlocks - 1) / kMostBlocks)};
 }
 
 inline int useful_threads(int64_t bytes, int threads) { return bytes < kParallelBytes ? 1 : std::max(1, threads); }
@@ -42,6 +45,15 @@ void parallel_for(int64_t tasks, int threads, Body body) {
   }
 #endif
   for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+}
+
+// An array for partial results, not cleared, in memory that the calling thread keeps: faulting in fresh pages at every
+// call can cost more than the sums. Valid until the thread asks for the same slot again.
+template <class T>
+T* partials(int slot, int64_t count) {
+  static thread_local std::vector<T> kept[3];
+  if (static_cast<int64_t>(kept[slot].size()) < count) kept[slot].resize(count);
+  return kept[slot].data();
 }
 
 // out[i] = sum over parts of partial[part * stride + i], parts in ascending order.

@@ -1,9 +1,9 @@
-// Row and column sums of |W|^power * norm^norm_power in one read of W.
-#include <cmath>
+// Row and column sums of |W|^power * norm, for several powers and norms, in one read of W.
 #include <vector>
 
 #include "numeric.h"
 #include "parallel.h"
+#include "planes.h"
 #include "power.h"
 
 namespace pruneengine::cpu {
@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kRows = 64;       // smallest block of rows
 constexpr int64_t kColumns = 4096;  // block of columns: its running sums stay in the first-level cache
+constexpr int64_t kShared = 32;     // rows of a block that stay in the second-level cache from one score to the next
 
 enum class Power { one, two, any };
 
@@ -22,10 +23,12 @@ PRUNE_INLINE float form(float value, float power) {
 }
 
 // Four rows a pass: the running column sums are loaded and stored once for four rows of weights.
-template <class T, Power kPower>
-PRUNE_INLINE void block_body(const T* weight, int64_t stride, const T* zeros, int64_t rows, int64_t columns,
-                             const float* __restrict norm, float power, float* row_sums,
-                             float* __restrict column_sums) {
+template <int kPlanes, bool kNormed, class T, Power kPower>
+PRUNE_INLINE void pass(const T* weight, int64_t stride, const T* zeros, int64_t rows, int64_t steps, const float* norm,
+                       float power, float* row_sums, float* column_sums) {
+  Planes<float, kPlanes, kColumns> sums, factors;
+  sums.take(column_sums, steps);
+  if (kNormed) factors.take(norm, steps);
   for (int64_t row = 0; row < rows; row += 4) {
     const int64_t left = rows - row;
     const T* w0 = weight + row * stride;
@@ -34,19 +37,46 @@ PRUNE_INLINE void block_body(const T* weight, int64_t stride, const T* zeros, in
     const T* w3 = left > 3 ? w0 + 3 * stride : zeros;
     float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t c = 0; c < columns; ++c) {
-      const float a = form<kPower>(widen(w0[c]), power);
-      const float b = form<kPower>(widen(w1[c]), power);
-      const float d = form<kPower>(widen(w2[c]), power);
-      const float e = form<kPower>(widen(w3[c]), power);
-      s0 += a * norm[c];
-      s1 += b * norm[c];
-      s2 += d * norm[c];
-      s3 += e * norm[c];
-      column_sums[c] += (a + b) + (d + e);
+    for (int64_t i = 0; i < steps; ++i) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kPlanes; ++p) {
+        const float a = form<kPower>(plane<kPlanes>(w0, i, p), power);
+        const float b = form<kPower>(plane<kPlanes>(w1, i, p), power);
+        const float d = form<kPower>(plane<kPlanes>(w2, i, p), power);
+        const float e = form<kPower>(plane<kPlanes>(w3, i, p), power);
+        const float factor = kNormed ? factors.at[p][i] : 1.0f;
+        s0 += a * factor;
+        s1 += b * factor;
+        s2 += d * factor;
+        s3 += e * factor;
+        sums.at[p][i] += (a + b) + (d + e);
+      }
     }
-    const float sums[4] = {s0, s1, s2, s3};
-    for (int64_t i = 0; i < std::min<int64_t>(4, left); ++i) row_sums[row + i] = sums[i];
+    const float of_rows[4] = {s0, s1, s2, s3};
+    for (int64_t r = 0; r < std::min<int64_t>(4, left); ++r) row_sums[row + r] += of_rows[r];
+  }
+  sums.put(column_sums, steps);
+}
+
+template <bool kNormed, class T, Power kPower>
+PRUNE_INLINE void columns_of(const T* weight, int64_t stride, const T* zeros, int64_t rows, int64_t columns,
+                             const float* norm, float power, float* row_sums, float* column_sums) {
+  constexpr int kPlanes = planes_of<T>;
+  const int64_t whole = columns - columns % kPlanes;
+  pass<kPlanes, kNormed, T, kPower>(weight, stride, zeros, rows, whole / kPlanes, norm, power, row_sums, column_sums);
+  if (whole == columns) return;
+  pass<1, kNormed, T, kPower>(weight + whole, stride, zeros, rows, columns - whole, kNormed ? norm + whole : norm,
+                              power, row_sums, column_sums + whole);
+}
+
+// A null norm is 1.
+template <class T, Power kPower>
+PRUNE_INLINE void block_body(const T* weight, int64_t stride, const T* zeros, int64_t rows, int64_t columns,
+                             const float* norm, float power, float* row_sums, float* column_sums) {
+  if (norm == nullptr) {
+    columns_of<false, T, kPower>(weight, stride, zeros, rows, columns, norm, power, row_sums, column_sums);
+  } else {
+    columns_of<true, T, kPower>(weight, stride, zeros, rows, columns, norm, power, row_sums, column_sums);
   }
 }
 
@@ -72,40 +102,46 @@ template <class T>
 using Block = void (*)(const T*, int64_t, const T*, int64_t, int64_t, const float*, float, float*, float*);
 
 template <class T>
-void run(Block<T> block, Matrix weight, int64_t rows, int64_t columns, const std::vector<float>& norm, double power,
-         float* row_scores, float* column_scores, int threads) {
+void run(Block<T> one, Block<T> two, Block<T> any, Matrix weight, int64_t rows, int64_t columns, const float* norms,
+         const std::vector<double>& powers, float* row_scores, float* column_scores, int threads) {
   const Blocks by_row = split(rows, kRows);
   const Blocks by_column{columns, kColumns};
-  const int64_t tiles = by_column.count();
+  const int64_t tiles = by_column.count(), scores = static_cast<int64_t>(powers.size());
   const std::vector<T> zeros(std::min(columns, kColumns));
-  std::vector<float> row_parts(tiles * rows), column_parts(by_row.count() * columns);
+  float* row_parts = partials<float>(0, tiles * scores * rows);
+  float* column_parts = partials<float>(1, by_row.count() * scores * columns);
+  std::fill_n(row_parts, tiles * scores * rows, 0.0f);
+  std::fill_n(column_parts, by_row.count() * scores * columns, 0.0f);
   threads = useful_threads(rows * columns * static_cast<int64_t>(sizeof(T)), threads);
 
   parallel_for(by_row.count() * tiles, threads, [&](int64_t task, int) {
     const int64_t band = task / tiles, tile = task % tiles;
-    const int64_t row = by_row.begin(band), column = by_column.begin(tile);
-    block(static_cast<const T*>(weight.data) + row * weight.stride + column, weight.stride, zeros.data(),
-          by_row.length(band), by_column.length(tile), norm.data() + column, static_cast<float>(power),
-          row_parts.data() + tile * rows + row, column_parts.data() + band * columns + column);
+    const int64_t column = by_column.begin(tile), width = by_column.length(tile);
+    const int64_t begin = by_row.begin(band), end = begin + by_row.length(band);
+    const int64_t step = scores == 1 ? end - begin : kShared;
+    for (int64_t row = begin; row < end; row += step) {
+      const T* from = static_cast<const T*>(weight.data) + row * weight.stride + column;
+      for (int64_t k = 0; k < scores; ++k) {
+        const Block<T> block = powers[k] == 1.0 ? one : powers[k] == 2.0 ? two : any;
+        block(from, weight.stride, zeros.data(), std::min(step, end - row), width,
+              norms == nullptr ? nullptr : norms + k * columns + column, static_cast<float>(powers[k]),
+              row_parts + (tile * scores + k) * rows + row, column_parts + (band * scores + k) * columns + column);
+      }
+    }
   });
-  sum_parts(row_parts.data(), tiles, rows, rows, row_scores);
-  sum_parts(column_parts.data(), by_row.count(), columns, columns, column_scores);
-  for (int64_t c = 0; c < columns; ++c) column_scores[c] *= norm[c];
+  sum_parts(row_parts, tiles, scores * rows, scores * rows, row_scores);
+  sum_parts(column_parts, by_row.count(), scores * columns, scores * columns, column_scores);
+  if (norms == nullptr) return;
+  for (int64_t i = 0; i < scores * columns; ++i) column_scores[i] *= norms[i];
 }
 
 }  // namespace
 
-void weight_scores(Matrix weight, Dtype dtype, int64_t rows, int64_t columns, const float* norm, double power,
-                   double norm_power, float* row_scores, float* column_scores, int threads) {
-  std::vector<float> factor(columns, 1.0f);
-  if (norm != nullptr) {
-    for (int64_t c = 0; c < columns; ++c) {
-      factor[c] = norm_power == 1.0 ? norm[c] : std::pow(norm[c], static_cast<float>(norm_power));
-    }
-  }
-#define PRUNE_RUN(T)                                                                                                \
-  run<T>(power == 1.0 ? block_##T##_one : power == 2.0 ? block_##T##_two : block_##T##_any, weight, rows, columns,  \
-         factor, power, row_scores, column_scores, threads)
+void weight_scores(Matrix weight, Dtype dtype, int64_t rows, int64_t columns, const float* norms,
+                   const std::vector<double>& powers, float* row_scores, float* column_scores, int threads) {
+#define PRUNE_RUN(T)                                                                                               \
+  run<T>(block_##T##_one, block_##T##_two, block_##T##_any, weight, rows, columns, norms, powers, row_scores,      \
+         column_scores, threads)
   switch (dtype) {
     case Dtype::float32: return PRUNE_RUN(float);
     case Dtype::float16: return PRUNE_RUN(Half);
