@@ -253,13 +253,15 @@ def masked_copy(weight: Tensor, codes: Tensor, level: int, out: Tensor) -> None:
 def gather_rows(weight: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     out = weight.new_empty(index.numel(), *weight.shape[1:]) if out is None else out
     row_stride = out.stride(0) if out.dim() == 2 else 1
-    _gather([_part(weight, index.contiguous(), 0, out.data_ptr(), row_stride)], weight)
+    index = index.contiguous()
+    _gather([_part(weight, index, 0, out.data_ptr(), row_stride)], weight)
     return out
 
 
 def gather_columns(weight: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     out = weight.new_empty(weight.shape[0], index.numel()) if out is None else out
-    _gather([_part(weight, index.contiguous(), 1, out.data_ptr(), out.stride(0))], weight)
+    index = index.contiguous()
+    _gather([_part(weight, index, 1, out.data_ptr(), out.stride(0))], weight)
     return out
 
 
