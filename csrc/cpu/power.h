@@ -1,4 +1,5 @@
-// x^p for x >= 0 in float32 as 2^(p * log2 x), branch-free so that it vectorises; relative error below 1e-5 for p <= 4.
+// |x|^p in float32, for any p as 2^(p * log2 |x|), branch-free so that it vectorises; relative error below 1e-5 for
+// p <= 4. The powers 1 and 2 are exact or rounded once, and cheap.
 #pragma once
 
 #include "numeric.h"
@@ -33,12 +34,27 @@ PRUNE_INLINE float exp2_clamped(float y) {
   return choose(y < -125.0f, 0.0f, result);
 }
 
-PRUNE_INLINE float power_of(float value, float power) {
+// log2 of a positive finite float; something finite of zero.
+PRUNE_INLINE float log2_positive(float value) {
   const bool tiny = value < 1.17549435e-38f;
   const float scaled = choose(tiny, value * 16777216.0f, value);
-  const float log2 = log2_normal(scaled) - choose(tiny, 24.0f, 0.0f);
-  const float result = choose(value == 0.0f, 0.0f, exp2_clamped(power * log2));
+  return log2_normal(scaled) - choose(tiny, 24.0f, 0.0f);
+}
+
+PRUNE_INLINE float power_of(float value, float power) {
+  const float result = choose(value == 0.0f, 0.0f, exp2_clamped(power * log2_positive(value)));
   return choose(value <= 3.40282347e+38f, result, value);  // infinity and NaN stay what they are
+}
+
+enum class Power { one, two, any };
+
+inline Power kind_of(double power) { return power == 1.0 ? Power::one : power == 2.0 ? Power::two : Power::any; }
+
+template <Power kPower>
+PRUNE_INLINE float raised(float value, float power) {
+  if (kPower == Power::two) return value * value;
+  const float a = magnitude(value);
+  return kPower == Power::one ? a : power_of(a, power);
 }
 
 }  // namespace pruneengine::cpu

@@ -13,15 +13,6 @@ constexpr int64_t kRows = 64;       // smallest block of rows
 constexpr int64_t kColumns = 4096;  // block of columns: its running sums stay in the first-level cache
 constexpr int64_t kShared = 32;     // rows of a block that stay in the second-level cache from one score to the next
 
-enum class Power { one, two, any };
-
-template <Power kPower>
-PRUNE_INLINE float form(float value, float power) {
-  if (kPower == Power::two) return value * value;
-  const float a = magnitude(value);
-  return kPower == Power::one ? a : power_of(a, power);
-}
-
 // Four rows a pass: the running column sums are loaded and stored once for four rows of weights.
 template <int kPlanes, bool kNormed, class T, Power kPower>
 PRUNE_INLINE void pass(const T* weight, int64_t stride, const T* zeros, int64_t rows, int64_t steps, const float* norm,
@@ -40,10 +31,10 @@ PRUNE_INLINE void pass(const T* weight, int64_t stride, const T* zeros, int64_t 
     for (int64_t i = 0; i < steps; ++i) {
 #pragma GCC unroll 2
       for (int p = 0; p < kPlanes; ++p) {
-        const float a = form<kPower>(plane<kPlanes>(w0, i, p), power);
-        const float b = form<kPower>(plane<kPlanes>(w1, i, p), power);
-        const float d = form<kPower>(plane<kPlanes>(w2, i, p), power);
-        const float e = form<kPower>(plane<kPlanes>(w3, i, p), power);
+        const float a = raised<kPower>(plane<kPlanes>(w0, i, p), power);
+        const float b = raised<kPower>(plane<kPlanes>(w1, i, p), power);
+        const float d = raised<kPower>(plane<kPlanes>(w2, i, p), power);
+        const float e = raised<kPower>(plane<kPlanes>(w3, i, p), power);
         const float factor = kNormed ? factors.at[p][i] : 1.0f;
         s0 += a * factor;
         s1 += b * factor;
