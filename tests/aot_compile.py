@@ -49,14 +49,16 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
     wide, odd, one = ("wide", 4, 4096, 11008), ("odd", 3, 37, 1001), ("one", 1, 1, 1)
     float32, bfloat16 = torch.float32, torch.bfloat16
     for (case, n, r, c), dtype in ((wide, float32), (wide, bfloat16), (odd, bfloat16), (one, bfloat16)):
-        x, w, norm = meta(n, r, c, dtype=dtype), meta(r, c, dtype=dtype), meta(c, dtype=float32)
+        x, w, norms = meta(n, r, c, dtype=dtype), meta(r, c, dtype=dtype), meta(8, c, dtype=float32)
         yield case, stats, (x,)
         yield case, gate, (x, x)
-        yield case, weights, (w,)
-        yield case, weights, (w, norm)
-        yield case, weights, (w, norm, 0.5, 1.5)
+        yield case, weights, (w, None, [1.0], [1.0])
+        yield case, weights, (w, norms[:1], [1.0], [1.0])
+        yield case, weights, (w, norms[:1], [0.5], [1.5])
+        yield case, weights, (w, norms, [1.0, 2.0, 0.5, 1.5, 1.0, 1.7, 0.3, 3.0], [1.0] * 8)
         yield case, taylor, (w, w)
         yield case, taylor, (w, meta(r, c, dtype=float32))
+        yield case, taylor, (w, w, True)
         yield case, kth, (w, c // 2 + 1)
         yield case, select, (w, 1)
 
@@ -90,6 +92,8 @@ def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[AST
             continue
         if isinstance(value, Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
+        elif isinstance(value, tuple):
+            signature[parameter.name] = ("fp32",) * len(value)
         else:
             signature[parameter.name] = ("i32" if value < 2**31 else "i64") if is_int else "fp32"
         if isinstance(value, Tensor) or (is_int and value % 16 == 0):

@@ -5,7 +5,7 @@
 
 ``W`` and ``G`` are ``[R, C]``; the sums are float32 ``[3, R]`` and ``[3, C]``. Forms 0 and 1 are the first-order
 Taylor scores (Molchanov et al. 2019, eq. 8; LLM-Pruner, Ma et al. 2023, eq. 3), form 2 is the diagonal Fisher term of
-one sample. A program walks down one stripe of rows in one block of columns; partials are summed in order.
+one sample. Form 1 can be had alone. A program walks down one stripe of rows in one block of columns; partials are summed in order.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ def taylor_scores_kernel(
     columns,
     stride_w,
     stride_g,
+    FORMS: tl.constexpr,
     STRIPE: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
+    # The absolute sums come first of one form, second of three.
+    MIDDLE: tl.constexpr = FORMS // 2
     blocks = tl.cdiv(columns, BC)
     pid = tl.program_id(0)
     block = pid % blocks
@@ -50,38 +53,41 @@ def taylor_scores_kernel(
         b_w = tl.load(weight + o_r[:, None] * stride_w + o_c[None, :], mask=m_w, other=0.0).to(tl.float32)
         b_g = tl.load(gradient + o_r[:, None] * stride_g + o_c[None, :], mask=m_w, other=0.0).to(tl.float32)
         b_p = b_w * b_g
-        b_signed += tl.sum(b_p, 0)
         b_absolute += tl.sum(tl.abs(b_p), 0)
-        b_squared += tl.sum(b_p * b_p, 0)
-        p_rows = row_sums + block.to(tl.int64) * 3 * rows + o_r
-        tl.store(p_rows, tl.sum(b_p, 1), mask=m_r)
-        tl.store(p_rows + rows, tl.sum(tl.abs(b_p), 1), mask=m_r)
-        tl.store(p_rows + 2 * rows, tl.sum(b_p * b_p, 1), mask=m_r)
+        p_rows = row_sums + block.to(tl.int64) * FORMS * rows + o_r
+        tl.store(p_rows + MIDDLE * rows, tl.sum(tl.abs(b_p), 1), mask=m_r)
+        if FORMS == 3:
+            b_signed += tl.sum(b_p, 0)
+            b_squared += tl.sum(b_p * b_p, 0)
+            tl.store(p_rows, tl.sum(b_p, 1), mask=m_r)
+            tl.store(p_rows + 2 * rows, tl.sum(b_p * b_p, 1), mask=m_r)
 
-    p_columns = column_sums + stripe * 3 * columns + o_c
-    tl.store(p_columns, b_signed, mask=m_c)
-    tl.store(p_columns + columns, b_absolute, mask=m_c)
-    tl.store(p_columns + 2 * columns, b_squared, mask=m_c)
+    p_columns = column_sums + stripe * FORMS * columns + o_c
+    tl.store(p_columns + MIDDLE * columns, b_absolute, mask=m_c)
+    if FORMS == 3:
+        tl.store(p_columns, b_signed, mask=m_c)
+        tl.store(p_columns + 2 * columns, b_squared, mask=m_c)
 
 
-def taylor_scores(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def taylor_scores(weight: Tensor, gradient: Tensor, absolute_only: bool = False) -> tuple[Tensor, Tensor]:
     """``(rows, columns)``: float32 ``[3, R]`` and ``[3, C]``, signed, absolute and squared sums of ``W * G``.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``.
         gradient: ``[R, C]``, float32 or the weight's dtype, ``stride(1) == 1``.
+        absolute_only: the absolute sums alone, ``[1, R]`` and ``[1, C]``.
     """
-    rows, columns = weight.shape
+    forms, (rows, columns) = 1 if absolute_only else 3, weight.shape
     if weight.numel() == 0:
-        return weight.new_zeros(3, rows, dtype=torch.float32), weight.new_zeros(3, columns, dtype=torch.float32)
+        return tuple(weight.new_zeros(forms, size, dtype=torch.float32) for size in weight.shape)
     # One warp spans a row of the block with 16-byte loads, so row sums never leave their warp.
     block_c = 32 * 16 // min(weight.element_size(), gradient.element_size())
     blocks = triton.cdiv(columns, block_c)
     # About 4096 programs of one warp fill a GPU; a longer stripe writes fewer column partials.
     stripe = min(max(triton.next_power_of_2(rows * blocks // 4096), 32), 256)
     stripes = triton.cdiv(rows, stripe)
-    row_sums = torch.empty(blocks, 3, rows, dtype=torch.float32, device=weight.device)
-    column_sums = torch.empty(stripes, 3, columns, dtype=torch.float32, device=weight.device)
+    row_sums = torch.empty(blocks, forms, rows, dtype=torch.float32, device=weight.device)
+    column_sums = torch.empty(stripes, forms, columns, dtype=torch.float32, device=weight.device)
     with torch.cuda.device_of(weight):
         taylor_scores_kernel[(blocks * stripes,)](
             weight,
@@ -92,6 +98,7 @@ def taylor_scores(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
             columns,
             weight.stride(0),
             gradient.stride(0),
+            FORMS=forms,
             STRIPE=stripe,
             BR=BLOCK_R,
             BC=block_c,
