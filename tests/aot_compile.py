@@ -45,6 +45,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
     """
     stats, gate = MODULES["activation_stats"].activation_stats, MODULES["gate_scores"].gate_scores
     weights, taylor = MODULES["weight_scores"].weight_scores, MODULES["taylor_scores"].taylor_scores
+    outer, moments = MODULES["taylor_scores_outer"].taylor_scores_outer, None
     kth, select = MODULES["select"].kth_value, MODULES["select"].select_mask
     wide, odd, one = ("wide", 4, 4096, 11008), ("odd", 3, 37, 1001), ("one", 1, 1, 1)
     float32, bfloat16 = torch.float32, torch.bfloat16
@@ -59,22 +60,28 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
         yield case, taylor, (w, w)
         yield case, taylor, (w, meta(r, c, dtype=float32))
         yield case, taylor, (w, w, True)
+        delta, inputs = meta(n, r // 2 + 1, r, dtype=dtype), meta(n, r // 2 + 1, c, dtype=dtype)
+        yield case, outer, (w, delta, inputs, False)
+        yield case, outer, (w, delta, inputs, True)
         yield case, kth, (w, c // 2 + 1)
         yield case, select, (w, 1)
 
 
-def record(launcher: Callable[..., Any], arguments: tuple) -> list[tuple[JITFunction, tuple, dict[str, Any]]]:
-    """The launches a launcher makes, none of them carried out."""
+def record(
+    launcher: Callable[..., Any], arguments: tuple, target: GPUTarget
+) -> list[tuple[JITFunction, tuple, dict[str, Any]]]:
+    """The launches a launcher makes where torch was built for the target, none of them carried out."""
     launches = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
 
-    original, JITFunction.run = JITFunction.run, run
+    original, JITFunction.run = (JITFunction.run, torch.version.hip), run
+    torch.version.hip = "7.0" if target.backend == "hip" else None
     try:
         launcher(*arguments)
     finally:
-        JITFunction.run = original
+        JITFunction.run, torch.version.hip = original
     return launches
 
 
@@ -133,11 +140,11 @@ def uncovered(launched: set[JITFunction]) -> list[str]:
 def main() -> None:
     compiled, launched = [], set()
     for case, launcher, arguments in cases():
-        for fn, args, kwargs in record(launcher, arguments):
-            launched.add(fn)
-            source, options = source_of(fn, args, kwargs)
-            pointers = " ".join(kind for kind in source.signature.values() if kind.startswith("*"))
-            for target in TARGETS if case == "wide" else TARGETS[1:2]:
+        for target in TARGETS if case == "wide" else TARGETS[1:2]:
+            for fn, args, kwargs in record(launcher, arguments, target):
+                launched.add(fn)
+                source, options = source_of(fn, args, kwargs)
+                pointers = " ".join(kind for kind in source.signature.values() if kind[0] == "*")
                 row = {"kernel": fn.__name__, "case": f"{case} {pointers}", "target": str(target.arch)}
                 try:
                     asm = triton.compile(source, target=target, options=options).asm

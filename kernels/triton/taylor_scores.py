@@ -5,7 +5,8 @@
 
 ``W`` and ``G`` are ``[R, C]``; the sums are float32 ``[3, R]`` and ``[3, C]``. Forms 0 and 1 are the first-order
 Taylor scores (Molchanov et al. 2019, eq. 8; LLM-Pruner, Ma et al. 2023, eq. 3), form 2 is the diagonal Fisher term of
-one sample. Form 1 can be had alone. A program walks down one stripe of rows in one block of columns; partials are summed in order.
+one sample; form 1 can be had alone. A program walks down one stripe of rows in one block of columns; partials are
+summed in order.
 """
 
 from __future__ import annotations
