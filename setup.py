@@ -44,7 +44,7 @@ def sources(folder: str, suffix: str) -> list[str]:
 
 
 def packages() -> list[str]:
-    names = ["pruneengine", "pruneengine.kernels", "pruneengine.ops"]
+    names = ["pruneengine", "pruneengine.bench", "pruneengine.bench.cases", "pruneengine.kernels", "pruneengine.ops"]
     return names + ["pruneengine.search"] * (ROOT / "pruneengine" / "search").is_dir()
 
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 import pruneengine
 from benchmarks import statistics_pass
+from benchmarks.compare import Target
 from benchmarks.models import random_llama
-from benchmarks.record import ROOT, GateError, Row, Setting, Target, interleave, versions
+from pruneengine.bench.here import ROOT, versions
+from pruneengine.bench.record import GateError, Row, Setting, interleave
 
 BASE = "full backward"
 METHODS = ("vectorize", "param_first", "param_mix")

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import pruneengine
+from benchmarks.compare import Target
 from benchmarks.models import smollm2
-from benchmarks.record import ROOT, GateError, Row, Setting, Target, interleave
+from pruneengine.bench.here import ROOT
+from pruneengine.bench.record import GateError, Row, Setting, interleave
 from pruneengine.engine import decide
 
 BASE = "pruneengine-l1"

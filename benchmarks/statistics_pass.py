@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pruneengine
+from benchmarks.compare import Target
 from benchmarks.models import smollm2
-from benchmarks.record import GateError, Row, Setting, Target, interleave, versions
+from pruneengine.bench.here import versions
+from pruneengine.bench.record import GateError, Row, Setting, interleave
 from pruneengine.decoder import causal_parts
 from pruneengine.loss import token_nll_backward
 from pruneengine.structure import get_linear

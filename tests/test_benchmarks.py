@@ -9,7 +9,8 @@ import torch
 
 import pruneengine
 from benchmarks import memory, peers, statistics_pass
-from benchmarks.record import GateError, Setting, Target, interleave, read, record, table, verdicts
+from benchmarks.compare import Target, table, verdicts
+from pruneengine.bench.record import GateError, Setting, interleave, read, record
 from tests.tiny import tiny_model, tiny_tokens
 
 MLP = pruneengine.PruneConfig("magnitude_l1", 0.25, ("mlp",))

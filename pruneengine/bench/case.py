@@ -1,0 +1,159 @@
+"""What a case is: inputs, the op, the formula that it must equal and beat, and the bytes that have to move."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruneengine.bench.shapes import Layer, Matrix, Shape
+
+# None, or in words how a result differs from the one expected.
+Agree = Callable[[Any, Any], str | None]
+SUMS_WITHIN = 2e-5  # of the largest: float32 accumulation over 10^4 terms stays under, one lost column of 1001 does not
+
+
+class Inputs:
+    """Random tensors of one dtype on one device; the same ones each time."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+        self.device, self.dtype = device, dtype
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device=self.device).to(self.dtype)
+
+    def norm(self, size: int) -> Tensor:
+        """A positive float32 factor per column, as an activation norm is."""
+        return torch.rand(size, generator=self._generator, device=self.device) + 0.1
+
+    def kept(self, size: int, keep: float) -> Tensor:
+        """A sorted random index of the share ``keep`` of ``size``."""
+        order = torch.randperm(size, generator=self._generator, device=self.device)
+        return order[: max(1, round(size * keep))].sort().values
+
+    def touched(self, index: Tensor, element_bytes: int) -> int:
+        """Bytes of a contiguous row that a gather of ``index`` cannot help reading: whole cache lines or sectors."""
+        line = 32 if self.on_gpu else 64
+        return (index * element_bytes // line).unique().numel() * line
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another way in eager torch; its gate may be looser where it is less exact."""
+
+    run: Callable[..., Any]
+    agree: Agree | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One case with its inputs. Every callable takes ``*inputs``, ``formula`` an upcast before them."""
+
+    inputs: tuple[Any, ...]
+    ours: Callable[..., Any]
+    formula: Callable[..., Any]
+    agree: Agree
+    moved: int
+    flops: int = 0
+    expected: Callable[..., Any] | None = None  # where float64 in the formula is not the specification
+    loosely: Agree | None = None  # for the formula itself, and against it, where it is less exact
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    compiled: bool = True
+
+    def reference(self, *inputs: Any) -> Any:
+        """The formula in float32: what a user of eager torch writes."""
+        return self.formula(Tensor.float, *inputs)
+
+    def specified(self) -> Any:
+        """The result that all must agree with: in float64, or exact."""
+        make = self.expected or functools.partial(self.formula, Tensor.double)
+        return make(*self.inputs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case by name, and how to make it for a shape. Its first provider of the op is timed, others are beside it."""
+
+    op: str
+    name: str
+    kind: str  # of shape: weight, tokens or layer
+    limit: str  # of the machine on a CPU: read, copy or matmul; on a GPU read counts as copy
+    make: Callable[[Inputs, Any], Work]
+    gate: Shape
+    gpu_only: bool = False
+    graph: bool = False  # on a GPU the calls are captured once and replayed
+
+    @property
+    def title(self) -> str:
+        return f"{self.op}: {self.name}"
+
+
+GATES: dict[str, Shape] = {
+    "weight": Matrix(37, 1001),
+    "tokens": Matrix(39, 101),
+    "layer": Layer(96, 204, 6, 3, 2),
+}
+CASES: list[Case] = []
+
+
+def case(op: str, name: str, kind: str, limit: str, gate: Shape | None = None, **options: bool) -> Callable:
+    """Register ``make(inputs, shape) -> Work`` as a case."""
+
+    def register(make: Callable[[Inputs, Any], Work]) -> Callable[[Inputs, Any], Work]:
+        CASES.append(Case(op, name, kind, limit, make, gate or GATES[kind], **options))
+        return make
+
+    return register
+
+
+def size(*tensors: Tensor) -> int:
+    """Their bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The tensors of a nested result, in order."""
+    return [result] if isinstance(result, Tensor) else [t for part in result for t in tensors(part)]
+
+
+def sums(result: Any, expected: Any, within: float = SUMS_WITHIN) -> str | None:
+    """Each tensor is within a part of the largest magnitude that it should hold."""
+    for number, (got, right) in enumerate(_pairs(result, expected)):
+        if got.shape != right.shape:
+            return f"output {number} has shape {list(got.shape)}, not {list(right.shape)}"
+        got, right = got.double(), right.double()
+        scale = right.abs().max().clamp_min(1e-30)
+        error = ((got - right).abs() / scale).max()
+        if not error <= within:
+            return f"output {number} is off by {float(error):.1e} of its largest value"
+    return None
+
+
+def exactly(result: Any, expected: Any) -> str | None:
+    """The same values in the same places."""
+    for number, (got, right) in enumerate(_pairs(result, expected)):
+        if got.shape != right.shape or got.dtype != right.dtype:
+            found, wanted = ((list(t.shape), t.dtype) for t in (got, right))
+            return f"output {number} is {found}, not {wanted}"
+        if not torch.equal(got, right):
+            return f"output {number} differs in {int((got != right).sum())} of {right.numel()} places"
+    return None
+
+
+def covers(result: Tensor, expected: Tensor) -> str | None:
+    """A mask by threshold: all that must be selected, and more where scores are equal."""
+    missing = int((expected & ~result).sum())
+    return f"{missing} that must be selected are not" if missing else None
+
+
+def _pairs(result: Any, expected: Any) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(tensors(result), tensors(expected), strict=True))

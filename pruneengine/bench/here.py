@@ -1,0 +1,60 @@
+"""Where and with what something was measured: processor, device, versions, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" if (ROOT / "benchmarks").is_dir() else Path("pruneengine-bench")
+
+
+def versions(*packages: str) -> str:
+    """``python 3.11.7 torch 2.13.0 ...`` for the interpreter and those of the packages that are installed."""
+    named = [f"python {platform.python_version()}"]
+    for package in packages:
+        try:
+            named.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return " ".join(named)
+
+
+def cpu_name() -> str:
+    """The processor's model name and the number of cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def commit() -> str:
+    """Short hash of HEAD, with ``-dirty`` when anything but results differs from it.
+
+    Without a repository of our own it is what ``PRUNEENGINE_COMMIT`` says, or ``unknown``: an installed package may lie
+    in somebody else's.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            raise FileNotFoundError(f"{ROOT} is no repository")
+        head = git("rev-parse", "--short", "HEAD")
+        return head + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("PRUNEENGINE_COMMIT", "unknown")

@@ -1,0 +1,112 @@
+"""Measured values: taken in turn, summarised as median and 20th / 80th percentile, kept in a CSV a theme."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from pruneengine.bench.here import RESULTS, commit, cpu_name
+from pruneengine.files import write_atomically
+
+KEY = ("theme", "case", "provider", "quantity", "device", "threads", "versions", "commit", "date")
+
+
+class GateError(Exception):
+    """A provider does not compute what is to be timed: nothing of its theme may be reported."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results file: a quantity of one provider in one case."""
+
+    theme: str
+    case: str
+    provider: str
+    quantity: str
+    unit: str
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+    device: str
+    threads: int
+    versions: str
+    commit: str
+    date: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(str(getattr(self, name)) for name in KEY)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of a run share."""
+
+    theme: str
+    device: str
+    threads: int
+    commit: str
+    date: str
+
+    @classmethod
+    def here(cls, theme: str, threads: int, device: str | None = None) -> Setting:
+        return cls(theme, device or cpu_name(), threads, commit(), date.today().isoformat())
+
+    def row(self, case: str, provider: str, quantity: str, unit: str, values: Sequence[float], versions: str) -> Row:
+        low, middle, high = (float(v) for v in np.percentile(values, (20, 50, 80)))
+        return Row(
+            case=case, provider=provider, quantity=quantity, unit=unit, median=middle, p20=low, p80=high,
+            rounds=len(values), versions=versions, **asdict(self),
+        )  # fmt: skip
+
+
+def interleave(
+    providers: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int | Mapping[str, int], warmup: int = 1
+) -> dict[str, dict[str, list[float]]]:
+    """Run the providers in turn, so that a busy machine slows all alike: ``{provider: {quantity: values}}``.
+
+    Each call returns its own measurements; the order is turned by one every round, and ``warmup`` rounds are dropped.
+    ``rounds`` may differ by provider: the slow ones then take part in the first rounds alone.
+    """
+    names = list(providers)
+    taken = rounds if isinstance(rounds, Mapping) else dict.fromkeys(names, rounds)
+    values: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for number in range(-warmup, max(taken.values(), default=0)):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            if number >= taken[name]:
+                continue
+            for quantity, value in providers[name]().items():
+                if number >= 0:
+                    values[name].setdefault(quantity, []).append(value)
+    return values
+
+
+def record(rows: Sequence[Row], folder: Path = RESULTS) -> list[Path]:
+    """Write rows into ``<theme>.csv``, replacing those with the same key; returns the files."""
+    written = []
+    for theme in dict.fromkeys(row.theme for row in rows):
+        path = folder / f"{theme}.csv"
+        fresh = {row.key: asdict(row) for row in rows if row.theme == theme}
+        held = read(path) if path.exists() else []
+        lines = [line for line in held if tuple(line[name] for name in KEY) not in fresh] + list(fresh.values())
+        columns = list(next(iter(fresh.values())))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+        write_atomically(path, text.getvalue())
+        written.append(path)
+    return written
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
