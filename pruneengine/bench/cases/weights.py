@@ -7,7 +7,7 @@ import functools
 import torch
 
 from pruneengine import ops, reference
-from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, size, sums
+from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, single, size, sums
 from pruneengine.bench.shapes import Layer, Matrix
 
 POWERS = (0.5, 1.0, 1.5, 2.0)
@@ -114,7 +114,7 @@ def taylor_outer(inputs: Inputs, shape: Matrix) -> Work:
     delta, x = (inputs.normal(samples, tokens, size) for size in (shape.rows, shape.columns))
 
     def formula(up, w, delta, x):
-        if not (inputs.on_gpu and up is torch.Tensor.float):
+        if not (inputs.on_gpu and up is single):
             delta, x = up(delta), up(x)
         return _three_forms(up, w, delta.flatten(0, 1).T @ x.flatten(0, 1))
 

@@ -1,0 +1,84 @@
+"""Who computes an op: eager torch, torch.compile of it, and our backends. Each as a call without arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from pruneengine import backends, extension
+from pruneengine.bench.case import Agree, Case, Work
+
+PROVIDERS = ("reference", "compile", "cpp", "triton", "cuda")
+DEFAULT = {"cpu": ("reference", "cpp"), "cuda": ("reference", "compile", "triton", "cuda")}
+OURS = ("cuda", "triton", "cpp")  # in the order in which a device's default is chosen
+
+
+class Provider:
+    """One way to compute a case's work, and how its result is judged."""
+
+    def __init__(self, name: str, run: Callable[..., object], agree: Agree, backend: str | None = None) -> None:
+        self.name, self.agree, self._run, self._backend = name, agree, run, backend
+
+    @property
+    def ours(self) -> bool:
+        return self._backend is not None
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within it the provider's own backend runs the ops."""
+        with backends.use_backend(self._backend) if self._backend else contextlib.nullcontext():
+            yield
+
+    def bind(self, work: Work) -> Callable[[], object]:
+        return lambda: self._run(*work.inputs)
+
+
+def missing(name: str, device: torch.device) -> str | None:
+    """Why a provider cannot run on this device at all, or None."""
+    if name in ("reference", "compile"):
+        return None
+    if (name == "cpp") != (device.type == "cpu"):
+        return f"it has no kernels for {device.type}"
+    reason = backends.available_backends()[name]
+    return None if reason == "available" else reason
+
+
+def providers_of(case: Case, work: Work, names: list[str]) -> list[Provider]:
+    """Those of ``names`` that have the case's op; with the reference come the case's other baselines."""
+    loosely = work.loosely or work.agree
+    found = []
+    for name in names:
+        if name == "reference":
+            found.append(Provider(name, work.reference, loosely))
+            found += [Provider(n, b.run, b.agree or work.agree) for n, b in work.baselines.items()]
+        elif name == "compile" and work.compiled:
+            found.append(Provider(name, _compiled(work), loosely))
+        elif has(name, case.op):
+            found.append(Provider(name, work.ours, work.agree, name))
+    return found
+
+
+def has(name: str, op: str) -> bool:
+    """Whether one of our backends has the op."""
+    ops = {"cuda": extension.CUDA_OPS, "triton": backends.TRITON_MODULES}
+    return name in OURS and op in ops.get(name, (op,))
+
+
+def _compiled(work: Work) -> Callable[..., object]:
+    reference = work.reference
+    # Every case is a new function of one shape: what was compiled for others is of no use, and would count as a
+    # recompilation.
+    torch.compiler.reset()
+    return torch.compile(lambda *inputs: reference(*inputs), dynamic=False)
+
+
+def replayed(call: Callable[[], object]) -> Callable[[], object]:
+    """The kernels of a call as one CUDA graph: its launches cost Python nothing."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

@@ -1,0 +1,51 @@
+"""A run in words: a line a provider, with its rate, its share of the machine's limit, and how much faster it is."""
+
+from __future__ import annotations
+
+from pruneengine.bench.measure import OpRow, Outcome
+from pruneengine.bench.providers import OURS
+
+WIDTHS = (11, 9, 9, 9, 13, 7)
+HEADER = ("provider", "median", "p20", "p80", "rate", "share")
+
+
+def lines(outcome: Outcome) -> list[str]:
+    """The case, then a line each for the providers, failed ones and the machine's limit."""
+    times = {row.provider: row for row in outcome.rows if row.quantity == "time"}
+    found = {(row.provider, row.quantity): row for row in outcome.rows}
+    dtype = outcome.rows[0].dtype if outcome.rows else ""
+    text = [f"{outcome.case.title}  {outcome.shape} {dtype}".rstrip()]
+    if times:
+        text.append(_columns(*HEADER, "faster than"))
+    for name, time in times.items():
+        rate, share = found[name, "rate"], found.get((name, "share"))
+        against = [other for other in times if other not in OURS] if name in OURS else []
+        ratios = ", ".join(f"{other} {times[other].median / time.median:.1f}x" for other in against)
+        spread = (duration(value) for value in (time.median, time.p20, time.p80))
+        text.append(_columns(name, *spread, _rate(rate), f"{share.median:.0%}" if share else "", ratios))
+    text += [
+        _columns(row.provider, "", "", "", _rate(row), "limit", "") for row in outcome.rows if _is_limit(row, times)
+    ]
+    text += [f"  {name:<{WIDTHS[0]}}FAILED the gate, not timed: {why}" for name, why in outcome.failures.items()]
+    return text
+
+
+def duration(seconds: float) -> str:
+    """``412 us``, ``1.53 ms`` or ``2.31 s``."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _is_limit(row: OpRow, times: dict[str, OpRow]) -> bool:
+    return row.quantity == "rate" and row.provider not in times
+
+
+def _rate(row: OpRow) -> str:
+    return f"{row.median:.3g} {row.unit}"
+
+
+def _columns(*cells: str) -> str:
+    padded = "".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False))
+    return f"  {padded}{cells[-1]}".rstrip()
