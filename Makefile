@@ -1,7 +1,7 @@
 # make demo    prune a real model, save it, reload it, measure it
 # make test    the tests
 # make check   lint, format, import contracts
-# make bench   the speed comparisons of the README
+# make bench   the speed comparisons of the README, and its plots
 # Each does its own set-up.
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --setup
+	$(BIN)/python benchmarks/plot.py
 
 # torch comes first and pinned: a package that asks for it without a pin would bring gigabytes of CUDA libraries.
 $(READY): constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)

@@ -1,4 +1,4 @@
-"""The speed and memory comparisons: ``python benchmarks/run.py [peers] [statistics] [memory]``, all by default.
+"""The speed and memory comparisons: ``python benchmarks/run.py [ops] [peers] [statistics] [memory]``, all by default.
 
 Each theme first proves that what it measures computes the same thing, then measures the providers in turn. The medians
 go to ``benchmarks/results/<theme>.csv``; a second run of the same commit on the same day replaces the first one's rows.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import ops
 from benchmarks.compare import table, verdicts
 from pruneengine.bench.here import RESULTS
 from pruneengine.bench.record import GateError, record
@@ -27,31 +29,53 @@ THEMES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("themes", nargs="*", metavar="theme", help=f"{', '.join(THEMES)}; all where none is named")
-    parser.add_argument("--rounds", type=int, help="timed rounds of every provider (default: the theme's own)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
-    parser.add_argument("--setup", action="store_true", help="create the peers' environment first")
-    options = parser.parse_args()
-    if unknown := set(options.themes) - THEMES.keys():
-        parser.error(f"unknown theme {sorted(unknown)[0]!r}; choose from {', '.join(THEMES)}")
-    for name in ("rounds", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            parser.error(f"--{name} must be at least 1, got {value}")
+    options = arguments()
     if options.setup:
         importlib.import_module("benchmarks.peers").setup()
-    for theme in options.themes or THEMES:
-        name, rounds = THEMES[theme]
-        module = importlib.import_module(name)
-        try:
-            rows = module.measure(options.rounds or rounds, options.threads)
-        except (GateError, FileNotFoundError) as error:
-            sys.exit(f"{theme}: {error}")
-        print(f"\n{theme}: {(module.__doc__ or '').splitlines()[0]}\n")
-        print(table(rows, module.BASE), *verdicts(rows, module.TARGETS), sep="\n")
-        for path in record(rows, options.results):
-            print(f"written: {path}")
+    status = 0
+    for theme in options.themes:
+        if theme == "ops":
+            status = ops.bench(options)
+        else:
+            compare(theme, options)
+    sys.exit(status)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ("ops", *THEMES)
+    parser.add_argument("themes", nargs="*", metavar="theme", help=f"{', '.join(known)}; all where none is named")
+    parser.add_argument("--rounds", type=int, help="timed rounds of every provider (default: the theme's own)")
+    parser.add_argument("--threads", help="CPU threads of torch (default: all; of ops 1, and 1,2 measures both)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument("--setup", action="store_true", help="create the peers' environment first")
+    ops.add_arguments(parser)
+    options = parser.parse_args()
+    if unknown := set(options.themes) - set(known):
+        parser.error(f"unknown theme {sorted(unknown)[0]!r}; choose from {', '.join(known)}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.threads or "1"):
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    only_ops = options.list or any(getattr(options, name) is not None for name in ops.FLAGS)
+    options.themes = options.themes or (["ops"] if only_ops else list(known))
+    if "," in (options.threads or "") and options.themes != ["ops"]:
+        parser.error(f"--threads {options.threads}: only ops takes several")
+    return options
+
+
+def compare(theme: str, options: argparse.Namespace) -> None:
+    name, rounds = THEMES[theme]
+    module = importlib.import_module(name)
+    threads = int(options.threads or len(os.sched_getaffinity(0)))
+    try:
+        rows = module.measure(options.rounds or rounds, threads)
+    except (GateError, FileNotFoundError) as error:
+        sys.exit(f"{theme}: {error}")
+    print(f"\n{theme}: {(module.__doc__ or '').splitlines()[0]}\n")
+    print(table(rows, module.BASE), *verdicts(rows, module.TARGETS), sep="\n")
+    for path in record(rows, options.results):
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

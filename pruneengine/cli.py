@@ -1,4 +1,4 @@
-"""The command line: inspect, prune, eval."""
+"""The command line: inspect, prune, eval, bench."""
 
 from __future__ import annotations
 
@@ -170,6 +170,31 @@ def evaluate(
             f"prefill {rate.prefill:.0f} tokens/s ({rate.prompt_tokens} tokens), decode {rate.decode:.1f} tokens/s "
             f"({rate.new_tokens} tokens), median of {rate.repeats}"
         )
+
+
+@app.command()
+def bench(
+    ops: Annotated[str | None, typer.Option(help="Names, comma separated (all); see --list.")] = None,
+    shapes: Annotated[str, typer.Option(help="headline, llama-7b, smollm2 or ROWSxCOLUMNS.")] = "headline",
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    providers: Annotated[str | None, typer.Option(help="reference,compile,cpp,triton,cuda (the device's).")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; slow providers take part in fewer.")] = 7,
+    threads: Annotated[str, typer.Option(help="CPU threads; 1,2 measures both.")] = "1",
+    results: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of ops.csv.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the ops and their cases, and stop.")] = False,
+) -> None:
+    """Time the ops against eager torch and the machine's limits, each proved correct first."""
+    from pruneengine.bench import runner
+
+    if show:
+        out.print(*runner.describe(), sep="\n")
+        return
+    options = runner.BenchOptions.parse(
+        ops=ops, shapes=shapes, dtype=dtype, device=_device(device), providers=providers,
+        rounds=rounds, threads=threads, results=results,
+    )  # fmt: skip
+    raise typer.Exit(runner.run(options, say=out.print).exit_code)
 
 
 def _config(recipe: Path | None, given: dict[str, Any]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pruneengine.bench.measure import OpRow, Outcome
 from pruneengine.bench.providers import OURS
 
-WIDTHS = (11, 9, 9, 9, 13, 7)
+WIDTHS = (12, 9, 9, 9, 15, 7)
 HEADER = ("provider", "median", "p20", "p80", "rate", "share")
 
 
@@ -23,9 +23,8 @@ def lines(outcome: Outcome) -> list[str]:
         ratios = ", ".join(f"{other} {times[other].median / time.median:.1f}x" for other in against)
         spread = (duration(value) for value in (time.median, time.p20, time.p80))
         text.append(_columns(name, *spread, _rate(rate), f"{share.median:.0%}" if share else "", ratios))
-    text += [
-        _columns(row.provider, "", "", "", _rate(row), "limit", "") for row in outcome.rows if _is_limit(row, times)
-    ]
+    limits = [row for row in outcome.rows if row.quantity == "rate" and row.provider not in times]
+    text += [_columns(row.provider, "", "", "", _rate(row), "limit", "") for row in limits]
     text += [f"  {name:<{WIDTHS[0]}}FAILED the gate, not timed: {why}" for name, why in outcome.failures.items()]
     return text
 
@@ -36,10 +35,6 @@ def duration(seconds: float) -> str:
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
-
-
-def _is_limit(row: OpRow, times: dict[str, OpRow]) -> bool:
-    return row.quantity == "rate" and row.provider not in times
 
 
 def _rate(row: OpRow) -> str:

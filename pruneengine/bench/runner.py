@@ -50,6 +50,23 @@ class BenchOptions:
         for name in self.shapes:
             parse_shapes(name)
 
+    @classmethod
+    def parse(cls, **given: str | int | Path | None) -> BenchOptions:
+        """Options from words: lists comma separated, None for the default.
+
+        Raises:
+            ValueError: a number of threads that is none, and what the options themselves refuse.
+        """
+        values = {name: value for name, value in given.items() if value is not None}
+        for name in ("ops", "shapes", "providers", "threads"):
+            if name in values:
+                values[name] = tuple(word.strip() for word in str(values[name]).split(",") if word.strip())
+        try:
+            values["threads"] = tuple(int(word) for word in values.get("threads", (1,)))
+        except ValueError:
+            raise ValueError(f"threads {given['threads']!r}; expected numbers, comma separated") from None
+        return cls(**values)
+
 
 @dataclass
 class BenchResult:
