@@ -1,7 +1,7 @@
 """The plots of the ops, from ``results/ops.csv`` alone: ``python benchmarks/plot.py [--results DIR]``.
 
-``ops-<cpu|cuda>-ratio.png`` shows how many times faster than eager torch each case is, ``-roofline.png`` what it moves a
-second against what the machine can. The newest run of each case on the headline shapes in bfloat16 is drawn.
+``ops-<cpu|cuda>-ratio.png`` shows how many times faster than eager torch each case is, ``-roofline.png`` what it moves
+a second against what the machine can. The newest run of each case on the headline shapes in bfloat16 is drawn.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pruneengine.extras import needs
 
 Line = Mapping[str, str]
 RUN = ("device", "threads", "versions", "commit", "date")
+PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
 COLOURS = {"cpp": "#4477aa", "triton": "#228833", "cuda": "#66a61e"}
 BASELINES = {"compile": "v", "eager-out": "s", "kthvalue": "o", "squares": "D", "wanda-loop": "^"}
 
@@ -58,9 +59,12 @@ def draw(lines: Sequence[Line], on: str, folder: Path, headline: set[str] = HEAD
         import matplotlib.pyplot as plt
     written = []
     for name, plot in (("ratio", _ratios), ("roofline", _roofline)):
-        figure, axes = plt.subplots(figsize=(9, 1.4 + 0.3 * len(runs)), dpi=120, layout="constrained")
-        plot(axes, runs)
+        figure, axes = plt.subplots(figsize=(9, 1.5 + 0.23 * len(runs)), dpi=120, layout="constrained")
+        title = plot(axes, runs)
+        figure.suptitle(_title(runs, title), fontsize=9, x=0.01, ha="left")
+        axes.margins(y=0.01)
         axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
@@ -70,7 +74,7 @@ def draw(lines: Sequence[Line], on: str, folder: Path, headline: set[str] = HEAD
     return written
 
 
-def _ratios(axes, runs) -> None:
+def _ratios(axes, runs) -> str:
     runs = [run for run in runs if ("reference", "time") in run]
     runs = sorted(runs, key=lambda run: -_ratio(run, "reference"))
     values = [_ratio(run, "reference") for run in runs]
@@ -84,28 +88,29 @@ def _ratios(axes, runs) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times faster than eager torch (logarithmic)")
-    axes.set_title(_title(runs, "the ops against eager torch"), fontsize=9, loc="left")
+    axes.set_xlim(right=2 * max(values))
     _legend(axes, runs)
+    return "the ops against eager torch"
 
 
-def _roofline(axes, runs) -> None:
+def _roofline(axes, runs) -> str:
     runs = [run for run in runs if run[provider_of(run), "rate"]["unit"] == "GB/s"]
     runs = sorted(runs, key=lambda run: -_rate(run, provider_of(run)))
     values = [_rate(run, provider_of(run)) for run in runs]
+    longest = max(values)
     axes.barh(_labels(runs), values, color=[COLOURS[provider_of(run)] for run in runs])
     for place, (run, value) in enumerate(zip(runs, values, strict=True)):
         share = run.get((provider_of(run), "share"))
-        text = f"{value:.3g}" + (f", {float(share['median']):.0%} of {share['unit']}" if share else "")
-        axes.text(value, place, f" {text}", va="center", fontsize=8)
+        text = f"{value:.3g}" + (f" ({float(share['median']):.0%} of {share['unit']})" if share else "")
+        axes.text(longest * 0.008, place, text, va="center", fontsize=8, bbox=PAPER)
     for limit, style in (("read", "--"), ("copy", ":")):
         rates = sorted(_rate(run, limit) for run in runs if (limit, "rate") in run)
         if rates:
             middle = rates[len(rates) // 2]
             axes.axvline(middle, color="black", linestyle=style, label=f"{limit}: {middle:.3g} GB/s")
-    axes.set_xlim(0, 1.3 * max(axes.get_xlim()[1] / 1.05, 1e-9))
     axes.set_xlabel("GB/s of the bytes that must move")
-    axes.set_title(_title(runs, "the ops against the machine's own bandwidth"), fontsize=9, loc="left")
     _legend(axes, runs)
+    return "the ops against the machine's own bandwidth"
 
 
 def _legend(axes, runs) -> None:
