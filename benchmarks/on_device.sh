@@ -15,7 +15,8 @@ if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
 [ $# -eq 1 ] || { echo "usage: on_device.sh [--dry-run] OUTDIR" >&2; exit 2; }
 mkdir -p "$1"
 OUT=$(cd "$1" && pwd)
-export PYTHON=${PYTHON:-python3} PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 deadline=$((SECONDS + ${ON_DEVICE_SECONDS:-530}))
 failed=0
 : > "$OUT/summary.txt"
@@ -65,12 +66,14 @@ gpu=0
 [ "$dry" = 1 ] || ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || gpu=1
 say "$("$PYTHON" -c "import platform, torch; print('python', platform.python_version(), 'torch', torch.__version__)" 2>&1 | tail -1)"
 command -v nvidia-smi > /dev/null && say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -1)"
-command -v nvcc > /dev/null && say "$(nvcc --version | tail -1)"
+command -v nvcc > /dev/null && say "nvcc $(nvcc --version | sed -n "s/.*release //p")"
 
 part build 110 "build cmd:nvcc py:pybind11 py:setuptools" env PRUNEENGINE_BUILD=cuda bash -c '
   "$PYTHON" -m pip install --no-deps --no-build-isolation --disable-pip-version-check -e . ||
     "$PYTHON" setup.py build_ext --inplace ||
     PRUNEENGINE_BUILD=auto "$PYTHON" setup.py build_ext --inplace
+  # A build in place leaves the Triton files where they are; an installation maps them into the package.
+  "$PYTHON" -c "import pruneengine.kernels" 2> /dev/null || ln -s ../kernels/triton pruneengine/kernels
   "$PYTHON" -c "
 import sys
 from pruneengine.ops import available_backends

@@ -1,0 +1,292 @@
+"""The benchmark of the ops: its cases are right, its gate stops what is wrong, and its rows say what was timed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import plot, profile_slowest
+from benchmarks import run as entry
+from pruneengine import ops
+from pruneengine.bench import gate, runner, timing
+from pruneengine.bench.case import Case, Inputs, Work, covers, exactly, sums
+from pruneengine.bench.cases import CASES
+from pruneengine.bench.measure import OpRow
+from pruneengine.bench.providers import Provider
+from pruneengine.bench.record import Setting, read, record
+from pruneengine.bench.runner import BenchOptions
+from pruneengine.bench.shapes import LLAMA_7B, Matrix, parse_shapes
+from pruneengine.bench.targets import verdicts
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+BY_TITLE = {case.title: case for case in CASES}
+
+
+class FakeTimer:
+    """Runs the call once and says what is next on a list."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.calls = itertools.cycle(seconds or (1e-3,)), 0
+
+    def sample(self, call, estimate: float) -> float:
+        self.calls += 1
+        call()
+        return next(self.seconds)
+
+
+def bench(tmp_path, timer=None, **options):
+    told = []
+    given = {"shapes": ("8x16",), "providers": ("reference",), "rounds": 2, "results": tmp_path} | options
+    result = runner.run(BenchOptions(**given), told.append, timer or FakeTimer(), buffer_bytes=1024)
+    return result, "\n".join(told)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_case_and_baseline_agrees_with_the_specification(case, dtype):
+    work = case.make(Inputs(CPU, dtype), case.gate)
+    expected = work.specified()
+    with ops.use_backend("reference"):
+        assert work.agree(work.ours(*work.inputs), expected) is None
+        assert gate.failures_as_timed(work, [Provider("ours", work.ours, work.agree, "reference")]) == {}
+    assert (work.loosely or work.agree)(work.reference(*work.inputs), expected) is None
+    for baseline in work.baselines.values():
+        assert (baseline.agree or work.agree)(baseline.run(*work.inputs), expected) is None
+    assert work.moved > 0
+
+
+def test_every_op_has_a_case():
+    public = set(ops.__all__) - {"available_backends", "use_backend"}
+    assert {case.op for case in CASES} == public
+
+
+def test_inputs_are_the_same_each_time():
+    first, second = (Inputs(CPU, torch.float32) for _ in range(2))
+    assert torch.equal(first.normal(3, 4), second.normal(3, 4))
+    assert torch.equal(first.kept(100, 0.8), second.kept(100, 0.8))
+    assert len(first.kept(100, 0.8).unique()) == 80
+
+
+def test_a_gather_of_columns_reads_whole_lines():
+    inputs = Inputs(CPU, torch.bfloat16)
+    assert inputs.touched(torch.tensor([0, 31, 32, 200]), 2) == 3 * 64
+    case = BY_TITLE["gather_rows: keep 0.5"]
+    assert case.make(inputs, Matrix(40, 100)).moved == 2 * 20 * 100 * 2
+
+
+def test_the_judges_see_what_is_wrong():
+    right = torch.arange(8.0)
+    assert sums(right, right * (1 + 1e-6)) is None
+    assert "off by" in sums(right * 1.01, right)
+    assert "off by" in sums(right.log(), right)
+    assert "shape" in sums(right[1:], right)
+    assert "1 of 8 places" in exactly(right.clone().fill_(0).scatter_(0, torch.tensor(1), 9.0), torch.zeros(8))
+    assert "torch.int32" in exactly(right.int(), right)
+    assert covers(torch.tensor([True, True]), torch.tensor([True, False])) is None
+    assert "1 that must" in covers(torch.tensor([False, True]), torch.tensor([True, False]))
+
+
+def test_what_fails_the_gate_is_told_and_not_timed(tmp_path, monkeypatch):
+    def broken(x):
+        raise RuntimeError("no kernel\nimage")
+
+    def wrong(inputs: Inputs, shape: Matrix) -> Work:
+        x = inputs.normal(shape.rows, shape.columns)
+        return Work((x,), lambda x: x.float() * 1.001, lambda up, x: up(x), sums, 1)
+
+    def raising(inputs: Inputs, shape: Matrix) -> Work:
+        return Work((inputs.normal(2, 2),), broken, lambda up, x: up(x), sums, 1)
+
+    cases = [Case("op", name, "weight", "read", make, Matrix(3, 5)) for name, make in
+             (("wrong", wrong), ("raising", raising))]  # fmt: skip
+    monkeypatch.setattr(runner, "CASES", cases)
+    monkeypatch.setattr(runner, "missing", lambda name, device: None)
+    monkeypatch.setattr("pruneengine.backends._why_not", lambda backend: None)
+    result, told = bench(tmp_path, providers=("reference", "cpp"))
+    assert result.exit_code == 1
+    assert {row.provider for row in result.rows} == {"reference", "read"}
+    assert "cpp         FAILED the gate, not timed: output 0 is off by 1.0e-03" in told
+    assert "FAILED: op: raising, 8x16, cpp: RuntimeError: no kernel image" in told
+
+
+def test_a_run_keeps_its_rows_and_replaces_them(tmp_path):
+    options = {"ops": ("gate_scores", "select_mask"), "threads": (1, 2)}
+    before = torch.get_num_threads()
+    result, told = bench(tmp_path, FakeTimer(1e-3), **options)
+    assert result.exit_code == 0
+    lines = read(tmp_path / "ops.csv")
+    assert len(lines) == len(result.rows) == 2 * (3 + 5)
+    assert {line["op"] for line in lines} == {"gate_scores", "select_mask"}
+    assert {(line["shape"], line["dtype"], line["on"], line["theme"]) for line in lines} == {
+        ("8x16", "bf16", "cpu", "ops")
+    }
+    assert {line["threads"] for line in lines} == {"1", "2"}
+    assert {line["provider"] for line in lines} == {"reference", "kthvalue", "read", "copy"}
+    assert "select_mask: Wanda 50%, each row  8x16 bf16" in told
+    assert torch.get_num_threads() == before
+    bench(tmp_path, FakeTimer(2e-3), **options)
+    again = read(tmp_path / "ops.csv")
+    assert len(again) == len(lines)
+    assert {line["median"] for line in again if line["quantity"] == "time"} == {"0.002"}
+
+
+def test_rates_come_from_the_bytes_that_must_move(tmp_path):
+    result, _ = bench(tmp_path, FakeTimer(1e-3), ops=("masked_copy",))
+    found = {(row.provider, row.quantity): row.median for row in result.rows}
+    assert found["reference", "rate"] == pytest.approx(5 * 8 * 16 / 1e-3 / 1e9)
+    assert found["copy", "rate"] == pytest.approx(2 * 1024 / 1e-3 / 1e9)
+    assert ("reference", "share") not in found  # so little stays in the cache
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path):
+    class Interrupted(FakeTimer):
+        def sample(self, call, estimate: float) -> float:
+            if self.calls == 30:
+                raise KeyboardInterrupt
+            return super().sample(call, estimate)
+
+    result, told = bench(tmp_path, Interrupted())
+    assert result.exit_code == 130
+    assert "interrupted" in told
+    assert len(read(tmp_path / "ops.csv")) == len(result.rows) > 0
+
+
+def test_options_refuse_what_is_unknown():
+    with pytest.raises(ValueError, match=r"unknown op 'weight_score'; did you mean weight_scores"):
+        BenchOptions(ops=("weight_score",))
+    with pytest.raises(ValueError, match=r"unknown provider 'tritn'; did you mean triton"):
+        BenchOptions(providers=("tritn",))
+    with pytest.raises(ValueError, match=r"shapes 'llama'"):
+        BenchOptions(shapes=("llama",))
+    with pytest.raises(ValueError, match=r"rounds is 0"):
+        BenchOptions(rounds=0)
+    with pytest.raises(ValueError, match=r"threads 'two'"):
+        BenchOptions.parse(threads="two")
+    assert BenchOptions.parse(ops="nm_mask, nm_apply", threads="1,2", dtype=None).ops == ("nm_mask", "nm_apply")
+    with pytest.raises(RuntimeError, match=r"provider 'cuda' cannot run here: it has no kernels for cpu"):
+        runner.run(BenchOptions(providers=("cuda",)))
+
+
+def test_shapes():
+    assert parse_shapes("llama-7b").weight[-1] == Matrix(4096, 11008)
+    assert sum(rows * columns for rows, columns in LLAMA_7B.weights) * 32 * 2 == pytest.approx(12.95e9, rel=1e-3)
+    assert parse_shapes("6x9").layer[0].weights[-1] == (6, 9)
+
+
+def test_rounds_fit_a_budget_and_the_quick_take_more():
+    assert timing.plan_rounds({"slow": 4.0, "quick": 0.1}, 7, 15.0) == {"slow": 3, "quick": 7}
+    assert timing.plan_rounds({"slow": 40.0, "quick": 0.1}, 7, 15.0) == {"slow": 1, "quick": 1}
+    assert timing.plan_rounds({"a": 1e-6}, 5, 1.0) == {"a": 5}
+
+
+def test_a_short_call_is_repeated_for_a_sample(monkeypatch):
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert timing.CpuTimer().sample(lambda: calls.append(1), 0.005) == pytest.approx(0.5 / 4)
+    assert len(calls) == 4
+    timing.CpuTimer().sample(lambda: calls.append(1), float("inf"))
+    assert len(calls) == 5
+
+
+def rows_of(case: Case, on: str, shape: str, times: dict[str, float], threads: int = 1, share: float = 0.9):
+    setting = Setting("ops", "a processor", threads, "abc1234", "2026-01-31")
+    columns = {"op": case.op, "variant": case.name, "shape": shape, "dtype": "bf16", "on": on}
+    values = [(name, "time", "s", seconds) for name, seconds in times.items()]
+    values += [(name, "rate", "GB/s", 1 / seconds) for name, seconds in times.items()]
+    values += [(name, "share", case.limit, share) for name in times] + [(case.limit, "rate", "GB/s", 20.0)]
+    rows = [setting.row(f"{case.title}, {shape} bf16", n, q, unit, [v], "torch 1") for n, q, unit, v in values]
+    return [OpRow(**vars(row), **columns) for row in rows]
+
+
+def test_verdicts_of_a_cpu():
+    case = BY_TITLE["weight_scores: |W|"]
+    rows = rows_of(case, "cpu", "4096x11008", {"reference": 31.0, "cpp": 1.0}, share=0.5)
+    rows += rows_of(case, "cpu", "4096x11008", {"reference": 31.0, "cpp": 0.5}, threads=2)
+    assert [line.split(": ")[0] + line.split("cpp")[1] for line in verdicts(rows)] == [
+        "met is 31.0 x as fast as reference, target 30.0",
+        "MISSED is 50% of the read rate, target 70%",
+        "met is 2.0 x as fast with 2 threads, target 1.7",
+    ]
+    assert verdicts(rows_of(case, "cpu", "576x576", {"reference": 31.0, "cpp": 1.0})) == []
+
+
+def test_verdicts_of_a_gpu():
+    rows = rows_of(
+        BY_TITLE["select_mask: Wanda 50%, each row"], "cuda", "4096x11008",
+        {"reference": 9.0, "compile": 0.5, "triton": 2.0, "cuda": 1.0},
+    )  # fmt: skip
+    assert [line.split(": ")[0] + line.split("cuda")[1] for line in verdicts(rows)] == [
+        "met is 90% of the copy rate, target 85%",
+        "met is 9.0 x as fast as reference, target 3.0",
+        "MISSED is 0.5 x as fast as compile, target 1.0",
+    ]
+
+
+def test_plots_come_from_the_csv_alone(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = []
+    for case in CASES[:4]:
+        rows += rows_of(case, "cpu", "8x16", {"reference": 5.0, "cpp": 1.0})
+        rows += rows_of(case, "cpu", "8x16", {"reference": 5.0, "cpp": 0.6}, threads=2)
+    record(rows, tmp_path)
+    lines = read(tmp_path / "ops.csv")
+    assert {next(iter(run.values()))["threads"] for run in plot.newest(lines, "cpu", {"8x16"})} == {"1"}
+    written = plot.draw(lines, "cpu", tmp_path, headline={"8x16"})
+    assert [path.name for path in written] == ["ops-cpu-ratio.png", "ops-cpu-roofline.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert plot.draw(lines, "cuda", tmp_path) == []
+
+
+def test_the_slowest_kernel_is_the_one_to_profile(tmp_path):
+    rows = rows_of(CASES[0], "cuda", "8x16", {"triton": 1.0}, share=0.8)
+    rows += rows_of(CASES[1], "cuda", "8x16", {"triton": 1.0, "compile": 2.0}, share=0.4)
+    record(rows, tmp_path)
+    assert profile_slowest.slowest(read(tmp_path / "ops.csv")) == (CASES[1], "triton")
+    with pytest.raises(ValueError, match="no share of ours"):
+        profile_slowest.slowest([])
+
+
+def test_the_script_and_the_verb_run_the_same(monkeypatch, tmp_path):
+    cli = pytest.importorskip("pruneengine.cli")
+    seen = []
+    monkeypatch.setattr(runner, "run", lambda options, **_: seen.append(options) or SimpleNamespace(exit_code=1))
+    monkeypatch.setattr("benchmarks.ops.run", runner.run)
+    flags = ["--ops", "nm_mask", "--shapes", "8x16", "--rounds", "3", "--threads", "1,2", "--results", str(tmp_path)]
+    for main, arguments in ((cli.main, ["bench"]), (entry.main, [])):
+        monkeypatch.setattr(sys, "argv", ["program", *arguments, *flags])
+        with pytest.raises(SystemExit, match="1"):
+            main()
+    assert seen[0] == seen[1] == BenchOptions(("nm_mask",), ("8x16",), rounds=3, threads=(1, 2), results=tmp_path)
+
+
+def test_the_verb_lists_the_ops():
+    pytest.importorskip("typer")
+    done = subprocess.run(
+        [sys.executable, "-m", "pruneengine.cli", "bench", "--list"], capture_output=True, text=True, check=True
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == runner.op_names()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_device_script_runs_dry(tmp_path):
+    out = tmp_path / "out"
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "on_device.sh", "--dry-run", out],
+        env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = (out / "summary.txt").read_text()
+    for name, why in (("build", "a dry run"), *((n, "no CUDA device") for n in ("tests", "bench", "memcheck", "ncu"))):
+        assert f"{name:<10} skipped: {why}" in summary
+    assert "smoke      exit 0" in summary
+    assert {line["op"] for line in read(out / "ops.csv")} == {"gate_scores"}
