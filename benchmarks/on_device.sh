@@ -81,8 +81,8 @@ print(available_backends())
 sys.exit(available_backends()[\"cuda\"] != \"available\")"'
 
 tests=(-m pytest -q -m gpu --continue-on-collection-errors)
-part tests 120 "gpu py:pytest py:hypothesis" "$PYTHON" "${tests[@]}"
-part bench 170 gpu "$PYTHON" benchmarks/run.py --device cuda --results "$OUT"
+part tests 100 "gpu py:pytest py:hypothesis" "$PYTHON" "${tests[@]}"
+part bench 200 gpu "$PYTHON" benchmarks/run.py --device cuda --results "$OUT"
 
 if has_module pytest && has_module hypothesis; then
   checked=("${tests[@]}" -k cuda tests/test_ops_*.py)
@@ -93,8 +93,8 @@ fi
 # Uncached, every tensor is an allocation of its own, so that an access past its end shows.
 sanitizer=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-processes all --error-exitcode 9)
 part memcheck 70 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool memcheck "$PYTHON" "${checked[@]}"
-part racecheck 30 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool racecheck "$PYTHON" "${checked[@]}"
-part ncu 30 "gpu cmd:ncu" ncu --profile-from-start off --set basic "$PYTHON" benchmarks/profile_slowest.py --results "$OUT"
+part racecheck 25 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool racecheck "$PYTHON" "${checked[@]}"
+part ncu 25 "gpu cmd:ncu" ncu --profile-from-start off --set basic "$PYTHON" benchmarks/profile_slowest.py --results "$OUT"
 if [ "$dry" = 1 ]; then
   part smoke 120 "" "$PYTHON" benchmarks/run.py --ops gate_scores --shapes 8x16 --rounds 1 --results "$OUT"
 fi

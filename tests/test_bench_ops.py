@@ -106,8 +106,11 @@ def test_what_fails_the_gate_is_told_and_not_timed(tmp_path, monkeypatch):
     def raising(inputs: Inputs, shape: Matrix) -> Work:
         return Work((inputs.normal(2, 2),), broken, lambda up, x: up(x), sums, 1)
 
+    def impossible(inputs: Inputs, shape: Matrix) -> Work:
+        raise MemoryError("too large")
+
     cases = [Case("op", name, "weight", "read", make, Matrix(3, 5)) for name, make in
-             (("wrong", wrong), ("raising", raising))]  # fmt: skip
+             (("wrong", wrong), ("raising", raising), ("impossible", impossible))]  # fmt: skip
     monkeypatch.setattr(runner, "CASES", cases)
     monkeypatch.setattr(runner, "missing", lambda name, device: None)
     monkeypatch.setattr("pruneengine.backends._why_not", lambda backend: None)
@@ -116,6 +119,7 @@ def test_what_fails_the_gate_is_told_and_not_timed(tmp_path, monkeypatch):
     assert {row.provider for row in result.rows} == {"reference", "read"}
     assert "cpp         FAILED the gate, not timed: output 0 is off by 1.0e-03" in told
     assert "FAILED: op: raising, 8x16, cpp: RuntimeError: no kernel image" in told
+    assert "FAILED: op: impossible, 8x16, case: MemoryError: too large" in told
 
 
 def test_a_run_keeps_its_rows_and_replaces_them(tmp_path):

@@ -89,7 +89,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """A case by name, and how to make it for a shape. Its first provider of the op is timed, others are beside it."""
+    """A case by name, how to make it for a shape, and the small odd shape of its gate."""
 
     op: str
     name: str

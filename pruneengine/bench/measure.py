@@ -59,7 +59,18 @@ class Outcome:
 
 
 def measure(bench: Bench, case: Case, shape: Shape) -> Outcome:
-    """Gate and time one case; what fails is not timed."""
+    """Gate and time one case. What fails is not timed; a case that cannot be run at all fails as a whole."""
+    try:
+        return _measure(bench, case, shape)
+    except Exception as error:  # out of memory, a graph that cannot be captured: the other cases go on
+        return Outcome(case, shape, [], {"case": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
+    finally:
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measure(bench: Bench, case: Case, shape: Shape) -> Outcome:
     inputs = Inputs(bench.device, bench.dtype)
     failures = gate.failures(case, inputs, bench.providers)
     work = case.make(inputs, shape)
@@ -68,10 +79,6 @@ def measure(bench: Bench, case: Case, shape: Shape) -> Outcome:
     providers = [p for p in providers if p.name not in failures]
     probe = bench.probes[case.limit]
     rows = _rows(bench, case, shape, work, probe, _times(bench, case, work, providers, probe)) if providers else []
-    del work
-    gc.collect()
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
     return Outcome(case, shape, rows, failures)
 
 

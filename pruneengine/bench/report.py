@@ -5,7 +5,7 @@ from __future__ import annotations
 from pruneengine.bench.measure import OpRow, Outcome
 from pruneengine.bench.providers import OURS
 
-WIDTHS = (12, 9, 9, 9, 15, 7)
+WIDTHS = (12, 9, 9, 9, 16, 7)
 HEADER = ("provider", "median", "p20", "p80", "rate", "share")
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from pruneengine.bench import report
+from pruneengine.bench.case import Case
 from pruneengine.bench.cases import CASES
 from pruneengine.bench.here import RESULTS, device_name, versions
 from pruneengine.bench.machine import BUFFER_BYTES, probes
 from pruneengine.bench.measure import Bench, OpRow, measure
 from pruneengine.bench.providers import DEFAULT, PROVIDERS, has, missing
 from pruneengine.bench.record import Setting, record
-from pruneengine.bench.shapes import DTYPES, parse_shapes
+from pruneengine.bench.shapes import DTYPES, Shape, parse_shapes
 from pruneengine.bench.targets import verdicts
 from pruneengine.bench.timing import Timer, timer_for
 from pruneengine.progress import track
@@ -150,7 +151,7 @@ def _run(
         say("\n".join(report.lines(outcome)) + "\n")
 
 
-def _planned(options: BenchOptions, device: torch.device, providers: list[str]) -> list[tuple]:
+def _planned(options: BenchOptions, device: torch.device, providers: list[str]) -> list[tuple[Case, Shape]]:
     """Cases and shapes, each once, of the ops that some provider of ours or eager torch can run."""
     planned = [
         (case, shape)
@@ -159,12 +160,12 @@ def _planned(options: BenchOptions, device: torch.device, providers: list[str]) 
         if "reference" in providers or any(has(name, case.op) for name in providers)
         for named in options.shapes
         for shape in parse_shapes(named).of_kind(case.kind)
-        if shape_fits(case, shape)
+        if _fits(case, shape)
     ]
     return list(dict.fromkeys(planned))
 
 
-def shape_fits(case, shape) -> bool:
+def _fits(case: Case, shape: Shape) -> bool:
     """2:4 needs columns in fours."""
     return case.op not in ("nm_mask", "nm_apply") or case.kind != "weight" or shape.columns % 4 == 0
 
