@@ -16,7 +16,6 @@ from tests.ops_harness import (  # noqa: F401
     normal,
     poisoned,
     running,
-    stable_smallest,
 )
 
 
@@ -53,6 +52,36 @@ def test_activations_of_any_strides(backend: str) -> None:
     assert_near(total, double(x).sum(1), np.abs(double(x)).sum(1))
     product = double(x) * double(dx)
     assert_near(scores, product.sum(1), np.abs(product).sum(1))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_words_of_bfloat16_at_any_address(offset: int) -> None:
+    x = normal(2, 41, 120, dtype=torch.bfloat16)[:, 1:, offset : offset + 77]
+    with running("cpp"):
+        total, squares, peak = ops.activation_stats(x)
+        scores = ops.gate_scores(x, x)
+    assert_near(total, double(x).sum(1), np.abs(double(x)).sum(1))
+    assert_near(squares, (double(x) ** 2).sum(1))
+    assert_near(peak, np.abs(double(x)).max(1), relative=0.0)
+    assert_near(scores, (double(x) ** 2).sum(1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sample_is_the_same_alone_and_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    """Samples go in groups that share a buffer, whose number must not show."""
+    x = normal(37, 300, 129, dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with running("cpp"):
+                results.append((*ops.activation_stats(x), ops.gate_scores(x, x)))
+                alone = (*ops.activation_stats(x[36:]), ops.gate_scores(x[36:], x[36:]))
+            assert all(torch.equal(a[36:], b) for a, b in zip(results[-1], alone, strict=True))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_halves_of_every_bit_pattern_widen_exactly() -> None:
