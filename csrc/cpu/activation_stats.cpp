@@ -79,13 +79,14 @@ void run(Tokens x, int64_t samples, int64_t tokens, int64_t channels, float* tot
   const Blocks by_token = split(tokens, kTokens);
   const Blocks by_channel{channels, kChannels};
   const int64_t bands = by_token.count(), tiles = by_channel.count();
-  const Blocks by_sample{samples, std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands))};  // bounds the partial results
+  const Blocks by_sample{samples, std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands))};
   const int64_t size = by_sample.size * bands * channels;
   const std::vector<T> zeros(std::min(channels, kChannels));
   float *totals = partials<float>(0, size), *squared = partials<float>(1, size);
   int32_t* peaks = partials<int32_t>(0, size);
   threads = useful_threads(by_sample.size * tokens * channels * static_cast<int64_t>(sizeof(T)), threads);
 
+  // In groups of samples, which bounds the partial results.
   for (int64_t group = 0; group < by_sample.count(); ++group) {
     const int64_t first = by_sample.begin(group), count = by_sample.length(group);
     parallel_for(count * bands * tiles, threads, [&](int64_t task, int) {

@@ -1,7 +1,7 @@
 // Moments, counts above thresholds and a histogram of the scores |W|^power * norm, in one read of W.
 //
-// A strip of scores is made in the first-level cache and read there by one loop a result. Sums are float32 over a strip,
-// scaled so that no power of a score leaves the range, and double from then on.
+// A strip of scores is made in the first-level cache and read there by one loop a result. Sums are float32 over a
+// strip, scaled so that no power of a score leaves the range, and double from then on.
 #include <cmath>
 #include <limits>
 #include <vector>

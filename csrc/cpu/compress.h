@@ -1,4 +1,4 @@
-// Kept columns moved together eight at a time by one shuffle, chosen from a table by the eight bits that say which stay.
+// Kept columns moved together, eight at a time, by one shuffle: a table has it for the eight bits that say which stay.
 #pragma once
 
 #include <cstdint>
@@ -63,8 +63,8 @@ PRUNE_AVX2 inline void shuffle(const uint32_t* from, uint32_t* to, const uint32_
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(chunk, order));
 }
 
-// The kept columns of `chunks` chunks of kRows rows. Every store is of a whole chunk: what it writes past its kept columns
-// is written again by the next, so the caller leaves a chunk's width of room behind the last.
+// The kept columns of `chunks` chunks of kRows rows. Every store is of a whole chunk: what it writes past its kept
+// columns the next one overwrites, so a chunk's width from where the last one starts must belong to the row.
 template <int kRows, class T>
 PRUNE_AVX2 void compress(const T* from, int64_t stride, const uint8_t* masks, int64_t chunks, T* to,
                          int64_t to_stride) {

@@ -71,6 +71,7 @@ void run(Tokens x, Tokens dx, int64_t samples, int64_t tokens, int64_t channels,
   const auto begin = [](Tokens from, int64_t sample, int64_t token, int64_t channel) {
     return static_cast<const T*>(from.data) + sample * from.sample_stride + token * from.token_stride + channel;
   };
+  // In groups of samples, which bounds the partial results.
   for (int64_t group = 0; group < by_sample.count(); ++group) {
     const int64_t first = by_sample.begin(group), count = by_sample.length(group);
     parallel_for(count * bands * tiles, threads, [&](int64_t task, int) {

@@ -29,7 +29,8 @@ class ColumnGather {
     if (!narrow || kept * static_cast<int64_t>(sizeof(T)) >= kRunBytes * static_cast<int64_t>(runs_.size())) return;
     runs_.clear();
     columns_.assign(index, index + kept);
-    const bool ascending = std::adjacent_find(index, index + kept, [](auto a, auto b) { return a >= b; }) == index + kept;
+    const auto not_rising = [](int64_t a, int64_t b) { return a >= b; };
+    const bool ascending = std::adjacent_find(index, index + kept, not_rising) == index + kept;
     if (can_compress<T> && has_compress() && ascending && kept * kSparseColumns >= part.bound) plan_chunks();
   }
 
@@ -89,7 +90,9 @@ class ColumnGather {
     T* out = to(row);
     for (; i + kPacked <= kept; i += kPacked) {
       uint64_t word = 0;
-      for (int64_t j = 0; j < kPacked; ++j) word |= static_cast<uint64_t>(weight[columns_[i + j]]) << (8 * sizeof(T) * j);
+      for (int64_t j = 0; j < kPacked; ++j) {
+        word |= static_cast<uint64_t>(weight[columns_[i + j]]) << (8 * sizeof(T) * j);
+      }
       std::memcpy(out + i, &word, sizeof word);
     }
     for (; i < kept; ++i) out[i] = weight[columns_[i]];

@@ -46,7 +46,9 @@ constexpr int64_t kStreamBytes = int64_t{8} << 20;  // a result that no second-l
 class RowGather {
  public:
   explicit RowGather(const Gather& part)
-      : part_(part), bytes_(part.other * part.element_bytes), streams_(part.kept * bytes_ >= kStreamBytes && can_stream()) {}
+      : part_(part),
+        bytes_(part.other * part.element_bytes),
+        streams_(part.kept * bytes_ >= kStreamBytes && can_stream()) {}
 
   void rows(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {

@@ -11,8 +11,8 @@
 
 namespace pruneengine::cpu {
 
-// Opening a parallel region costs tens of microseconds on a quiet machine and a scheduler's time slice, 20 ms, on a busy
-// one. Below this many bytes, 0.1 ms of reading, there is not enough to win.
+// Opening a parallel region costs tens of microseconds on a quiet machine and a scheduler's time slice, 20 ms, on a
+// busy one. Below this many bytes, 0.1 ms of reading, there is not enough to win.
 constexpr int64_t kParallelBytes = int64_t{1} << 21;
 
 struct Blocks {

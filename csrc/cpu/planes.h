@@ -1,6 +1,6 @@
-// How the sums read rows. A loop over bfloat16 alone takes a word of two neighbours a step: a shift and a mask widen them,
-// where widening one by one needs a shuffle too. Its running sums lie in two planes, even columns and odd, and are put
-// back in order once a block. Everything else is one plane.
+// How the sums read rows. A loop over bfloat16 alone takes a word of two neighbours a step: a shift and a mask widen
+// them, where widening one by one needs a shuffle too. Its running sums lie in two planes, even columns and odd, and
+// are put back in order once a block. Everything else is one plane.
 #pragma once
 
 #include <type_traits>

@@ -9,9 +9,9 @@
 namespace pruneengine::cpu {
 namespace {
 
-constexpr int64_t kRows = 64;       // smallest block of rows
-constexpr int64_t kColumns = 4096;  // block of columns: its running sums stay in the first-level cache
-constexpr int64_t kShared = 32;     // rows of a block that stay in the second-level cache from one score to the next
+constexpr int64_t kRows = 64;        // smallest block of rows
+constexpr int64_t kColumns = 16384;  // long rows, which the hardware prefetches
+constexpr int64_t kShared = 16;      // rows of a block that stay in the second-level cache from one score to the next
 
 // Four rows a pass: the running column sums are loaded and stored once for four rows of weights.
 template <int kPlanes, bool kNormed, class T, Power kPower>
