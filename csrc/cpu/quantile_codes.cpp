@@ -1,10 +1,9 @@
 // The code floor(256 r / C) of each score's rank r in its row, without sorting the row.
 //
-// Scores are counted in buckets of consecutive keys. All but a few buckets lie within one code; the scores of the
-// others, and no more, are sorted. With about as many buckets as scores those are few. Rows are read twice, their keys
-// never stored.
+// Scores are counted in buckets of consecutive keys: coarse ones of equal width first, then finer ones, the finer the
+// more scores there are, so that any distribution ends in buckets of a few scores. All but 255 of these at most lie
+// within one code; the scores of the others, and no more, are sorted. Keys are made anew for each pass, never stored.
 #include <algorithm>
-#include <tuple>
 #include <vector>
 
 #include "keys.h"
@@ -15,10 +14,11 @@
 namespace pruneengine::cpu {
 namespace {
 
-constexpr int64_t kRows = 8;        // rows a task
+constexpr int64_t kRows = 8;         // rows a task
 constexpr int64_t kChunk = 1 << 11;  // keys that stay in the first-level cache
 constexpr int64_t kCodes = 256;
-constexpr int64_t kMostBuckets = 1 << 20;
+constexpr int kMostCoarseBits = 11;
+constexpr double kFine = 1 << 15;  // fine buckets, about
 
 PRUNE_CLONES void widen_range(const int32_t* keys, int64_t count, int32_t* smallest, int32_t* largest) {
   int32_t low = *smallest, high = *largest;
@@ -37,25 +37,53 @@ struct Slot {  // a score whose bucket spans several codes
 
 struct Span {  // such a bucket
   int64_t rank;   // of its first score
+  int64_t code;   // of its first score
   int64_t begin;  // of its slots
   int64_t count;
+};
+
+// Bits that tell about `count` things apart.
+int bits_for(int64_t count) { return count <= 1 ? 0 : 64 - __builtin_clzll(count - 1); }
+
+struct Coarse {
+  int64_t count;
+  int64_t first;  // of its fine buckets
+  int shift;      // from the rest of a key to a fine bucket
+};
+
+// By value in the loops over scores, which store bytes: those may change any member, for all that a compiler knows.
+struct Buckets {
+  uint32_t smallest;
+  int shift;
+  uint32_t rest;
+  const Coarse* coarse;
+  int64_t* fine;
+
+  PRUNE_INLINE int64_t& operator()(int32_t key) const {
+    const uint32_t offset = static_cast<uint32_t>(key) - smallest;
+    const Coarse& range = coarse[offset >> shift];
+    return fine[range.first + ((offset & rest) >> range.shift)];
+  }
 };
 
 class RowCoder {  // the scratch of one thread
  public:
   void run(const Segment& row, uint8_t* codes) {
-    find_buckets(row);
-    each_chunk(row, [&](int64_t, const int32_t* keys, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) ++buckets_[bucket(keys[i])];
+    make_coarse(row);
+    make_fine(row.count);
+    const uint32_t rest = (uint32_t{1} << shift_) - 1;
+    const Buckets bucket{static_cast<uint32_t>(smallest_), shift_, rest, coarse_.data(), fine_.data()};
+    each_chunk(row, [=](int64_t, const int32_t* keys, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) ++bucket(keys[i]);
     });
     settle_buckets(row.count);
-    each_chunk(row, [&](int64_t begin, const int32_t* keys, int64_t count) {
+    each_chunk(row, [=, slots = slots_.data()](int64_t begin, const int32_t* keys, int64_t count) {
       for (int64_t i = 0; i < count; ++i) {
-        int64_t& place = buckets_[bucket(keys[i])];
+        int64_t& place = bucket(keys[i]);
         if (place >= 0) {
           codes[begin + i] = static_cast<uint8_t>(place);
         } else {
-          slots_[~place--] = {begin + i, keys[i]};
+          slots[~place--] = {begin + i, keys[i]};
         }
       }
     });
@@ -63,6 +91,7 @@ class RowCoder {  // the scratch of one thread
   }
 
  private:
+  // Calls body(begin, keys, count).
   template <class Body>
   void each_chunk(const Segment& row, Body body) {
     const int64_t bytes = row.dtype == Dtype::float32 ? 4 : 2;
@@ -74,17 +103,32 @@ class RowCoder {  // the scratch of one thread
     }
   }
 
-  int64_t bucket(int32_t key) const { return static_cast<uint32_t>(key - smallest_) >> shift_; }
+  uint32_t above_smallest(int32_t key) const { return static_cast<uint32_t>(key) - static_cast<uint32_t>(smallest_); }
 
-  void find_buckets(const Segment& row) {
+  void make_coarse(const Segment& row) {
     int32_t largest = INT32_MIN;
     smallest_ = INT32_MAX;
     each_chunk(row, [&](int64_t, const int32_t* keys, int64_t count) {
       widen_range(keys, count, &smallest_, &largest);
     });
-    const int64_t most = std::min(kMostBuckets, 4 * row.count);
-    for (shift_ = 0; bucket(largest) >= most;) ++shift_;
-    buckets_.assign(bucket(largest) + 1, 0);
+    const int bits = std::min(kMostCoarseBits, bits_for(row.count / 4));
+    shift_ = std::max(0, 32 - (above_smallest(largest) ? __builtin_clz(above_smallest(largest)) : 32) - bits);
+    coarse_.assign((above_smallest(largest) >> shift_) + 1, {});
+    each_chunk(row, [=, coarse = coarse_.data()](int64_t, const int32_t* keys, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) ++coarse[above_smallest(keys[i]) >> shift_].count;
+    });
+  }
+
+  void make_fine(int64_t columns) {
+    const double share = std::min(0.5, kFine / static_cast<double>(columns));
+    int64_t first = 0;
+    for (Coarse& coarse : coarse_) {
+      const int bits = std::min(shift_, bits_for(static_cast<int64_t>(static_cast<double>(coarse.count) * share)));
+      coarse.first = first;
+      coarse.shift = shift_ - bits;
+      first += int64_t{1} << bits;
+    }
+    fine_.assign(first, 0);
   }
 
   // The first rank with a higher code than `code`.
@@ -94,13 +138,13 @@ class RowCoder {  // the scratch of one thread
   void settle_buckets(int64_t columns) {
     int64_t rank = 0, code = 0, end = end_of_code(0, columns), slots = 0;
     spans_.clear();
-    for (int64_t& bucket : buckets_) {
+    for (int64_t& bucket : fine_) {
       const int64_t count = bucket;
       if (count == 0) continue;
       while (rank >= end) end = end_of_code(++code, columns);
       bucket = code;
       if (rank + count > end) {
-        spans_.push_back({rank, slots, count});
+        spans_.push_back({rank, code, slots, count});
         bucket = ~slots;
         slots += count;
       }
@@ -110,18 +154,23 @@ class RowCoder {  // the scratch of one thread
   }
 
   void settle_span(const Span& span, int64_t columns, uint8_t* codes) {
+    const auto precedes = [](const Slot& a, const Slot& b) {
+      return a.key < b.key || (a.key == b.key && a.column < b.column);
+    };
     Slot* slots = slots_.data() + span.begin;
-    const auto precedes = [](const Slot& a, const Slot& b) { return std::tie(a.key, a.column) < std::tie(b.key, b.column); };
-    if (shift_ > 0) std::sort(slots, slots + span.count, precedes);
+    if (!std::is_sorted(slots, slots + span.count, precedes)) std::sort(slots, slots + span.count, precedes);
+    int64_t code = span.code, end = end_of_code(code, columns);
     for (int64_t i = 0; i < span.count; ++i) {
-      codes[slots[i].column] = static_cast<uint8_t>((span.rank + i) * kCodes / columns);
+      while (span.rank + i >= end) end = end_of_code(++code, columns);
+      codes[slots[i].column] = static_cast<uint8_t>(code);
     }
   }
 
   alignas(64) int32_t keys_[kChunk];
   int32_t smallest_;
-  int shift_;
-  std::vector<int64_t> buckets_;
+  int shift_;  // from a key above the smallest to a coarse bucket
+  std::vector<Coarse> coarse_;
+  std::vector<int64_t> fine_;
   std::vector<Slot> slots_;
   std::vector<Span> spans_;
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "mark.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace pruneengine::cpu {
@@ -166,12 +167,12 @@ void kth_value_global(const std::vector<MaskedScores>& matrices, int64_t k, floa
 }
 
 void select_mask_global(const std::vector<MaskedScores>& matrices, int64_t k, bool bits, int threads) {
-  if (k == 0) {
-    for (const auto& [scores, mask] : matrices) {
-      std::fill(mask, mask + scores.rows * (bits ? (scores.columns + 7) / 8 : scores.columns), 0);
-    }
-    return;
+  for (const auto& [scores, mask] : matrices) {
+    const int64_t bytes = scores.rows * (bits ? (scores.columns + 7) / 8 : scores.columns);
+    advise_large_pages(mask, bytes);
+    if (k == 0) std::fill(mask, mask + bytes, 0);
   }
+  if (k == 0) return;
   Selection(matrices, k, threads).mark_all(bits);
 }
 
