@@ -29,7 +29,8 @@ void coded(const void* weight, const uint8_t* codes, uint8_t level, int64_t coun
 }
 
 // Each chunk is made in the first-level cache, then written past it.
-void stream_coded(const char* weight, int element_bytes, const uint8_t* codes, uint8_t level, int64_t count, char* out) {
+void stream_coded(const char* weight, int element_bytes, const uint8_t* codes, uint8_t level, int64_t count,
+                  char* out) {
   alignas(64) char chunk[kChunkBytes];
   const int64_t step = kChunkBytes / element_bytes;
   for (int64_t begin = 0; begin < count; begin += step) {

@@ -1,7 +1,7 @@
 // n:m sparsity: which m - n of every m consecutive scores are the smallest, and the weight without them.
 //
-// The rank of a score in its group is the number of scores that are smaller, or equal and of a lower column. Groups of 4
-// and 8 lie side by side in vectors, which are compared with themselves rotated within the groups.
+// The rank of a score in its group is the number of scores that are smaller, or equal and of a lower column. Groups of
+// 4 and 8 lie side by side in vectors, which are compared with themselves rotated within the groups.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -75,8 +75,8 @@ PRUNE_INLINE Narrow among_smallest(const int32_t* scores, int32_t kept_bits, int
   const Wide first = load_keys(scores, Wide{} + kept_bits), second = load_keys(scores + kStep / 2, Wide{} + kept_bits);
   const Wide chosen[] = {ranks(first, std::make_index_sequence<kGroup - 1>()) < dropped,
                          ranks(second, std::make_index_sequence<kGroup - 1>()) < dropped};
-  return __builtin_shufflevector(reinterpret_cast<Narrow>(chosen[0]), reinterpret_cast<Narrow>(chosen[1]), 0, 2, 4, 6, 8,
-                                 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return __builtin_shufflevector(reinterpret_cast<Narrow>(chosen[0]), reinterpret_cast<Narrow>(chosen[1]), 0, 2, 4, 6,
+                                 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 }
 
 // Scores are bits of floats; without their sign bit in `kept_bits`, of magnitudes. Returns how many it dealt with.
