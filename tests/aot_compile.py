@@ -27,6 +27,7 @@ import pruneengine.kernels
 
 TARGETS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
+POINTERS |= {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 MODULES = {
     name: import_module(f"pruneengine.kernels.{name}")
     for _, name, _ in pkgutil.iter_modules(pruneengine.kernels.__path__)
@@ -65,6 +66,20 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
         yield case, outer, (w, delta, inputs, True)
         yield case, kth, (w, c // 2 + 1)
         yield case, select, (w, 1)
+        yield case, select, (w, c // 2 + 1, norm, True)
+        yield from ((case, launcher, arguments) for launcher, arguments in selections(case, w, norm))
+
+
+def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..., Any], tuple]]:
+    """Selection over matrices and sparse weights; groups of 7 are those that leave lanes empty."""
+    codes, n, m = torch.empty_like(w, dtype=torch.uint8), *{"wide": (2, 4), "odd": (3, 7), "one": (1, 1)}[case]
+    yield MODULES["select_global"].kth_value_global, ([w], 1)
+    yield MODULES["select_global"].select_mask_global, ([w, w], 1)
+    yield MODULES["select_global"].select_mask_global, ([w], 1, [norm], True)
+    yield MODULES["nm_mask"].nm_mask, (w, n, m)
+    yield MODULES["nm_mask"].nm_apply, (w, 2 * n, 2 * m, norm)
+    yield MODULES["quantile_codes"].quantile_codes, (w, norm)
+    yield MODULES["masked_copy"].masked_copy, (w, codes, 128, w)
 
 
 def record(
@@ -93,7 +108,8 @@ def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[AST
     for i, parameter in enumerate(fn.params):
         value = values[parameter.name]
         is_int = isinstance(value, int)
-        if parameter.is_constexpr or value is None or (is_int and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (is_int and special and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
             continue
@@ -103,7 +119,7 @@ def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[AST
             signature[parameter.name] = ("fp32",) * len(value)
         else:
             signature[parameter.name] = ("i32" if value < 2**31 else "i64") if is_int else "fp32"
-        if isinstance(value, Tensor) or (is_int and value % 16 == 0):
+        if isinstance(value, Tensor) or (is_int and special and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(fn, signature, constants, attributes), options
 

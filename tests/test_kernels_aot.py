@@ -19,9 +19,17 @@ REGISTERS = {
     "gate_scores_kernel": 80,
     "weight_scores_kernel": 80,
     "taylor_scores_kernel": 160,
-    "kth_value_kernel": 96,
-    "select_mask_kernel": 96,
+    "kth_value_kernel": 64,
+    "select_mask_kernel": 80,
+    "count_digits_kernel": 80,
+    "take_digit_kernel": 80,
+    "mark_kernel": 64,
+    "nm_kernel": 64,
+    "codes_kernel": 64,
+    "masked_copy_kernel": 48,
 }
+# Narrow loads allowed: a block of the norm vector, or numbers of the whole selection, read once a program.
+NARROW = {"weight_scores_kernel": 1, "count_digits_kernel": 1, "take_digit_kernel": 2, "mark_kernel": 4}
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +72,10 @@ def test_registers_stay_under_the_cap(compiled: list[dict[str, Any]]) -> None:
 
 def test_large_inputs_are_read_with_the_widest_loads(compiled: list[dict[str, Any]]) -> None:
     # On gfx942 a wave has 64 lanes, so a row of a block may leave 8 bytes a lane.
-    widest = ("dwordx2", "dwordx4") if compiled[0]["target"].startswith("gfx") else ("v4.b32",)
+    widest = ("dwordx2", "dwordx4") if compiled[0]["target"].startswith("gfx") else ("v4.b32", "v2.b64")
     wide = [row for row in compiled if row["case"].startswith("wide")]
     assert len(wide) > 0
     for row in wide:
         narrow = {load: count for load, count in row["loads"].items() if not load.endswith(widest)}
-        assert sum(row["loads"].values()) - sum(narrow.values()) >= 2, named(row, "loads")
-        # The one narrow load allowed is a block of the norm vector, read once a program.
-        assert sum(narrow.values()) <= (row["kernel"] == "weight_scores_kernel"), named(row, "loads")
+        assert sum(row["loads"].values()) > sum(narrow.values()), named(row, "loads")
+        assert sum(narrow.values()) <= NARROW.get(row["kernel"], 0), named(row, "loads")

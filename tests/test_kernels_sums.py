@@ -13,7 +13,6 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from pruneengine.kernels.activation_stats import activation_stats  # noqa: E402
 from pruneengine.kernels.gate_scores import gate_scores  # noqa: E402
-from pruneengine.kernels.select import kth_value, select_mask  # noqa: E402
 from pruneengine.kernels.taylor_scores import taylor_scores  # noqa: E402
 from pruneengine.kernels.weight_scores import weight_scores  # noqa: E402
 
@@ -197,68 +196,12 @@ def test_empty_weights(shape: tuple[int, int]) -> None:
     assert [s.tolist() for s in taylor_scores(weight, weight)] == [[[0.0] * n] * 3 for n in shape]
 
 
-def scores_with_ties(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Rows of few values, of signed zeros alone, of one value, of distinct values, and of extremes."""
-    scores = (rand(rows, columns, dtype=torch.float32) * 3).round()
-    scores[1 % rows] = rand(1, columns, dtype=torch.float32)[0].sign() * 0.0
-    scores[2 % rows] = -1.5
-    scores[3 % rows] = rand(1, columns, dtype=torch.float32)[0]
-    extremes = torch.tensor([float("inf"), -float("inf"), torch.finfo(dtype).tiny, -torch.finfo(dtype).tiny, 0.0, -0.0])
-    scores[4 % rows] = extremes.to(DEVICE).repeat(columns // 6 + 1)[:columns]
-    return scores.to(dtype)
-
-
-def check_select(scores: Tensor, k: int) -> None:
-    """Against a stable sort on the CPU, where equal scores keep their order."""
-    values, order = scores.cpu().double().sort(dim=1, stable=True)
-    expected = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order[:, :k], True)
-    mask = select_mask(scores, k)
-    assert mask.dtype == torch.bool
-    assert mask.sum(1).tolist() == [k] * len(scores)
-    assert torch.equal(mask.cpu(), expected)
-    if k > 0:
-        kth = kth_value(scores, k)
-        assert kth.dtype == torch.float32
-        assert torch.equal(kth.cpu().double(), values[:, k - 1])
-
-
-@dtypes
-@pytest.mark.parametrize("poison", [True, False], indirect=True, ids=str)
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999, 1.0])
-def test_select(share: float, dtype: torch.dtype) -> None:
-    check_select(scores_with_ties(5, 1001, dtype), round(share * 1001))
-
-
-@dtypes
-def test_select_over_several_blocks(dtype: torch.dtype) -> None:
-    scores = scores_with_ties(5, 2500, dtype)
-    # Ties on both sides of a block's border, the quota ending within the last block.
-    check_select(scores, 2400)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (7, 256)], ids=str)
-def test_select_on_small_rows(shape: tuple[int, int]) -> None:
-    for k in sorted({0, 1, shape[1] // 2, shape[1]}):
-        check_select(scores_with_ties(*shape, torch.bfloat16), k)
-
-
-def test_select_of_rows_with_a_stride() -> None:
-    check_select(scores_with_ties(10, 40, torch.float32)[::2, 3:33], 11)
-
-
-def test_select_of_no_rows_or_columns() -> None:
-    for shape, k in (((0, 5), 2), ((4, 0), 0)):
-        mask = select_mask(torch.zeros(shape, device=DEVICE), k)
-        assert (mask.dtype, mask.shape) == (torch.bool, shape)
-    assert kth_value(torch.zeros(0, 5, device=DEVICE), 2).shape == (0,)
-
-
 @pytest.mark.gpu
 def test_two_runs_agree_bit_for_bit() -> None:
     x, weight = rand(4, 2000, 1000, dtype=torch.bfloat16), rand(2000, 3000, dtype=torch.bfloat16)
 
     def run() -> list[Tensor]:
         sums = [*activation_stats(x), gate_scores(x, x.flip(1)), *weight_scores(weight, None, 0.7)]
-        return [*sums, *taylor_scores(weight, weight.flip(0)), kth_value(weight, 99), select_mask(weight, 99)]
+        return [*sums, *taylor_scores(weight, weight.flip(0))]
 
     assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))

@@ -166,9 +166,7 @@ def select_mask_kernel(
 
     b_place = place_keys(b_image, kth, 0, BC)
     first, last = zero + 1, columns.to(tl.uint32)
-    end, _, _ = narrow(
-        b_place, p_row, norm, columns, kth, k, first, last, below, up_to, True, BITS, BLOCKS, BC
-    )
+    end, _, _ = narrow(b_place, p_row, norm, columns, kth, k, first, last, below, up_to, True, BITS, BLOCKS, BC)
     store_mask(p_selected, b_place <= end, columns, 0, PACKED, BC)
     for block in range(1, BLOCKS):
         b_place = load_keys(p_row, norm, columns, kth, block, True, BITS, BC)
