@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import PlatformError
 
 MODES = ("auto", "none", "cpu", "cuda")
-CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi"]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 NVCC_FLAGS = [
     *("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
     *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),

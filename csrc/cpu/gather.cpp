@@ -4,6 +4,7 @@
 
 #include "gather_columns.h"
 #include "gather_rows.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace pruneengine::cpu {
@@ -50,6 +51,8 @@ void gather(const std::vector<Gather>& parts, int threads) {
     if (part.kept == 0 || part.other == 0) continue;
     jobs.push_back(job_of(part));
     bytes += part.kept * part.other * part.element_bytes;
+    const int64_t rows = part.axis == 0 ? part.kept : part.other, width = part.axis == 0 ? part.other : part.kept;
+    advise_large_pages(part.out, ((rows - 1) * part.out_stride + width) * part.element_bytes);
   }
   for (const Job& job : jobs) {
     for (int64_t block = 0; block < job.blocks.count(); ++block) tasks.push_back({&job, block});
