@@ -12,8 +12,8 @@ struct Scored {
   int64_t stride;
   int64_t first_cell;  // of this matrix among the cells of all
   uint32_t columns;
-  uint32_t cells;   // of a row
-  bool wide;        // whole cells can be read 16 bytes at a time
+  uint32_t cells;  // of a row
+  bool wide;       // whole cells can be read 16 bytes at a time
   bool wide_mask;  // whole cells of a bool mask can be written at once
 };
 

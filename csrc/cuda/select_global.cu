@@ -40,8 +40,10 @@ __global__ void __launch_bounds__(kChunkThreads, 4)
   for (int i = threadIdx.x; i < kGlobalBins; i += kChunkThreads) bins[i] = 0;
   const uint32_t key = search->key;
   __syncthreads();
-  walk_chunk<Source>(chunks, [&](const Scored&, uint32_t columns, int64_t, uint32_t,
-                                 const uint32_t(&keys)[kCell]) { count_digits(columns, keys, key, shift, width, bins); });
+  const auto count = [&](const Scored&, uint32_t columns, int64_t, uint32_t, const uint32_t(&keys)[kCell]) {
+    count_digits(columns, keys, key, shift, width, bins);
+  };
+  walk_chunk<Source>(chunks, count);
   __syncthreads();
   for (int i = threadIdx.x; i < 1 << width; i += kChunkThreads) {
     if (bins[i] != 0) atomicAdd(&search->bins[i], static_cast<Wide>(bins[i]));

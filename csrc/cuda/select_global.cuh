@@ -16,7 +16,7 @@ constexpr int kGlobalBins = 1 << kGlobalDigitBits;
 constexpr int kLastBins = 256;  // 32 and 16 bits are 12 + 12 + 8 and 12 + 4
 
 struct Search {
-  uint32_t key;               // the digits found so far
+  uint32_t key;  // the digits found so far
   unsigned long long wanted;  // of the keys that agree with it
   unsigned long long bins[kGlobalBins];
   unsigned last_counts[kChunks][kLastBins];
@@ -49,6 +49,10 @@ __device__ __forceinline__ void walk_chunk(const Chunks& chunks, Use use) {
   }
   for (int i = low; cell < end; ++i) {
     const Scored matrix = chunks.matrices[i];
+    // The compiler knows this of kernel parameters, not of addresses it finds in memory.
+    __builtin_assume(__isGlobal(matrix.data));
+    __builtin_assume(__isGlobal(matrix.norm));
+    __builtin_assume(__isGlobal(matrix.mask));
     const int64_t stop = i + 1 < chunks.matrix_count ? min(end, chunks.matrices[i + 1].first_cell) : end;
     if (stop == cell) continue;  // an empty matrix
     const int64_t inside = cell - matrix.first_cell;
