@@ -11,6 +11,7 @@
 
 #include "keys.h"
 #include "masked.h"
+#include "nm_quads.h"
 #include "numeric.h"
 #include "pages.h"
 #include "parallel.h"
@@ -144,6 +145,7 @@ struct Pattern {
   int dropped;  // of each group
   int m;
   bool magnitudes;
+  const QuadNorm* quads;  // null where there are none
 };
 
 template <class Key>
@@ -152,18 +154,22 @@ struct Scratch {
   alignas(64) uint8_t mask[kChunk];
 };
 
-// The mask of whole groups: vectors of them straight from the scores where there is no norm.
+// The mask of whole groups: vectors of them straight from the scores where the scores are plain or come in quads.
 template <class Key>
 void mark(const Segment& segment, const Pattern& pattern, Key* keys, uint8_t* mask) {
   const Key kept_bits = pattern.magnitudes ? std::numeric_limits<Key>::max() : static_cast<Key>(-1);
-  const auto [dropped, m, magnitudes] = pattern;
+  const auto [dropped, m, magnitudes, quads] = pattern;
+  const int64_t count = segment.count;
+  const int64_t in_quads = quads ? mark_quads(segment, *quads, dropped, mask) : 0;
+  if (in_quads == count) return;
   if (segment.norm) make_keys(segment, keys);
   const Key* scores = segment.norm ? keys : static_cast<const Key*>(segment.values);
-  const int64_t done = mark_vectors(scores, segment.count, kept_bits, m, dropped, mask);
-  if (done == segment.count) return;
+  const int64_t done =
+      in_quads + mark_vectors(scores + in_quads, count - in_quads, kept_bits, m, dropped, mask + in_quads);
+  if (done == count) return;
   if (!segment.norm) make_keys(segment, keys);
-  if (magnitudes) to_magnitudes(keys, segment.count);
-  mark_groups(keys + done, segment.count - done, m, dropped, mask + done);
+  if (magnitudes) to_magnitudes(keys, count);
+  mark_groups(keys + done, count - done, m, dropped, mask + done);
 }
 
 // Calls body(segment, offset, scratch) for chunks of whole groups, `offset` scores into the matrix, in any order.
@@ -204,14 +210,16 @@ void run_apply(const Scores& scores, const Pattern& pattern, char* out, int thre
 
 void nm_mask(Scores scores, int n, int m, bool* mask, int threads) {
   const auto run = has_lower_half(scores) ? run_mask<int32_t> : run_mask<int16_t>;
+  const QuadNorm quads(scores);
   advise_large_pages(mask, scores.rows * scores.columns);
-  run(scores, {m - n, m, false}, reinterpret_cast<uint8_t*>(mask), threads);
+  run(scores, {m - n, m, false, m == 4 ? &quads : nullptr}, reinterpret_cast<uint8_t*>(mask), threads);
 }
 
 void nm_apply(Scores scores, int n, int m, void* out, int threads) {
   const auto run = has_lower_half(scores) ? run_apply<int32_t> : run_apply<int16_t>;
+  const QuadNorm quads(scores);
   advise_large_pages(out, scores.rows * scores.columns * (scores.dtype == Dtype::float32 ? 4 : 2));
-  run(scores, {m - n, m, !scores.norm}, static_cast<char*>(out), threads);
+  run(scores, {m - n, m, !scores.norm, m == 4 ? &quads : nullptr}, static_cast<char*>(out), threads);
 }
 
 }  // namespace pruneengine::cpu

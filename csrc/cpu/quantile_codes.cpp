@@ -111,7 +111,8 @@ class RowCoder {  // the scratch of one thread
     each_chunk(row, [&](int64_t, const int32_t* keys, int64_t count) {
       widen_range(keys, count, &smallest_, &largest);
     });
-    const int bits = std::min(kMostCoarseBits, bits_for(row.count / 4));
+    // One bit at least: keys may differ by almost 2^32, which no shift of 32 bits would bring down.
+    const int bits = std::clamp(bits_for(row.count / 4), 1, kMostCoarseBits);
     shift_ = std::max(0, 32 - (above_smallest(largest) ? __builtin_clz(above_smallest(largest)) : 32) - bits);
     coarse_.assign((above_smallest(largest) >> shift_) + 1, {});
     each_chunk(row, [=, coarse = coarse_.data()](int64_t, const int32_t* keys, int64_t count) {

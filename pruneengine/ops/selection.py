@@ -73,6 +73,14 @@ _select_mask_global = register(
 )
 
 
+# From here a row of its own is worth all of a device, and not one block or thread of it.
+LONG_ROW = 1 << 18
+
+
+def _is_one_long_row(scores: Tensor) -> bool:
+    return scores.dim() == 2 and scores.shape[0] == 1 and scores.shape[1] >= LONG_ROW
+
+
 def _detached(tensors: Sequence[Tensor] | None) -> list[Tensor] | None:
     return None if tensors is None else [tensor.detach() for tensor in tensors]
 
@@ -89,6 +97,8 @@ def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or a ``k`` out of range.
     """
+    if _is_one_long_row(scores):
+        return kth_value_global([scores], k, None if norm is None else [norm])
     return _kth_value(scores.detach(), k, None if norm is None else norm.detach())
 
 
@@ -106,6 +116,8 @@ def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool =
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or a ``k`` out of range.
     """
+    if _is_one_long_row(scores):
+        return select_mask_global([scores], k, None if norm is None else [norm], bits)[0]
     return _select_mask(scores.detach(), k, None if norm is None else norm.detach(), bits)
 
 
