@@ -154,12 +154,15 @@ def uncovered(launched: set[JITFunction]) -> list[str]:
 
 
 def main() -> None:
-    compiled, launched = [], set()
+    compiled, launched, seen = [], set(), set()
     for case, launcher, arguments in cases():
         for target in TARGETS if case == "wide" else TARGETS[1:2]:
             for fn, args, kwargs in record(launcher, arguments, target):
                 launched.add(fn)
                 source, options = source_of(fn, args, kwargs)
+                if (case, target, source.hash(), str(options)) in seen:
+                    continue
+                seen.add((case, target, source.hash(), str(options)))
                 pointers = " ".join(kind for kind in source.signature.values() if kind[0] == "*")
                 row = {"kernel": fn.__name__, "case": f"{case} {pointers}", "target": str(target.arch)}
                 try:

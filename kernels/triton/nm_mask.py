@@ -88,9 +88,10 @@ def _launch(scores: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor, ap
     flat = scores.view(1, -1) if norm is None and scores.is_contiguous() else scores
     rows, columns = flat.shape
     padded = triton.next_power_of_2(m)
-    groups = BLOCK // padded
+    # A pointer and a predicate a lane, where groups leave lanes empty: more of them spill.
+    groups = (BLOCK if m == padded else BLOCK // 4) // padded
     # With a norm, the rows of a stripe share its block.
-    stripe = 1 if norm is None else 8
+    stripe = 1 if norm is None else min(8, triton.next_power_of_2(rows))
     grid = triton.cdiv(columns, groups * m) * triton.cdiv(rows, stripe)
     with torch.cuda.device_of(scores):
         nm_kernel[(grid,)](

@@ -103,10 +103,10 @@ def search(b_image, p_row, norm, columns, k, BITS: tl.constexpr, BLOCKS: tl.cons
         b_more = load_keys(p_row, norm, columns, zero, block, False, BITS, BC)
         low = tl.minimum(low, tl.min(b_more, 0))
         high = tl.maximum(high, tl.max(tl.where(b_more == PAST_THE_END, 0, b_more), 0))
-    return narrow(b_image, p_row, norm, columns, zero, k, low, high, k * 0, columns, False, BITS, BLOCKS, BC)
+    return narrow(b_image, p_row, norm, columns, zero, k, low, high, k * 0, k * 0 + columns, False, BITS, BLOCKS, BC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def kth_value_kernel(
     scores, norm, kth_values, columns, stride_r, k, BITS: tl.constexpr, BLOCKS: tl.constexpr, BC: tl.constexpr
 ):
@@ -143,7 +143,7 @@ def store_mask(p_row, m_selected, columns, block, PACKED: tl.constexpr, BC: tl.c
         tl.store(p_row + o_c, m_selected.to(tl.uint8), mask=o_c < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def select_mask_kernel(
     scores,
     norm,
@@ -165,7 +165,7 @@ def select_mask_kernel(
     kth, below, up_to = search(b_image, p_row, norm, columns, k, BITS, BLOCKS, BC)
 
     b_place = place_keys(b_image, kth, 0, BC)
-    first, last = zero + 1, columns.to(tl.uint32)
+    first, last = zero + 1, zero + columns
     end, _, _ = narrow(b_place, p_row, norm, columns, kth, k, first, last, below, up_to, True, BITS, BLOCKS, BC)
     store_mask(p_selected, b_place <= end, columns, 0, PACKED, BC)
     for block in range(1, BLOCKS):
