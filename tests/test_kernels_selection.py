@@ -9,6 +9,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from pruneengine.kernels import quantile_codes as quantile_codes_module  # noqa: E402
+from pruneengine.kernels import select_global as select_global_module  # noqa: E402
 from pruneengine.kernels.masked_copy import masked_copy  # noqa: E402
 from pruneengine.kernels.nm_mask import nm_apply, nm_mask  # noqa: E402
 from pruneengine.kernels.quantile_codes import quantile_codes  # noqa: E402
@@ -32,7 +33,7 @@ def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
     def poisoned(*args, **kwargs) -> Tensor:
         out = empty(*args, **kwargs)
-        out.view(torch.uint8).fill_(request.param) if out.dim() > 0 else None
+        out.view(torch.uint8).fill_(request.param)
         return out
 
     monkeypatch.setattr(torch, "empty", poisoned)
@@ -162,9 +163,11 @@ def test_select_over_matrices(dtype: torch.dtype, with_norm: bool) -> None:
         check_global(matrices, k, norms)
 
 
-def test_select_over_matrices_splits_the_ties_of_a_program() -> None:
-    # 33 blocks of zeros: two programs where a span is forced on, the quota ending within the second.
-    check_global([torch.zeros(33, 2048, device=DEVICE), torch.zeros(1, 7, device=DEVICE)], 33 * 2048 - 100)
+def test_select_over_matrices_splits_the_ties_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two programs of four blocks and of one; the quota ends within a block of the first, and of the second.
+    monkeypatch.setattr(select_global_module, "MIN_PROGRAMS", 2)
+    for k in (3 * 2048 - 100, 5 * 2048 - 100):
+        check_global([torch.zeros(5, 2048, device=DEVICE), torch.zeros(1, 7, device=DEVICE)], k)
 
 
 def test_select_over_empty_matrices() -> None:
