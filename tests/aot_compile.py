@@ -66,8 +66,8 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
         yield case, outer, (w, delta, inputs, True)
         yield case, kth, (w, c // 2 + 1)
         yield case, select, (w, 1)
-        yield case, select, (w, c // 2 + 1, norm, True)
-        yield from ((case, launcher, arguments) for launcher, arguments in selections(case, w, norm))
+        yield case, select, (w, c // 2 + 1, norms[0], True)
+        yield from ((case, launcher, arguments) for launcher, arguments in selections(case, w, norms[0]))
 
 
 def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..., Any], tuple]]:
