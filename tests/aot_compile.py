@@ -46,7 +46,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
     """
     stats, gate = MODULES["activation_stats"].activation_stats, MODULES["gate_scores"].gate_scores
     weights, taylor = MODULES["weight_scores"].weight_scores, MODULES["taylor_scores"].taylor_scores
-    outer, moments = MODULES["taylor_scores_outer"].taylor_scores_outer, None
+    outer, moments = MODULES["taylor_scores_outer"].taylor_scores_outer, MODULES["block_moments"].block_moments
     kth, select = MODULES["select"].kth_value, MODULES["select"].select_mask
     wide, odd, one = ("wide", 4, 4096, 11008), ("odd", 3, 37, 1001), ("one", 1, 1, 1)
     float32, bfloat16 = torch.float32, torch.bfloat16
@@ -64,6 +64,9 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
         delta, inputs = meta(n, r // 2 + 1, r, dtype=dtype), meta(n, r // 2 + 1, c, dtype=dtype)
         yield case, outer, (w, delta, inputs, False)
         yield case, outer, (w, delta, inputs, True)
+        yield case, moments, (w, None, 1.0, 1.0, meta(0, dtype=float32))
+        if dtype == bfloat16:
+            yield case, moments, (w, norms[0], 0.5, 1.0, meta(16, dtype=float32))
         yield case, kth, (w, c // 2 + 1)
         yield case, select, (w, 1)
         yield case, select, (w, c // 2 + 1, norms[0], True)

@@ -118,8 +118,9 @@ def taylor_scores_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bo
     samples, tokens = x.shape[:2]
     if samples * tokens * weight.numel() == 0:
         return tuple(weight.new_zeros(samples, 3, size, dtype=torch.float32) for size in weight.shape)
-    sizes = (*weight.shape, *delta.stride()[:2], *x.stride()[:2])
-    options = launch_options(x.dtype, aligned=all(size % 16 == 0 for size in sizes))
+    sizes = (*weight.shape, weight.stride(0), *delta.stride()[:2], *x.stride()[:2])
+    starts = (t.data_ptr() for t in (weight, delta, x))
+    options = launch_options(x.dtype, aligned=all(number % 16 == 0 for number in (*sizes, *starts)))
     blocks_r, blocks_c = triton.cdiv(rows, options["BR"]), triton.cdiv(columns, options["BC"])
     count = max(MAX_TILES // (blocks_r * blocks_c), 1)
     sums = []
