@@ -14,6 +14,7 @@ from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, evaluation_windows, load_samples
 from pruneengine.engine import PruneReport, prune
 from pruneengine.evaluate import perplexity
+from pruneengine.fusion import FUSIONS, HyWIA
 from pruneengine.loading import load_model as load
 from pruneengine.metrics import METRICS, metric
 from pruneengine.plan import Plan, make_plan
@@ -25,8 +26,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALLOCATIONS",
+    "FUSIONS",
     "METRICS",
     "Group",
+    "HyWIA",
     "Plan",
     "PruneConfig",
     "PruneReport",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from pruneengine.score import Scores
 from pruneengine.structure import KINDS, Group, Structure
 
-ALLOCATIONS = ("uniform", "global")
+ALLOCATIONS = ("uniform", "global", "unstructured")
 PROTOCOLS = ("engine", "llm-pruner")
 
 
@@ -22,6 +22,7 @@ def allocate(
     allocation: str = "uniform",
     layers: range | None = None,
     protocol: str = "engine",
+    profile: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Spread a target over the groups.
 
@@ -35,14 +36,17 @@ def allocate(
         protocol: "engine" or "llm-pruner".
         kinds: "heads", "mlp" and "layers". Whole layers together with widths share the target in half: the least
             important layers up to half of it go, and the widths of the remaining layers make up the rest.
-        allocation: "uniform" gives every group the same ratio; "global" ranks all units by score per parameter.
+        allocation: "uniform" gives every group the same ratio; "global" ranks all units by score per parameter;
+            "unstructured" follows ``profile``.
+        profile: the ratio of every group under another criterion, :func:`pruneengine.unstructured.sparsity_profile`;
+            brought to the target by a common factor.
         layers: the decoder layers that may be touched; all by default.
 
     Returns:
         ``{group name: ratio}``, and ``{"layers.<i>": 1.0}`` for every decoder layer that goes as a whole.
 
     Raises:
-        ValueError: the target is more than the chosen kinds and layers can give.
+        ValueError: the target is more than the chosen kinds and layers can give, or a profile is missing.
     """
     if allocation not in ALLOCATIONS:
         raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
@@ -77,6 +81,8 @@ def allocate(
     if allocation == "uniform":
         even = budget / sum(g.params for g in groups)
         return ratios | {group.name: even for group in groups}
+    if allocation == "unstructured":
+        return ratios | _profile_ratios(groups, profile, budget)
     return ratios | _global_ratios(groups, scores, budget)
 
 
@@ -106,3 +112,24 @@ def _global_ratios(groups: Sequence[Group], scores: Scores, budget: float) -> di
     count = int(torch.searchsorted(spent, budget))
     removed = torch.bincount(torch.cat(owner)[order[:count]], minlength=len(groups))
     return {group.name: int(n) / group.units for group, n in zip(groups, removed, strict=True)}
+
+
+def _profile_ratios(groups: Sequence[Group], profile: Mapping[str, float] | None, budget: float) -> dict[str, float]:
+    """The profile times what meets the budget; a group that comes down to its last unit passes the rest on."""
+    if missing := [g.name for g in groups if g.name not in (profile or {})]:
+        raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
+    ratios: dict[str, float] = {}
+    remaining = list(groups)
+    while remaining:
+        weight = sum(profile[g.name] * g.params for g in remaining)
+        # Nothing is left to scale: what the full groups could not give is spread evenly.
+        shape = profile if weight > 0 else dict.fromkeys(profile, 1.0)
+        factor = budget / (weight or sum(g.params for g in remaining))
+        full = [g for g in remaining if shape[g.name] * factor > 1 - 1 / g.units]
+        if not full:
+            return ratios | {g.name: shape[g.name] * factor for g in remaining}
+        for group in full:
+            ratios[group.name] = 1 - 1 / group.units
+            budget -= ratios[group.name] * group.params
+        remaining = [g for g in remaining if g not in full]
+    return ratios

@@ -7,7 +7,7 @@ candidate is tried by mask and only the final plan is compacted.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -32,12 +32,25 @@ def mask(model: nn.Module, plan: Plan, *, structure: Structure | None = None) ->
         for layer in set(range(structure.num_layers)) - set(plan.kept_layers):
             module = model.get_submodule(structure.layer_path(layer))
             undo.enter_context(_identity(module))
-        for name, kept in plan.keep.items():
-            group = structure.by_name[name]
-            if len(kept) < group.units:
-                out = group.members[-1]
-                linear = get_linear(model, out.module)
-                undo.enter_context(linear.register_forward_pre_hook(_multiply_hook(linear, out, kept)))
+        partial = {n: kept for n, kept in plan.keep.items() if len(kept) < structure.by_name[n].units}
+        undo.enter_context(gate(model, structure, {n: _kept(plan.units[n], kept) for n, kept in partial.items()}))
+        yield model
+
+
+@contextlib.contextmanager
+def gate(model: nn.Module, structure: Structure, gates: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Within the context every unit's output is multiplied by its gate; gradients reach the gates.
+
+    Args:
+        model: whose o_proj and down_proj are hooked.
+        structure: of the model.
+        gates: ``[units]`` per group name; 1 changes nothing, 0 is what :func:`mask` does to a removed unit.
+    """
+    with contextlib.ExitStack() as undo:
+        for name, values in gates.items():
+            out = structure.by_name[name].members[-1]
+            linear = get_linear(model, out.module)
+            undo.enter_context(linear.register_forward_pre_hook(_multiply_hook(linear, out, values)))
         yield model
 
 
@@ -73,10 +86,14 @@ def _as_tensor(units: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.fromiter(units, np.int64, len(units)))
 
 
-def _multiply_hook(linear: nn.Linear, out: Member, kept: tuple[int, ...]):
-    keep = torch.zeros(linear.weight.shape[1], dtype=linear.weight.dtype, device=linear.weight.device)
-    keep[unit_slices(_as_tensor(kept).to(keep.device), out.width)] = 1
-    return lambda _module, args: (args[0] * keep, *args[1:])
+def _kept(units: int, kept: tuple[int, ...]) -> Tensor:
+    """1 for the units that stay, else 0: float32 ``[units]``."""
+    return torch.zeros(units).index_fill_(0, _as_tensor(kept), 1)
+
+
+def _multiply_hook(linear: nn.Linear, out: Member, gates: Tensor):
+    factors = gates.to(linear.weight).repeat_interleave(out.width)
+    return lambda _module, args: (args[0] * factors, *args[1:])
 
 
 def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:

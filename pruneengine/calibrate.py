@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.decoder import causal_parts
+from pruneengine.decoder import causal_parts, frozen
 from pruneengine.layerwise import backward_by_layer
 from pruneengine.loss import token_nll_backward
 from pruneengine.progress import track
@@ -78,7 +78,7 @@ def calibrate(
         (slice(s, min(s + batch_size, len(samples))), samples.tokens[s : s + batch_size].to(device)) for s in starts
     ]
     _check_weights(model)
-    with _frozen(model):
+    with frozen(model):
         if wanted & ELEMENTWISE:
             loss = backward_by_layer(
                 model, structure, groups, pieces, recorder, wanted & ELEMENTWISE, layers, scale,
@@ -104,19 +104,6 @@ def _checked(quantities: Iterable[str]) -> frozenset[str]:
     if unknown := wanted - QUANTITIES.keys():
         raise ValueError(f"unknown quantity {sorted(unknown)[0]!r}; choose from {', '.join(QUANTITIES)}")
     return wanted
-
-
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    required = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(training)
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
 
 
 @contextlib.contextmanager

@@ -41,8 +41,8 @@ def inspect(
 ) -> None:
     """What can be pruned, what would be left, what it would cost and what will load the result. Loads no weights."""
     from pruneengine import tables
+    from pruneengine.fusion import methods
     from pruneengine.loading import load_skeleton
-    from pruneengine.metrics import METRICS
     from pruneengine.plan import default_rounding
     from pruneengine.predict import measure_flops, predict
     from pruneengine.structure import find_groups
@@ -53,7 +53,7 @@ def inspect(
     tables.show_sizes(out, structure, kind.itemsize)
     flops = measure_flops(kind, device)
     title = f"statistics on {nsamples} x {seqlen} tokens (estimate, at {flops / 1e9:.0f} GFLOP/s measured here)"
-    predictions = [predict(structure, m, nsamples, seqlen, batch_size, kind.itemsize, flops) for m in METRICS]
+    predictions = [predict(structure, m, nsamples, seqlen, batch_size, kind.itemsize, flops) for m in methods()]
     tables.show_predictions(out, predictions, title)
     tables.show_loaders(out)
 
@@ -62,10 +62,10 @@ def inspect(
 def prune(
     model: Model,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")] = None,
-    method: Annotated[str | None, typer.Option(help="Importance metric, e.g. param_first, vectorize, wanda.")] = None,
+    method: Annotated[str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...")] = None,
     ratio: Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")] = None,
     structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers.")] = None,
-    allocation: Annotated[str | None, typer.Option(help="uniform or global.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="uniform, global or unstructured.")] = None,
     shape: Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")] = None,
     protocol: Annotated[str | None, typer.Option(help="engine, or llm-pruner: the ratio is inside --layers.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")] = None,
@@ -79,7 +79,12 @@ def prune(
     seqlen: Annotated[int | None, typer.Option(help="Tokens a sample.")] = None,
     pack: Annotated[bool | None, typer.Option("--pack/--crop", help="Join short documents, or reject them.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a forward pass.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling and of the random metric.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling, the random metric and a fit.")] = None,
+    hywia_variant: Annotated[str | None, typer.Option(help="a, b, or c (fitted).")] = None,
+    hywia_temperature: Annotated[float | None, typer.Option(help="Of its softmax.")] = None,
+    hywia_blend: Annotated[float | None, typer.Option(help="A fixed share of the fine score, 0 to 1.")] = None,
+    hywia_steps: Annotated[int | None, typer.Option(help="Steps of the fit (40).")] = None,
+    hywia_samples: Annotated[int | None, typer.Option(help="Samples held out for the fit (8).")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
     statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
     eval_text: Annotated[
@@ -105,6 +110,8 @@ def prune(
         "allocation": allocation, "shape": shape, "protocol": protocol, "layers": layers,
         "aggregate": aggregate, "fold": fold, "round_to": round_to, "calibration": calibration,
         "nsamples": nsamples, "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
+        "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature, "hywia_blend": hywia_blend,
+        "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
     }  # fmt: skip
     config = _config(recipe, {name: value for name, value in given.items() if value is not None})
     if out_dir is None and not dry_run:
@@ -120,6 +127,8 @@ def prune(
         err.print(f"warning: {warning}", style="yellow")
     if dry_run:
         tables.show_plan(out, result.report)
+        if result.report.scores.blend is not None:
+            tables.show_blends(out, result.report)
         tables.show_times(out, result.seconds)
         return
     tables.show_target(out, result.report)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneengine.allocate import ALLOCATIONS, PROTOCOLS
 from pruneengine.extras import needs
-from pruneengine.metrics import get_metric
+from pruneengine.fusion import FUSIONS, HyWIA, needs_of
 from pruneengine.plan import SHAPES
 from pruneengine.score import AGGREGATES, FOLDS
 from pruneengine.structure import KINDS
@@ -21,11 +21,12 @@ class PruneConfig:
     """How to prune.
 
     Attributes:
-        method: importance metric (:data:`pruneengine.metrics.METRICS`).
+        method: importance metric (:data:`pruneengine.metrics.METRICS`) or fused method ("hywia").
         ratio: in (0, 1): fraction of the prunable parameters of ``structure`` removed, over the whole model; under
             ``protocol="llm-pruner"`` the fraction inside each group of ``layers``.
         structure: kinds of units: "heads" (KV groups), "mlp" (channels), "layers".
-        allocation: "uniform" or "global". shape: "uniform" (same widths in every layer; any loader opens the result)
+        allocation: "uniform", "global" or "unstructured" (each group's ratio is what unstructured pruning by Wanda's
+            score would take of it). shape: "uniform" (same widths in every layer; any loader opens the result)
             or "per-layer" (needs the modelling file that is saved with it). None: "uniform" unless ``layers`` or
             ``protocol`` leave layers of different width.
         layers: first and end (exclusive) decoder layer that may change; None for all.
@@ -33,7 +34,9 @@ class PruneConfig:
         round_to: MLP widths become multiples of this; None chooses 8 below a billion parameters and 64 above.
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
         nsamples: None for the counts in ``calibration``, or 32 where it has none.
-        seed: of sampling and of the random metric.
+        seed: of sampling, of the random metric and of a fit.
+        hywia_variant, hywia_temperature, hywia_blend: :class:`pruneengine.fusion.HyWIA`.
+        hywia_steps, hywia_samples: of the fit of variant "c": steps, and calibration samples held out for it.
     """
 
     method: str = "param_first"
@@ -52,12 +55,18 @@ class PruneConfig:
     pack: bool = True
     batch_size: int = 8
     seed: int = 0
+    hywia_variant: str = HyWIA.variant
+    hywia_temperature: float = HyWIA.temperature
+    hywia_blend: float | None = None
+    hywia_steps: int = 40
+    hywia_samples: int = 8
 
     def __post_init__(self) -> None:
         # A command line and YAML write these as text or lists.
         object.__setattr__(self, "structure", _kinds(self.structure))
         object.__setattr__(self, "layers", _layers(self.layers))
-        get_metric(self.method)
+        needs_of(self.method)
+        _ = self.hywia  # refuses what it cannot do
         _number("ratio", self.ratio)
         if not 0 < self.ratio < 1:
             raise ValueError(f"ratio must lie in (0, 1), got {self.ratio}")
@@ -67,7 +76,7 @@ class PruneConfig:
         _choice("protocol", self.protocol, PROTOCOLS)
         _choice("aggregate", self.aggregate, tuple(AGGREGATES))
         _choice("fold", self.fold, FOLDS)
-        for name in ("seqlen", "batch_size"):
+        for name in ("seqlen", "batch_size", "hywia_steps", "hywia_samples"):
             _positive(name, getattr(self, name))
         for name in ("round_to", "nsamples"):
             if getattr(self, name) is not None:
@@ -82,6 +91,10 @@ class PruneConfig:
             raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
         if self.protocol == "llm-pruner" and "layers" in self.structure:
             raise ValueError("protocol 'llm-pruner' prunes heads and mlp; structure must not name layers")
+        if self.protocol == "llm-pruner" and self.allocation == "unstructured":
+            raise ValueError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
+        if self.hywia_samples < 2:
+            raise ValueError(f"hywia_samples must be at least 2, got {self.hywia_samples}")
 
     @property
     def final_shape(self) -> str:
@@ -94,8 +107,23 @@ class PruneConfig:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Quantities of the statistics that the method reads."""
-        return get_metric(self.method).needs
+        """Quantities of the statistics that the method and the allocation read."""
+        return needs_of(self.method) | ({"squares"} if self.reads_profile else frozenset())
+
+    @property
+    def reads_profile(self) -> bool:
+        """Whether the allocation follows :func:`pruneengine.unstructured.sparsity_profile`."""
+        return self.allocation == "unstructured" and set(self.structure) != {"layers"}
+
+    @property
+    def hywia(self) -> HyWIA:
+        """How "hywia" blends."""
+        return HyWIA(self.hywia_variant, self.hywia_temperature, self.hywia_blend)
+
+    @property
+    def holds_out(self) -> int:
+        """The last calibration samples, which are kept from the statistics because the method is fitted on them."""
+        return self.hywia_samples if self.method in FUSIONS and self.hywia.fitted else 0
 
     def layer_range(self, num_layers: int) -> range:
         """The layers that may change in a model of so many; LLM-Pruner's scripts protect the first 4 and last 2."""

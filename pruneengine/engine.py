@@ -14,22 +14,26 @@ from pruneengine.allocate import allocate
 from pruneengine.apply import compact
 from pruneengine.calibrate import calibrate
 from pruneengine.config import PruneConfig
-from pruneengine.data import Samples
+from pruneengine.data import Samples, as_samples
+from pruneengine.fusion import HyWIA
+from pruneengine.hywia_fit import Fit, fit
 from pruneengine.plan import Plan, make_plan
 from pruneengine.score import Scores, score
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Structure, find_groups, model_fingerprint
+from pruneengine.unstructured import sparsity_profile
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What was done: the plan, what it was decided from, and the seconds of every stage."""
+    """What was done: the plan, what it was decided from (``fit``: of a fitted method), and every stage's seconds."""
 
     config: PruneConfig
     plan: Plan
     scores: Scores
     statistics: Statistics | None
     seconds: dict[str, float]
+    fit: Fit | None = None
 
     def __str__(self) -> str:
         plan = self.plan
@@ -82,6 +86,11 @@ def decide(
     """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
     clock = clock or Stopwatch()
     layers = config.layer_range(structure.num_layers)
+    if batches is None and config.holds_out:
+        raise ValueError(f"method {config.method!r} is fitted on calibration batches, got none")
+    held_out = None
+    if config.holds_out:
+        batches, held_out = split_samples(as_samples(batches), config)
     if statistics is None and config.needs:
         if batches is None:
             raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
@@ -91,15 +100,36 @@ def decide(
                 model, batches, config.needs,
                 structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size,
             )  # fmt: skip
+    profile = fitted = None
+    if config.reads_profile:
+        with clock("profile"):
+            kinds = config.structure
+            profile = sparsity_profile(model, structure, statistics, config.ratio, kinds=kinds, layers=layers)
+    if held_out is not None:
+        with clock("fit"):
+            fitted = _fit(model, structure, statistics, held_out, config, profile)
     with clock("score"):
-        scores = score(
-            model, config.method, statistics,
-            structure=structure, kinds=config.structure, layers=layers,
-            aggregate=config.aggregate, fold=config.fold, seed=config.seed,
-        )  # fmt: skip
+        scores = _score(model, structure, statistics, config, fitted.options if fitted else config.hywia)
     with clock("plan"):
-        plan = _plan(structure, scores, config, config.allocation)
-    return PruneReport(config, plan, scores, statistics, clock.seconds)
+        plan = _plan(structure, scores, config, config.allocation, profile)
+    return PruneReport(config, plan, scores, statistics, clock.seconds, fitted)
+
+
+def split_samples(samples: Samples, config: PruneConfig) -> tuple[Samples, Samples | None]:
+    """The samples of the statistics, and those that a fitted method keeps from them (its last ones)."""
+    count = config.holds_out
+    if not count:
+        return samples, None
+    if len(samples) <= count:
+        raise ValueError(
+            f"{len(samples)} calibration samples: method {config.method!r} holds {count} of them out for its fit, and "
+            "the statistics need at least one"
+        )
+    rest = len(samples) - count
+    return (
+        Samples(samples.tokens[:rest], samples.source[:rest], samples.report),
+        Samples(samples.tokens[rest:], samples.source[rest:], samples.report),
+    )
 
 
 def rehearse(structure: Structure, config: PruneConfig) -> None:
@@ -112,10 +142,43 @@ def rehearse(structure: Structure, config: PruneConfig) -> None:
     _plan(structure, Scores("equal", "sum", equal, torch.ones(structure.num_layers)), config, "uniform")
 
 
-def _plan(structure: Structure, scores: Scores, config: PruneConfig, allocation: str) -> Plan:
+def _score(
+    model: nn.Module, structure: Structure, statistics: Statistics | None, config: PruneConfig, hywia: HyWIA
+) -> Scores:
+    return score(
+        model, config.method, statistics,
+        structure=structure, kinds=config.structure, layers=config.layer_range(structure.num_layers),
+        aggregate=config.aggregate, fold=config.fold, seed=config.seed, hywia=hywia,
+    )  # fmt: skip
+
+
+def _fit(
+    model: nn.Module,
+    structure: Structure,
+    statistics: Statistics | None,
+    held_out: Samples,
+    config: PruneConfig,
+    profile: dict[str, float] | None,
+) -> Fit:
+    """The fitted blend, for as many units a group as the plan of an equal blend removes."""
+    scores = _score(model, structure, statistics, config, HyWIA(blend=0.5))
+    plan = _plan(structure, scores, config, config.allocation, profile)
+    removed = {name: plan.units[name] - len(kept) for name, kept in plan.keep.items()}
+    return fit(
+        model, structure, scores.blend, removed, held_out, config.hywia, steps=config.hywia_steps, seed=config.seed
+    )
+
+
+def _plan(
+    structure: Structure,
+    scores: Scores,
+    config: PruneConfig,
+    allocation: str,
+    profile: dict[str, float] | None = None,
+) -> Plan:
     layers = config.layer_range(structure.num_layers)
     options = {"kinds": config.structure, "protocol": config.protocol}
-    ratios = allocate(structure, scores, config.ratio, allocation=allocation, layers=layers, **options)
+    ratios = allocate(structure, scores, config.ratio, allocation=allocation, layers=layers, profile=profile, **options)
     shape = config.final_shape
     return make_plan(structure, scores, ratios, config.ratio, shape=shape, round_to=config.round_to, **options)
 

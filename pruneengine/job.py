@@ -19,7 +19,7 @@ from pruneengine.calibrate import calibrate
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
-from pruneengine.engine import PruneReport, Stopwatch, decide, rehearse
+from pruneengine.engine import PruneReport, Stopwatch, decide, rehearse, split_samples
 from pruneengine.evaluate import (
     PerplexityResult,
     SpeedResult,
@@ -116,7 +116,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     statistics = held
     if options.statistics is not None and calibration is not None:
         with clock("calibrate"):
-            statistics = _complete(held, model, structure, calibration, config, options.statistics)
+            counted, _ = split_samples(calibration, config)
+            statistics = _complete(held, model, structure, counted, config, options.statistics)
     report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
     dense = Measures(*model_size(model))
     if options.out is None:
@@ -257,6 +258,8 @@ def _summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: t
             summary["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
     if dense.speed and pruned.speed:
         summary["tokens per second"] = {"dense": asdict(dense.speed), "pruned": asdict(pruned.speed)}
+    if report.fit is not None:
+        summary["fit"] = {"loss by step": report.fit.checks, "step kept": report.fit.best}
     if warnings:
         summary["warnings"] = list(warnings)
     return json.loads(json.dumps(summary))

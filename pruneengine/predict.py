@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pruneengine.calibrate import ELEMENTWISE, SIGNED
-from pruneengine.metrics import get_metric
+from pruneengine.fusion import needs_of
 from pruneengine.structure import Structure
 
 
@@ -35,14 +35,14 @@ def predict(
 
     Args:
         structure: the model's structure.
-        method: a metric's name.
+        method: a metric's or fused method's name.
         nsamples: calibration samples.
         seqlen: tokens a sample.
         batch_size: samples a forward pass.
         itemsize: bytes a weight.
         flops: floating-point operations a second, see :func:`measure_flops`.
     """
-    needs = get_metric(method).needs
+    needs = needs_of(method)
     layer = max(structure.layer_params)
     hidden, widest = _widths(structure)
     batch_tokens = min(batch_size, nsamples) * seqlen

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from pruneengine.blends import blends
 from pruneengine.engine import PruneReport
 from pruneengine.job import JobResult, Measures
 from pruneengine.predict import Prediction
@@ -98,6 +99,22 @@ def show_plan(console: Console, report: PruneReport) -> None:
         table.add_row(str(layer), *cells)
     console.print(table)
     show_target(console, report)
+
+
+def show_blends(console: Console, report: PruneReport) -> None:
+    """How a fused method blended the scores of every group, and how far the two disagree."""
+    table = Table(title=f"how {report.scores.metric} blended coarse and fine scores", title_justify="left")
+    for column in ("group", "share of fine", "least", "most", "rank correlation", "removed", "by both alone"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for row in blends(report.scores, report.plan):
+        shares = (f"{value:.3f}" for value in (row.share, row.low, row.high))
+        both = "-" if row.removed == 0 else f"{row.overlap:.1%}"
+        correlation = "-" if row.correlation != row.correlation else f"{row.correlation:.3f}"
+        table.add_row(row.group, *shares, correlation, f"{row.removed} of {row.units}", both)
+    console.print(table)
+    if report.fit is not None:
+        checks = ", ".join(f"{step}: {loss:.4f}" for step, loss in report.fit.checks.items())
+        console.print(f"held-out loss by step of the fit: {checks}; step {report.fit.best} was kept")
 
 
 def show_target(console: Console, report: PruneReport) -> None:
