@@ -114,6 +114,31 @@ def test_prune_saves_reports_and_reloads(folder, tmp_path):
     assert f"perplexity {report['perplexity']['pruned']:.4f}" in evaluated.stdout
 
 
+def test_hywia_prunes_and_its_recipe_does_it_again(folder, tmp_path):
+    fitted = ("--method", "hywia", "--hywia-variant", "c", "--hywia-steps", 2, "--hywia-samples", 2)
+    out = tmp_path / "pruned"
+    done = run(*prune_arguments(folder, *fitted, "--ratio", 0.4, "--out", out, "--no-proof"))
+    assert done.returncode == 0, done.stderr
+    assert "fit" in json.loads((out / "report.json").read_text())
+    recipe = ("--recipe", out / "recipe.yaml", "--dry-run", "--statistics", tmp_path / "statistics.safetensors")
+    again = run("prune", folder / "model", *recipe)
+    assert again.returncode == 0, again.stderr
+    for expected in ("how hywia blended", "share of fine", "layers.2.mlp", "held-out loss by step of the fit: 0:"):
+        assert expected in again.stdout
+    assert Statistics.load(tmp_path / "statistics.safetensors").num_samples == 4
+    assert (
+        run("prune", folder / "model", *recipe).stdout.split("where the time went")[0]
+        == (again.stdout.split("where the time went")[0])
+    )
+
+
+def test_a_profile_of_unstructured_pruning_spreads_the_target(folder):
+    options = ("--method", "hywia", "--hywia-blend", 0.5, "--allocation", "unstructured", "--shape", "per-layer")
+    done = run(*prune_arguments(folder, *options, "--ratio", 0.4, "--dry-run"))
+    assert done.returncode == 0, done.stderr
+    assert "profile" in done.stdout
+
+
 def test_dry_run_prints_every_layer_and_writes_nothing(folder, tmp_path):
     statistics = tmp_path / "statistics.safetensors"
     done = run(*prune_arguments(folder, "--method", "wanda", "--ratio", 0.4, "--dry-run", "--statistics", statistics))
@@ -151,7 +176,7 @@ def test_inspect_needs_no_weights(folder, tmp_path):
     (bare / "config.json").write_text((folder / "model" / "config.json").read_text())
     done = run("inspect", bare)
     assert done.returncode == 0, done.stderr
-    for expected in ("0.333, 0.667", "param_mix", "trust_remote_code"):
+    for expected in ("0.333, 0.667", "param_mix", "hywia", "trust_remote_code"):
         assert expected in done.stdout
 
 
@@ -168,6 +193,9 @@ def test_inspect_needs_no_weights(folder, tmp_path):
         (("--ratio", 0.2, "--eval-seqlen", 1), "evaluation windows of 1 token"),
         (("--ratio", 0.2, "--dtype", "int8"), "unknown dtype 'int8'; choose from float32"),
         (("--method", "wanda"), "give --ratio R"),
+        (("--ratio", 0.2, "--hywia-variant", "d"), "unknown hywia variant 'd'; choose from a, b, c"),
+        (("--ratio", 0.2, "--hywia-temperature", -1), "temperature must be positive and finite, got -1.0"),
+        (("--ratio", 0.4, "--method", "hywia", "--hywia-variant", "c"), "holds 8 of them out for its fit"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
