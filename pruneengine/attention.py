@@ -1,7 +1,7 @@
 """A few learned weights that decide, unit by unit, how far to trust the fine score and how far the coarse one.
 
 The two normalised scores of a unit are two tokens; a query made of what the unit is like attends to them. All groups of
-a model share the weights. (HyWIA's paper names attention but no features and no sizes: these are ours.)
+a model share the weights. (HyWIA's abstract speaks of attention; the features and sizes are ours.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fused methods: two scores of the same units blended into one. HyWIA is the only one so far.
 
-Published about HyWIA (Liu et al., AAAI 2025, arXiv 2403.10799): coarse (structured) and fine (unstructured) importance
-come from the same gradients, and attention blends them. Not published: what attends to what, how scores are normalised
-and compared between layers. Those parts are ours, and fixed blends are there to test them against.
+Of HyWIA (Liu et al., AAAI 2025, arXiv 2403.10799) we know the abstract: coarse (structured) and fine (unstructured)
+importance come from the same gradients, and attention blends them. What attends to what, how scores are normalised and
+how they are compared between layers is ours, and fixed blends are there to test it against.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each step blends the scores, turns them into soft masks around the threshold at which the plan would cut, and follows
 the gradient of the token loss with respect to the attention alone; the model's weights are frozen. In the end masks are
-hard, so the loss under hard masks on the other half of the samples picks the step that is kept. (HyWIA's paper speaks
-of an end-to-end pass, and its details are not published: this is ours.)
+hard, so the loss under hard masks on the other half of the samples picks the step that is kept. (HyWIA's
+abstract speaks of an end-to-end pass; this one is ours.)
 """
 
 from __future__ import annotations

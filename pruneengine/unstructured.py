@@ -23,7 +23,7 @@ def sparsity_profile(
     """The fraction of each group's weights among the smallest ``ratio`` of all weights, by Wanda's score.
 
     One threshold on ``|W| * norm`` (Sun et al. 2024, eq. 1; norm: the L2 norm of the input channel) over all matrices
-    of the chosen kinds and layers. Weights of equal score at the threshold all count. HyWIA's paper starts from the
+    of the chosen kinds and layers. Weights of equal score at the threshold all count. HyWIA's abstract starts from the
     observation that this profile differs from that of structured scores; allocating by it is ours.
 
     Args:
