@@ -53,8 +53,9 @@ def main() -> None:
     shape = options.shapes[0]
     print("", blend_table(results, max(options.ratios), shape), sep="\n")
     print("", *fusion_times(study, options.seeds[0]), sep="\n")
+    name = Path(options.model).name if options.model else "SmolLM2-135M-Instruct"
     picture = options.results / "hywia-blend.png"
-    drawn = plot(picture, results, options.ratios, shape, f"HyWIA on {options.model or 'SmolLM2-135M-Instruct'}")
+    drawn = plot(picture, results, options.ratios, shape, f"HyWIA on {name}")
     print(f"written: {options.results / 'hywia.csv'}")
     print(f"written: {picture}" if drawn else "no plot: matplotlib is not installed")
 

@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in LLM_PRUNER},
     **{f"blend {blend}": {"method": "hywia", "hywia_blend": blend} for blend in (0.25, 0.5, 0.75)},
     **{f"hywia {variant}": {"method": "hywia", "hywia_variant": variant} for variant in "abc"},
+    # Over 1,536 channels the products of variant a are large enough to pick one score outright; this undoes it.
+    "hywia a, T 40": {"method": "hywia", "hywia_variant": "a", "hywia_temperature": 40.0},
 }
 SHAPES = {
     "uniform": {"shape": "uniform", "allocation": "uniform"},
@@ -100,7 +102,7 @@ class Study:
                 del used["hywia_samples"], used["hywia_steps"]
             made_by |= {"calibration": self.samples[cell.seed].hash, "held out": self.held_out, "config": used}
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-        return self.cache / f"{cell.method.replace(' ', '-')}-{digest}.json"
+        return self.cache / f"{cell.method.replace(',', '').replace(' ', '-')}-{digest}.json"
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""

@@ -47,7 +47,7 @@ class HyWIA:
         attention: the fitted weights of variant "c".
     """
 
-    variant: str = "a"
+    variant: str = "b"
     temperature: float = 1.0
     blend: float | None = None
     attention: LearnedAttention | None = None

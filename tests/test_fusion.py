@@ -174,7 +174,7 @@ def test_rank_correlation_is_spearmans():
 def test_the_diagnosis_counts_what_both_would_remove():
     model = tiny_model()
     statistics = calibrate(model, tiny_tokens(), QUANTITIES)
-    scores = score(model, "hywia", statistics)
+    scores = score(model, "hywia", statistics, hywia=HyWIA("a"))
     ratios = pruneengine.allocate(STRUCTURE, scores, 0.5)
     plan = pruneengine.make_plan(STRUCTURE, scores, ratios, 0.5)
     rows = {row.group: row for row in blends(scores, plan)}

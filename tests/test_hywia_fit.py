@@ -36,7 +36,7 @@ def test_the_fit_is_deterministic_and_never_worse_than_the_equal_blend(case):
     assert first.losses == second.losses
     assert first.checks == second.checks
     assert torch.equal(first.options.attention.key, second.options.attention.key)
-    assert list(first.checks) == [0, 8, 12]
+    assert list(first.checks) == [0, 4, 8, 12]
     assert first.checks[first.best] == min(first.checks.values()) <= first.checks[0]
     other = fit(*case, samples, HyWIA("c"), steps=12, seed=5)
     assert other.losses[0] == first.losses[0]

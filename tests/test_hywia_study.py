@@ -22,12 +22,12 @@ def study(tmp_path_factory) -> Study:
 def test_every_cell_is_measured_once(study, capsys):
     chosen = cells((0, 1), (0.4,), ("uniform",), METHODS)
     assert chosen[0] == Cell(DENSE)
-    assert len({study.path(cell) for cell in chosen}) == len(chosen) == 21
+    assert len({study.path(cell) for cell in chosen}) == len(chosen) == 23
     run(study, chosen)
-    assert "0 of 21 cells are here, 21 to measure" in capsys.readouterr().out
+    assert "0 of 23 cells are here, 23 to measure" in capsys.readouterr().out
     kept = {path: path.read_text() for path in study.cache.iterdir() if path.suffix == ".json"}
     run(study, chosen)
-    assert "21 of 21 cells are here, 0 to measure" in capsys.readouterr().out
+    assert "23 of 23 cells are here, 0 to measure" in capsys.readouterr().out
     assert kept == {path: path.read_text() for path in study.cache.iterdir() if path.suffix == ".json"}
     found = study.result(Cell("hywia c", 0.4, "uniform", 1))
     assert found["fit"]["checks"].keys() == {"0", "2"}
@@ -55,7 +55,7 @@ def test_the_report_shows_what_was_measured(study, tmp_path):
     results = {cell: study.result(cell) for cell in chosen}
     write_csv(tmp_path / "hywia.csv", results, {"device": "here"})
     lines = (tmp_path / "hywia.csv").read_text().splitlines()
-    assert len(lines) == 22
+    assert len(lines) == 24
     assert lines[1].startswith("dense,0,,0,0,")
     text = tables(results)
     assert "40% uniform" in text
