@@ -22,7 +22,7 @@ import pruneengine
 from benchmarks.hywia_cells import DENSE, METHODS, SHAPES, Cell, Study, cells
 from benchmarks.hywia_report import blend_table, plot, tables, write_csv
 from benchmarks.models import smollm2
-from benchmarks.record import RESULTS, ROOT, cpu_name, versions
+from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
 from pruneengine.progress import set_progress
 
 FUSION_TARGET = 0.05

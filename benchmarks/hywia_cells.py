@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.record import commit
 from pruneengine import PruneConfig, Statistics, calibrate, find_groups, perplexity
 from pruneengine.apply import mask
 from pruneengine.attention import LearnedAttention
+from pruneengine.bench.here import commit
 from pruneengine.blends import blends
 from pruneengine.data import Samples
 from pruneengine.engine import decide
