@@ -42,7 +42,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
     """Every launch to compile: a case, the launcher and its arguments.
 
     ``wide`` has the sizes of a 7B model and must stream with 16-byte loads; ``odd`` allows none; ``one`` is there
-    because Triton compiles an argument of 1 as a constant.
+    because Triton compiles an argument of 1 as a constant. ``several`` is added for several scores from one read.
     """
     stats, gate = MODULES["activation_stats"].activation_stats, MODULES["gate_scores"].gate_scores
     weights, taylor = MODULES["weight_scores"].weight_scores, MODULES["taylor_scores"].taylor_scores
@@ -57,7 +57,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
         yield case, weights, (w, None, [1.0], [1.0])
         yield case, weights, (w, norms[:1], [1.0], [1.0])
         yield case, weights, (w, norms[:1], [0.5], [1.5])
-        yield case, weights, (w, norms, [1.0, 2.0, 0.5, 1.5, 1.0, 1.7, 0.3, 3.0], [1.0] * 8)
+        yield f"{case} several", weights, (w, norms, [1.0, 2.0, 0.5, 1.5, 1.0, 1.7, 0.3, 3.0], [1.0] * 8)
         yield case, taylor, (w, w)
         yield case, taylor, (w, meta(r, c, dtype=float32))
         yield case, taylor, (w, w, True)
@@ -128,6 +128,7 @@ def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[AST
 
 
 def cuda_usage(asm: dict[str, Any]) -> dict[str, Any]:
+    """Registers, bytes spilled, and loads by kind: to registers, or copies to shared memory with their bytes in hex."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
         file.flush()
@@ -135,6 +136,9 @@ def cuda_usage(asm: dict[str, Any]) -> dict[str, Any]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     loads = Counter(re.findall(r"\bld\.global[.\w:]*", asm["ptx"]))
+    loads += Counter(
+        f"cp.async {size}" for size in re.findall(r"\bcp\.async\.c[ag]\.shared\.global .*?(0x\w+)", asm["ptx"])
+    )
     return {"registers": usage["REG"], "spills": usage["STACK"] + usage["LOCAL"], "loads": loads}
 
 
@@ -159,7 +163,7 @@ def uncovered(launched: set[JITFunction]) -> list[str]:
 def main() -> None:
     compiled, launched, seen = [], set(), set()
     for case, launcher, arguments in cases():
-        for target in TARGETS if case == "wide" else TARGETS[1:2]:
+        for target in TARGETS if case.startswith("wide") else TARGETS[1:2]:
             for fn, args, kwargs in record(launcher, arguments, target):
                 launched.add(fn)
                 source, options = source_of(fn, args, kwargs)
@@ -169,11 +173,12 @@ def main() -> None:
                 pointers = " ".join(kind for kind in source.signature.values() if kind[0] == "*")
                 row = {"kernel": fn.__name__, "case": f"{case} {pointers}", "target": str(target.arch)}
                 try:
-                    asm = triton.compile(source, target=target, options=options).asm
+                    kernel = triton.compile(source, target=target, options=options)
                 except Exception as error:  # reported as a row: one bad kernel must not hide the others
                     compiled.append(row | {"error": f"{type(error).__name__}: {error}"})
                     continue
-                compiled.append(row | (cuda_usage(asm) if target.backend == "cuda" else hip_usage(asm)))
+                usage = cuda_usage(kernel.asm) if target.backend == "cuda" else hip_usage(kernel.asm)
+                compiled.append(row | usage | {"shared": kernel.metadata.shared})
     print(json.dumps({"compiled": compiled, "uncovered": uncovered(launched)}))
 
 

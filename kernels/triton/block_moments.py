@@ -46,12 +46,6 @@ def bins_of(b_s):
 
 
 @triton.jit
-def folded(b_x, VEC: tl.constexpr):
-    """A block with rows of VEC neighbours, which lie in one lane: sums along them need no shuffle."""
-    return tl.reshape(b_x, (b_x.shape[0] // VEC, VEC))
-
-
-@triton.jit
 def block_moments_kernel(
     weight,
     factor,
@@ -95,32 +89,35 @@ def block_moments_kernel(
     for i in range(STRIPE):
         m_w = m_c & (row + i < rows)
         b_s = scores_of(p_w + (row + i) * stride_r, m_w, b_factor, power, FORM)
+        b_bin = bins_of(b_s)
+        m_window = (b_bin > 0) & (b_bin >= low) & (b_bin < low + WINDOW)
+        b_window += tl.histogram(tl.where(m_window, b_bin - low, 0), WINDOW, mask=m_window)
+        tl.atomic_add(histogram + b_bin, tl.full((BC,), 1, tl.int64), mask=(b_bin > 0) & ~m_window, sem="relaxed")
+
+        # [BC // VEC, VEC]: neighbours lie in one lane, so the loop sums without a shuffle.
+        b_s = tl.reshape(b_s, (BC // VEC, VEC))
+        m_w = tl.reshape(m_w, (BC // VEC, VEC))
         b_s2 = b_s * b_s
         m_positive = b_s > 0
         b_log = tl.log2(tl.where(m_positive, b_s, 1.0))
-        sum1 += tl.sum(folded(b_s, VEC), 1)
-        sum2 += tl.sum(folded(b_s2, VEC), 1)
-        sum3 += tl.sum(folded(b_s2 * b_s, VEC), 1)
-        sum4 += tl.sum(folded(b_s2 * b_s2, VEC), 1)
-        smallest = tl.minimum(smallest, tl.min(folded(tl.where(m_w, b_s, float("inf")), VEC), 1))
-        largest = tl.maximum(largest, tl.max(folded(b_s, VEC), 1))
-        positive += tl.sum(folded(m_positive.to(tl.float32), VEC), 1)
-        log += tl.sum(folded(b_log, VEC), 1)
-        log2 += tl.sum(folded(b_log * b_log, VEC), 1)
-        slog += tl.sum(folded(b_s * b_log, VEC), 1)
-        s2log += tl.sum(folded(b_s2 * b_log, VEC), 1)
+        sum1 += tl.sum(b_s, 1)
+        sum2 += tl.sum(b_s2, 1)
+        sum3 += tl.sum(b_s2 * b_s, 1)
+        sum4 += tl.sum(b_s2 * b_s2, 1)
+        smallest = tl.minimum(smallest, tl.min(tl.where(m_w, b_s, float("inf")), 1))
+        largest = tl.maximum(largest, tl.max(b_s, 1))
+        positive += tl.sum(m_positive.to(tl.float32), 1)
+        log += tl.sum(b_log, 1)
+        log2 += tl.sum(b_log * b_log, 1)
+        slog += tl.sum(b_s * b_log, 1)
+        s2log += tl.sum(b_s2 * b_log, 1)
 
         counts = ()
         for k in tl.static_range(K):
             m_above = m_w & (b_s > tl.load(thresholds + k))
-            counts += (above[k] + tl.sum(folded(m_above.to(tl.float32), VEC), 1),)
+            counts += (above[k] + tl.sum(m_above.to(tl.float32), 1),)
         above = counts
-
-        b_bin = bins_of(b_s)
-        m_window = (b_bin > 0) & (b_bin >= low) & (b_bin < low + WINDOW)
-        b_window += tl.histogram(tl.where(m_window, b_bin - low, 0), WINDOW, mask=m_window)
-        lowest += tl.sum(folded((m_w & (b_bin == 0)).to(tl.float32), VEC), 1)
-        tl.atomic_add(histogram + b_bin, tl.full((BC,), 1, tl.int64), mask=(b_bin > 0) & ~m_window, sem="relaxed")
+        lowest += tl.sum((m_w & (tl.reshape(b_bin, (BC // VEC, VEC)) == 0)).to(tl.float32), 1)
 
     o_bin = low + tl.arange(0, WINDOW)
     tl.atomic_add(histogram + o_bin, b_window.to(tl.int64), mask=b_window > 0, sem="relaxed")
@@ -155,12 +152,12 @@ def block_moments(
         moments = weight.new_zeros(12, dtype=torch.float64)
         moments[5], moments[6] = math.inf, -math.inf
         return moments, histogram.new_zeros(count), histogram
-    # A lane of the one warp loads 16 bytes, twice a row.
+    # Loads of 16 bytes, eight scores of a row a lane of the one warp.
     vector = 16 // weight.element_size()
-    block = min(triton.next_power_of_2(max(columns, vector)), 64 * vector)
+    block = min(triton.next_power_of_2(max(columns, vector)), 256)
     blocks = triton.cdiv(columns, block)
     # About 4096 programs of one warp fill a GPU; a longer stripe merges fewer windows.
-    stripe = min(max(triton.next_power_of_2(rows * blocks // 4096), 16), 64)
+    stripe = min(max(triton.next_power_of_2(rows * blocks // 4096), 32), 64)
     programs = blocks * triton.cdiv(rows, stripe)
     partials = torch.empty(11 + count, programs, dtype=torch.float32, device=weight.device)
     with torch.cuda.device_of(weight):
