@@ -13,6 +13,7 @@ from pruneengine import backends, extension, ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((37, 1001), (1, 1), (3, 7))
+OPS = set(ops.__all__) - {"available_backends", "use_backend", "compact_bytes", "histogram_edges", "MOMENTS"}
 
 
 def backend_params(op: str) -> list:

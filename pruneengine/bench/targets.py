@@ -39,7 +39,7 @@ CPU = (
     Target("select_mask", "Wanda 50%, each row", "reference", 60),
     Target("select_mask", "Wanda 50%, each row", "kthvalue", 15),
     Target("nm_mask", "2:4 of |W| norm", "reference", 65),
-    # Both sides write into memory that is there: into fresh memory a gather is page faults, ours as much as torch's.
+    # Both sides write into memory that is there: into fresh memory the operating system takes most of the time.
     Target("gather_columns", "keep 0.5, given buffer", "reference", 8),
     Target("gather_columns", "keep 0.8, given buffer", "reference", 12),
     Target("gather_rows", "keep 0.5, given buffer", "reference", 1.3),
