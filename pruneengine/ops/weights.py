@@ -246,7 +246,7 @@ def block_moments(
           > 0) and over those ``log`` (sum of ``ln s``), ``log2`` (of its square), ``slog`` (of ``s ln s``) and
           ``s2log`` (of ``s^2 ln s``): the entropy of ``s / sum`` is ``ln(sum) - slog / sum``, that of ``s^2`` is
           ``ln(sum2) - 2 * s2log / sum2``. All sums are good to 1e-6 of the magnitudes
-          they add; on a GPU ``sum3`` and ``sum4`` only for scores between 1e-11 and 4e9, whose powers float32 holds.
+          they add; on a GPU ``sum3`` and ``sum4`` only for scores between 1e-9 and 1e9, whose powers float32 holds.
         - ``above``: int64 ``[K]``, how many scores are > each threshold: exactly, as float32, for powers 1 and 2.
         - ``histogram``: int64 ``[2048]``, 32 bins an octave from ``2^-44`` to ``2^20``; what lies below (zero
           too) is in the first bin, what lies above in the last (edges: :func:`pruneengine.ops.histogram_edges`).
