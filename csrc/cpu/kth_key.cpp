@@ -26,6 +26,7 @@ PRUNE_CLONES int64_t count_up_to(const int16_t* keys, int64_t count, int16_t bou
 KthKey kth_key(const int16_t* keys, int64_t count, int64_t k, int16_t guess, int32_t step) {
   int32_t low = kSmallest, high = kLargest, probe = guess;
   int64_t below = 0, up_to = count;
+  bool halve = false;
   while (low < high) {
     const int64_t found = count_up_to(keys, count, static_cast<int16_t>(probe));
     const bool enough = found >= k;
@@ -38,7 +39,10 @@ KthKey kth_key(const int16_t* keys, int64_t count, int64_t k, int16_t guess, int
     }
     const bool bracketed = low > kSmallest && high < kLargest;
     if (bracketed) {
-      probe = low + (high - low) / 2;
+      // By turns where the k-th would lie if keys were spread evenly, and halfway, which bounds the search.
+      const int64_t even = (k - below) * (high - low) / (up_to - below);
+      probe = halve ? low + (high - low) / 2 : std::min<int64_t>(high - 1, low + even);
+      halve = !halve;
     } else {
       probe = enough ? std::max(low, probe - step) : std::min(high - 1, probe + step);
       step *= 2;
