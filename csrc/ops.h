@@ -32,8 +32,8 @@ struct Scores {
   const float* norm;  // may be null
 };
 
-// A mask is bool [rows, columns], or as bits uint8 [rows, ceil(columns / 8)], the first column in the lowest bit and the
-// bits past the last column zero; contiguous.
+// A mask is bool [rows, columns], or as bits uint8 [rows, ceil(columns / 8)], the first column in the lowest bit and
+// the bits past the last column zero; contiguous.
 struct MaskedScores {
   Scores scores;
   uint8_t* mask;

@@ -95,6 +95,26 @@ class PruneConfig:
             raise ValueError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
         if self.hywia_samples < 2:
             raise ValueError(f"hywia_samples must be at least 2, got {self.hywia_samples}")
+        self._check_hywia()
+
+    def _check_hywia(self) -> None:
+        """Options that would do nothing are mistakes."""
+        set_here = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name.startswith("hywia_") and getattr(self, f.name) != f.default
+        ]
+        if self.method not in FUSIONS and set_here:
+            raise ValueError(
+                f"{set_here[0]} is {getattr(self, set_here[0])!r}: an option of method 'hywia', got {self.method!r}"
+            )
+        if self.hywia_variant == "c" and self.hywia_blend is not None:
+            raise ValueError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
+        if self.holds_out and "layers" in self.structure:
+            raise ValueError(
+                f"hywia variant 'c' is fitted through masks of heads and mlp; structure must not name layers, got "
+                f"{','.join(self.structure)}"
+            )
 
     @property
     def final_shape(self) -> str:

@@ -90,7 +90,13 @@ def decide(
         raise ValueError(f"method {config.method!r} is fitted on calibration batches, got none")
     held_out = None
     if config.holds_out:
-        batches, held_out = split_samples(as_samples(batches), config)
+        samples = as_samples(batches)
+        if statistics is not None and statistics.data == samples.hash:
+            raise ValueError(
+                f"the statistics were collected on all {len(samples)} samples; method {config.method!r} needs the last "
+                f"{config.holds_out} kept from them"
+            )
+        batches, held_out = split_samples(samples, config)
     if statistics is None and config.needs:
         if batches is None:
             raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")

@@ -251,15 +251,16 @@ def masked_copy(weight: Tensor, codes: Tensor, level: int, out: Tensor) -> None:
 
 
 def gather_rows(weight: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    out = weight.new_empty(index.numel(), *weight.shape[1:]) if out is None else out
-    row_stride = out.stride(0) if out.dim() == 2 else 1
+    if out is None:
+        out = torch.empty(index.numel(), *weight.shape[1:], dtype=weight.dtype, device=weight.device)
     index = index.contiguous()
-    _gather([_part(weight, index, 0, out.data_ptr(), row_stride)], weight)
+    _gather([_part(weight, index, 0, out.data_ptr(), out.stride(0))], weight)
     return out
 
 
 def gather_columns(weight: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    out = weight.new_empty(weight.shape[0], index.numel()) if out is None else out
+    if out is None:
+        out = torch.empty(weight.shape[0], index.numel(), dtype=weight.dtype, device=weight.device)
     index = index.contiguous()
     _gather([_part(weight, index, 1, out.data_ptr(), out.stride(0))], weight)
     return out

@@ -18,10 +18,10 @@ OPS = set(ops.__all__) - {"available_backends", "use_backend", "compact_bytes", 
 
 def backend_params(op: str) -> list:
     """The backends that have the op; ``cuda`` runs where there is a GPU."""
-    names = ["reference", "cpp"]
-    names += ["triton"] if op in backends.TRITON_MODULES else []
-    marked = [pytest.param("cuda", marks=pytest.mark.gpu)] if op in extension.CUDA_OPS else []
-    return names + marked
+    on_gpu = [pytest.mark.gpu] if torch.cuda.is_available() else []  # elsewhere Triton is interpreted
+    triton = [pytest.param("triton", marks=on_gpu)] if op in backends.TRITON_MODULES else []
+    cuda = [pytest.param("cuda", marks=pytest.mark.gpu)] if op in extension.CUDA_OPS else []
+    return ["reference", "cpp", *triton, *cuda]
 
 
 @contextlib.contextmanager
@@ -42,13 +42,18 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poisoned_empty(*args: object, **kwargs: object) -> Tensor:
         tensor = empty(*args, **kwargs)
-        if tensor.is_floating_point() and tensor.device.type == "cpu":
+        if tensor.is_floating_point():
             tensor.fill_(float("nan"))
-        elif tensor.device.type == "cpu":
+        elif tensor.device.type != "meta":
             tensor.view(torch.uint8).fill_(1)
         return tensor
 
     monkeypatch.setattr(torch, "empty", poisoned_empty)
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """On the device with its strides: ``to`` would pack a slice."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -18,9 +18,12 @@ from pruneengine.kernels.select_global import kth_value_global, select_mask_glob
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not triton.knobs.runtime.interpret, reason="no CUDA device and TRITON_INTERPRET is not set"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        DEVICE == "cpu" and not triton.knobs.runtime.interpret, reason="no CUDA device and TRITON_INTERPRET is not set"
+    ),
+    *([pytest.mark.gpu] if DEVICE == "cuda" else []),
+]
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 norms = pytest.mark.parametrize("with_norm", [False, True], ids=["plain", "norm"])

@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(
         DEVICE == "cpu" and not triton.knobs.runtime.interpret, reason="no CUDA device and TRITON_INTERPRET is not set"
     ),
+    *([pytest.mark.gpu] if DEVICE == "cuda" else []),
     # Numpy's word on log2(0), which the kernels want to be -inf.
     pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
 ]

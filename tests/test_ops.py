@@ -8,17 +8,14 @@ import torch
 from torch import Tensor
 
 from pruneengine import backends, extension, ops
-from tests.ops_harness import (  # noqa: F401
+from tests.ops_harness import (
     DTYPES,
     OPS,
-    SHAPES,
     assert_near,
-    backend_params,
     double,
     normal,
-    poisoned,
+    poisoned,  # noqa: F401 - a fixture
     running,
-    stable_smallest,
 )
 
 

@@ -9,16 +9,12 @@ from hypothesis import strategies as st
 
 from pruneengine import extension, ops
 from pruneengine.ops.gathers import ALIGNMENT, compact_bytes
-from tests.ops_harness import (  # noqa: F401
+from tests.ops_harness import (
     DTYPES,
-    SHAPES,
-    assert_near,
     backend_params,
-    double,
     normal,
-    poisoned,
+    poisoned,  # noqa: F401 - a fixture
     running,
-    stable_smallest,
 )
 
 INTEGER_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from pruneengine import ops, reference
-from tests.ops_harness import (  # noqa: F401
+from tests.ops_harness import (
     DTYPES,
     SHAPES,
     backend_params,
     double,
     normal,
-    poisoned,
+    poisoned,  # noqa: F401 - a fixture
     running,
 )
 

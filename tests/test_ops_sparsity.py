@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruneengine import ops
-from tests.ops_harness import (  # noqa: F401
+from tests.ops_harness import (
     DTYPES,
     backend_params,
     double,
+    moved,
     normal,
-    poisoned,
+    poisoned,  # noqa: F401 - a fixture
     running,
     stable_smallest,
 )
@@ -41,7 +42,7 @@ def expected_codes(scores: Tensor) -> np.ndarray:
 
 def assert_masks(scores: Tensor, n: int, m: int, norm: Tensor | None, device: str) -> None:
     """The mask, and the weight with it applied, bit for bit."""
-    there, norm_there = scores.to(device), None if norm is None else norm.to(device)
+    there, norm_there = moved(scores, device), None if norm is None else norm.to(device)
     mask = ops.nm_mask(there, n, m, norm_there)
     assert mask.dtype == torch.bool
     assert (mask.cpu().numpy() == smallest_of_groups(weighted(scores, norm), n, m)).all()

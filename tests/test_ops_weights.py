@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from pruneengine import ops
-from tests.ops_harness import (  # noqa: F401
+from tests.ops_harness import (
     DTYPES,
     SHAPES,
     assert_near,
     backend_params,
     double,
+    moved,
     normal,
-    poisoned,
+    poisoned,  # noqa: F401 - a fixture
     running,
 )
 
@@ -125,9 +126,9 @@ def test_rows_with_a_stride(backend: str) -> None:
         normal(5, 99, dtype=torch.bfloat16, seed=1)[:, 3:74],
     )
     with running(backend) as device:
-        on_device = weight.to(device) if device == "cuda" else weight
+        on_device = moved(weight, device)
         scores = ops.weight_scores(on_device)
-        taylor = ops.taylor_scores(on_device, gradient.to(device) if device == "cuda" else gradient)
+        taylor = ops.taylor_scores(on_device, moved(gradient, device))
     assert_near(scores[0], np.abs(double(weight)).sum(1))
     assert_near(scores[1], np.abs(double(weight)).sum(0))
     product = double(weight) * double(gradient)

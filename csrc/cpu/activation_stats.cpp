@@ -79,7 +79,8 @@ void run(Tokens x, int64_t samples, int64_t tokens, int64_t channels, float* tot
   const Blocks by_token = split(tokens, kTokens);
   const Blocks by_channel{channels, kChannels};
   const int64_t bands = by_token.count(), tiles = by_channel.count();
-  const Blocks by_sample{samples, std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands))};
+  const int64_t together = std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands));
+  const Blocks by_sample{samples, std::min(together, std::max<int64_t>(1, samples))};
   const int64_t size = by_sample.size * bands * channels;
   const std::vector<T> zeros(std::min(channels, kChannels));
   float *totals = partials<float>(0, size), *squared = partials<float>(1, size);

@@ -66,7 +66,7 @@ PRUNE_CLONES void add_strip(const float* __restrict scores, int64_t count, Momen
   int32_t least = moments.least, most = -1;
 #pragma omp simd reduction(min : least) reduction(max : most)
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t bits = static_cast<int32_t>(as_bits(scores[i]));
+    const int32_t bits = static_cast<int32_t>(as_bits(scores[i]) & 0x7fffffffu);
     least = bits < least ? bits : least;
     most = bits > most ? bits : most;
   }

@@ -63,7 +63,8 @@ void run(Tokens x, Tokens dx, int64_t samples, int64_t tokens, int64_t channels,
   const Blocks by_token = split(tokens, kTokens);
   const Blocks by_channel{channels, kChannels};
   const int64_t bands = by_token.count(), tiles = by_channel.count();
-  const Blocks by_sample{samples, std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands))};
+  const int64_t together = std::max<int64_t>(1, kMostBlocks / std::max<int64_t>(1, bands));
+  const Blocks by_sample{samples, std::min(together, std::max<int64_t>(1, samples))};
   const std::vector<T> zeros(std::min(channels, kChannels));
   float* parts = partials<float>(0, by_sample.size * bands * channels);
   threads = useful_threads(2 * by_sample.size * tokens * channels * static_cast<int64_t>(sizeof(T)), threads);

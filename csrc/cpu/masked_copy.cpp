@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kTaskBytes = 1 << 18;
 constexpr int64_t kChunkBytes = 1 << 12;  // of an output on its way to memory
+constexpr int64_t kStreamBytes = int64_t{1} << 24;  // from here on an output is not in a cache when it is read
 
 #define PRUNE_COPY_CODED(T)                                                                                     \
   PRUNE_CLONES void coded(const T* weight, const uint8_t* codes, uint8_t level, int64_t count, T* out) {        \
@@ -54,7 +55,7 @@ void copy_coded(const void* weight, int element_bytes, const uint8_t* codes, uin
 void masked_copy(Matrix weight, int element_bytes, int64_t rows, int64_t columns, const uint8_t* codes,
                  int64_t codes_stride, int level, void* out, int64_t out_stride, int threads) {
   const int64_t row_bytes = columns * element_bytes, bytes = rows * row_bytes;
-  const bool stream = out != weight.data && bytes >= kStreamBytes;
+  const bool stream = out != weight.data && bytes >= kStreamBytes && can_stream();
   const Blocks by_row{rows, std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, row_bytes))};
   parallel_for(by_row.count(), useful_threads(bytes, threads), [&](int64_t block, int) {
     for (int64_t row = by_row.begin(block); row < by_row.begin(block) + by_row.length(block); ++row) {

@@ -9,7 +9,7 @@
 
 namespace pruneengine::cpu {
 
-// A hint: it changes no content, and where the kernel does not take it nothing happens.
+// A hint, which stays with the memory: it changes no content, and where the kernel does not take it nothing happens.
 inline void advise_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{1} << 21;

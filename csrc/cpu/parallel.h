@@ -51,7 +51,7 @@ void parallel_for(int64_t tasks, int threads, Body body) {
 // call can cost more than the sums. Valid until the thread asks for the same slot again.
 template <class T>
 T* partials(int slot, int64_t count) {
-  static thread_local std::vector<T> kept[3];
+  static thread_local std::vector<T> kept[2];
   if (static_cast<int64_t>(kept[slot].size()) < count) kept[slot].resize(count);
   return kept[slot].data();
 }

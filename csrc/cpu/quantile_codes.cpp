@@ -182,7 +182,7 @@ void quantile_codes(Scores scores, uint8_t* codes, int threads) {
   const int64_t bytes = scores.rows * scores.columns * (scores.dtype == Dtype::float32 ? 4 : 2);
   threads = useful_threads(bytes, threads);
   advise_large_pages(codes, scores.rows * scores.columns);
-  const Blocks by_row{scores.rows, kRows};
+  const Blocks by_row{scores.rows, scores.rows < 8 * kRows ? 1 : kRows};
   std::vector<RowCoder> coders(threads);
   parallel_for(by_row.count(), threads, [&](int64_t block, int thread) {
     for (int64_t row = by_row.begin(block); row < by_row.begin(block) + by_row.length(block); ++row) {

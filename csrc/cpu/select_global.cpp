@@ -51,17 +51,29 @@ struct Scratch {  // of one thread
   std::vector<int64_t> histogram;
 };
 
+// One whose scores say what the keys of all are made of: an empty matrix has no norm to show.
+const Scores& representative(const std::vector<MaskedScores>& matrices) {
+  const auto normed = [](const MaskedScores& matrix) { return matrix.scores.norm != nullptr; };
+  const auto found = std::find_if(matrices.begin(), matrices.end(), normed);
+  return found == matrices.end() ? matrices.front().scores : found->scores;
+}
+
+int64_t bytes_of(const std::vector<MaskedScores>& matrices) {
+  int64_t bytes = 0;
+  for (const auto& [scores, mask] : matrices) bytes += 2 * scores.rows * scores.columns;
+  return bytes;
+}
+
 class Selection {
  public:
   Selection(const std::vector<MaskedScores>& matrices, int64_t k, int threads)
-      : matrices_(matrices), tasks_(tasks_of(matrices)), has_lower_half_(has_lower_half(matrices[0].scores)) {
-    const int64_t scores = static_cast<int64_t>(tasks_.size()) * kTaskScores;
-    threads_ = useful_threads(2 * scores, threads);
+      : matrices_(matrices), tasks_(tasks_of(matrices)), has_lower_half_(has_lower_half(representative(matrices))) {
+    threads_ = useful_threads(bytes_of(matrices), threads);
     scratch_.resize(threads_);
     find(k);
   }
 
-  float value() const { return score_of(matrices_[0].scores, border_.upper, border_.lower); }
+  float value() const { return score_of(representative(matrices_), border_.upper, border_.lower); }
 
   void mark_all(bool bits) {
     std::vector<int64_t> equals(tasks_.size());

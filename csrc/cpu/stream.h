@@ -1,40 +1,43 @@
-// Stores that bypass the caches: an output larger than they are is not read before it is written.
+// Copies that bypass the caches: a plain store would first read the line that it replaces.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#ifdef __SSE2__
-#include <emmintrin.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PRUNE_STREAM 1
+#include <immintrin.h>
 #endif
 
 namespace pruneengine::cpu {
 
-constexpr int64_t kStreamBytes = int64_t{1} << 24;  // from this size on, an output is not in a cache when it is read
+#ifdef PRUNE_STREAM
 
-// A copy for large outputs; what it wrote is visible to other threads after stream_fence().
-inline void stream_copy(void* to, const void* from, int64_t bytes) {
-#ifdef __SSE2__
-  char* target = static_cast<char*>(to);
-  const char* source = static_cast<const char*>(from);
-  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(to) & 15);
-  std::memcpy(target, source, head);
-  int64_t i = head;
-  for (; i + 16 <= bytes; i += 16) {
-    const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-    _mm_stream_si128(reinterpret_cast<__m128i*>(target + i), word);
+inline bool can_stream() { return __builtin_cpu_supports("avx2"); }
+
+// What it wrote is visible to other threads after stream_fence().
+__attribute__((target("avx2"))) inline void stream_copy(char* to, const char* from, size_t bytes) {
+  const size_t head = std::min(bytes, size_t(-reinterpret_cast<uintptr_t>(to) % 64));
+  std::memcpy(to, from, head);
+  size_t i = head;
+  for (; i + 64 <= bytes; i += 64) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i + 32));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), low);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i + 32), high);
   }
-  std::memcpy(target + i, source + i, bytes - i);
-#else
-  std::memcpy(to, from, bytes);
-#endif
+  std::memcpy(to + i, from + i, bytes - i);
 }
 
-inline void stream_fence() {
-#ifdef __SSE2__
-  _mm_sfence();
+inline void stream_fence() { _mm_sfence(); }
+
+#else
+
+inline bool can_stream() { return false; }
+inline void stream_copy(char* to, const char* from, size_t bytes) { std::memcpy(to, from, bytes); }
+inline void stream_fence() {}
+
 #endif
-}
 
 }  // namespace pruneengine::cpu

@@ -6,7 +6,7 @@ in :mod:`pruneengine.reference`). On CUDA tensors the order is cuda, triton, ref
 ``torch.compile`` keeps it whole. No op is differentiable: arguments are detached. NaN is not looked for.
 
 Sums are accumulated in float32 (``block_moments`` in float64), in an order that follows from the shapes alone: a second
-run gives the same bits, and on a CPU so does another number of threads, but where a docstring says otherwise.
+run gives the same bits, and in C++ so does another number of threads, but where a docstring says otherwise.
 """
 
 from pruneengine.backends import available_backends, use_backend

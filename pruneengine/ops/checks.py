@@ -70,6 +70,11 @@ def require_exponent(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; expected a finite number > 0")
 
 
+def require_unit(name: str, unit: int, size: int) -> None:
+    if unit < 1 or size % unit:
+        raise ValueError(f"{name} is {unit}; expected a divisor of {size}")
+
+
 def require_range(index: Tensor, bound: int) -> None:
     # On a GPU the look would wait for the device; there the kernels stop on a bad index themselves.
     if index.is_cuda or index.numel() == 0:

@@ -44,6 +44,11 @@ def _check_compact(
         require_beside("weight", weight, "arena", arena)
     if arena.dim() != 1 or not arena.is_contiguous() or arena.numel() < needed:
         raise ValueError(f"arena has shape {list(arena.shape)}; expected at least [{needed}] contiguous bytes")
+    if len(offsets) != len(weights):
+        raise ValueError(f"offsets holds {len(offsets)} numbers; expected {len(weights)}, one per weight")
+    for weight, shape, begin in zip(weights, _shapes(weights, indices, axes), offsets, strict=True):
+        if begin < 0 or begin % ALIGNMENT or begin + math.prod(shape) * weight.element_size() > arena.numel():
+            raise ValueError(f"offset is {begin}; expected a multiple of {ALIGNMENT} before the end of the arena")
 
 
 def _check_compact_values(

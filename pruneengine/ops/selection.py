@@ -98,6 +98,7 @@ def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
         ValueError: another shape or device, rows that are not contiguous, or a ``k`` out of range.
     """
     if _is_one_long_row(scores):
+        _check_rows(scores, k, norm, 1)
         return kth_value_global([scores], k, None if norm is None else [norm])
     return _kth_value(scores.detach(), k, None if norm is None else norm.detach())
 
@@ -117,6 +118,7 @@ def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool =
         ValueError: another shape or device, rows that are not contiguous, or a ``k`` out of range.
     """
     if _is_one_long_row(scores):
+        _check_rows(scores, k, norm, 0)
         return select_mask_global([scores], k, None if norm is None else [norm], bits)[0]
     return _select_mask(scores.detach(), k, None if norm is None else norm.detach(), bits)
 

@@ -125,7 +125,7 @@ def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN. One row compares a whole matrix:
-            ``weight.view(1, -1)``.
+            ``weight.view(1, -1)``; on a CPU a row is one thread's work.
         norm: None, or one non-negative float32 factor per column ``[C]``: the scores are ``|scores| * norm``.
 
     Raises:

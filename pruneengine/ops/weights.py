@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pruneengine.ops.checks import (
     require_beside,
+    require_dims,
     require_dtype,
     require_exponent,
     require_float,
@@ -17,6 +18,7 @@ from pruneengine.ops.checks import (
     require_norm,
     require_rows,
     require_shape,
+    require_unit,
 )
 from pruneengine.ops.registry import floats, register
 from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
@@ -29,6 +31,10 @@ def _check_weight_scores(
 ) -> None:
     require_float("weight", weight, "[R, C]")
     require_rows("weight", weight)
+    if not len(powers) == len(norm_powers) > 0:
+        raise ValueError(
+            f"{len(powers)} powers, {len(norm_powers)} norm_powers; expected as many of each, at least one"
+        )
     for name, values in (("power", powers), ("norm_power", norm_powers)):
         for value in values:
             require_exponent(name, value)
@@ -106,13 +112,15 @@ _block_moments = register(
 )
 
 
-def _units(sums: Tensor, unit: int, name: str) -> Tensor:
+def _check_units(weight: Tensor, row_unit: int, column_unit: int) -> None:
+    require_dims("weight", weight, "[R, C]")
+    require_unit("row_unit", row_unit, weight.shape[0])
+    require_unit("column_unit", column_unit, weight.shape[1])
+
+
+def _units(sums: Tensor, unit: int) -> Tensor:
     """Sums over consecutive rows or columns: ``[..., size]`` to ``[..., size / unit]``."""
-    if unit == 1:
-        return sums
-    if unit < 1 or sums.shape[-1] % unit:
-        raise ValueError(f"{name} is {unit}; expected a divisor of {sums.shape[-1]}")
-    return sums.unflatten(-1, (-1, unit)).sum(-1)
+    return sums if unit == 1 else sums.unflatten(-1, (-1, unit)).sum(-1)
 
 
 def weight_scores(
@@ -144,6 +152,7 @@ def weight_scores(
         ValueError: another shape or device, rows that are not contiguous, an exponent that is not > 0, counts K that
             differ, or a unit that does not divide.
     """
+    _check_units(weight, row_unit, column_unit)
     given = [len(value) for value in (power, norm_power) if isinstance(value, Sequence)]
     given += [norm.shape[0]] if norm is not None and norm.dim() == 2 else []
     if len(set(given)) > 1 or 0 in given:
@@ -155,7 +164,7 @@ def weight_scores(
     if norm is not None:
         norm = norm.detach().expand(count, *norm.shape[-1:]) if norm.dim() == 1 else norm.detach()
     rows, columns = _weight_scores(weight.detach(), norm, powers, norm_powers)
-    rows, columns = _units(rows, row_unit, "row_unit"), _units(columns, column_unit, "column_unit")
+    rows, columns = _units(rows, row_unit), _units(columns, column_unit)
     return (rows, columns) if given else (rows[0], columns[0])
 
 
@@ -179,6 +188,7 @@ def taylor_scores(
         ValueError: different shapes or devices, rows that are not contiguous, an unknown form, or a unit that does not
             divide.
     """
+    _check_units(weight, row_unit, column_unit)
     forms = list(forms)
     if unknown := [form for form in forms if form not in FORMS]:
         raise ValueError(f"forms holds {unknown[0]!r}; expected some of {', '.join(FORMS)}")
@@ -186,7 +196,7 @@ def taylor_scores(
     sums = _taylor_scores(weight.detach(), gradient.detach(), absolute_only)
     if not absolute_only and forms != list(FORMS):
         sums = [s[[FORMS.index(form) for form in forms]] for s in sums]
-    return _units(sums[0], row_unit, "row_unit"), _units(sums[1], column_unit, "column_unit")
+    return _units(sums[0], row_unit), _units(sums[1], column_unit)
 
 
 def taylor_scores_outer(
@@ -195,8 +205,8 @@ def taylor_scores_outer(
     """:func:`taylor_scores` of a linear layer from what its gradient is made of, the gradient never stored.
 
     ``G = sum over tokens of outer(delta, x)``, the weight gradient of ``y = x W^T`` with ``delta = dL/dy``, is formed
-    tile by tile in float32 and reduced on the spot. On a CPU the tiles come from torch's matrix product, so the last
-    bits may change with the number of threads.
+    tile by tile in float32 and reduced on the spot. The last bits may change: on a CPU, where tiles come from torch's
+    matrix product, with the number of threads; on a GPU with strides and alignment, which decide the tile.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
@@ -214,8 +224,9 @@ def taylor_scores_outer(
         TypeError: another dtype, or two different ones of ``delta`` and ``x``.
         ValueError: shapes that do not fit, different devices, or a unit that does not divide.
     """
+    _check_units(weight, row_unit, column_unit)
     rows, columns = _taylor_scores_outer(weight.detach(), delta.detach(), x.detach(), per_sample)
-    rows, columns = _units(rows, row_unit, "row_unit"), _units(columns, column_unit, "column_unit")
+    rows, columns = _units(rows, row_unit), _units(columns, column_unit)
     return (rows, columns) if per_sample else (rows[0], columns[0])
 
 
