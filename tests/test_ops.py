@@ -120,7 +120,7 @@ def test_parameters_give_results_without_a_graph() -> None:
 W, NORM, INDEX, X = torch.zeros(4, 6), torch.ones(6), torch.tensor([0]), torch.zeros(2, 3, 6)
 CODES = torch.zeros(4, 6, dtype=torch.uint8)
 DELTA = torch.zeros(2, 3, 4)
-SMALL = torch.empty(8, dtype=torch.uint8)
+SMALL, ARENA = torch.empty(8, dtype=torch.uint8), torch.empty(128, dtype=torch.uint8)
 BAD = [
     (lambda: ops.activation_stats(W), ValueError, r"x has shape \[4, 6\]; expected \[N, T, C\]"),
     (lambda: ops.activation_stats(X.double()), TypeError, "x has dtype torch.float64"),
@@ -169,6 +169,10 @@ BAD = [
         ValueError,
         r"arena has shape \[8\]; expected at least \[64\]",
     ),
+    (lambda: torch.ops.pruneengine.compact_layer([W], [INDEX], [0], [8], ARENA), ValueError, "offset is 8; expected"),
+    (lambda: torch.ops.pruneengine.compact_layer([W], [INDEX], [0], [128], ARENA), ValueError, "offset is 128"),
+    (lambda: torch.ops.pruneengine.compact_layer([W], [INDEX], [0], [], ARENA), ValueError, "offsets holds 0 numbers"),
+    (lambda: torch.ops.pruneengine.weight_scores(W, None, [1.0], []), ValueError, "1 powers, 0 norm_powers"),
     (lambda: ops.compact_layer([W], [INDEX + 6], [1]), ValueError, "index holds 6; expected 0 <= index < 6"),
 ]
 
