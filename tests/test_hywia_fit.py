@@ -118,7 +118,7 @@ def test_prune_holds_the_last_samples_out_of_the_statistics():
     assert reused.plan == report.plan
     rest, held_out = split_samples(as_samples(tokens), CONFIG)
     assert torch.equal(torch.cat([rest.tokens, held_out.tokens]), tokens)
-    assert split_samples(rest, replace(CONFIG, hywia_blend=0.5)) == (rest, None)
+    assert split_samples(rest, PruneConfig("hywia", hywia_blend=0.5)) == (rest, None)
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,23 @@ def test_too_small_a_fit_is_refused(case):
         fit(*case, as_samples(tiny_tokens(1)), HyWIA("c"))
     with pytest.raises(ValueError, match="hywia_samples must be at least 2, got 1"):
         replace(CONFIG, hywia_samples=1)
+
+
+def test_statistics_of_the_held_out_samples_are_refused():
+    model, tokens = tiny_model(), tiny_tokens(8)
+    statistics = calibrate(model, tokens, CONFIG.needs)
+    with pytest.raises(ValueError, match="the statistics were collected on all 8 samples"):
+        pruneengine.prune(model, tokens, CONFIG, statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "wanda", "hywia_blend": 0.5}, "hywia_blend is 0.5: an option of method 'hywia', got 'wanda'"),
+        ({"hywia_variant": "c", "hywia_blend": 0.5}, "hywia_blend is 0.5: variant 'c' fits the blend"),
+        ({"hywia_variant": "c", "structure": "mlp,layers"}, "structure must not name layers, got mlp,layers"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PruneConfig(**{"method": "hywia", "ratio": 0.3} | options)
