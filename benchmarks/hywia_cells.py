@@ -87,10 +87,11 @@ class Study:
         self._held: tuple[int, Statistics] | None = None
 
     def config(self, cell: Cell) -> PruneConfig:
+        method = METHODS[cell.method]
+        fit = {"hywia_samples": self.held_out, "hywia_steps": self.steps} if method.get("hywia_variant") == "c" else {}
         return PruneConfig(
-            ratio=cell.ratio, seed=cell.seed, round_to=self.round_to, hywia_samples=self.held_out,
-            hywia_steps=self.steps, **METHODS[cell.method], **SHAPES[cell.shape],
-        )  # fmt: skip
+            ratio=cell.ratio, seed=cell.seed, round_to=self.round_to, **fit, **method, **SHAPES[cell.shape]
+        )
 
     def path(self, cell: Cell) -> Path:
         """A name that changes with anything a result depends on but the code, whose commit the result carries."""
