@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: on_device.sh [--dry-run] OUTDIR
 #
-# For a bare CUDA machine without a network: python with torch, triton, pybind11 and setuptools, and nvcc; the tests need
-# pytest, hypothesis, tokenizers and transformers too, two parts compute-sanitizer and ncu. What is missing is skipped
-# and says so. Builds the extension, runs the GPU tests, the benchmark, compute-sanitizer and a profile of the slowest
-# kernel: each part has a time limit, all together ON_DEVICE_SECONDS (530), and none that fails stops the others.
+# For a bare CUDA machine without a network: python with torch, triton, pybind11 and setuptools, and nvcc; the tests
+# need pytest too, some of them hypothesis or transformers; three parts need compute-sanitizer or ncu. What is missing
+# is skipped and says so. Builds the extension, runs the GPU tests (eight at a time with pytest-xdist), the benchmark,
+# compute-sanitizer and a profile of the slowest kernel: each part has a time limit, all together ON_DEVICE_SECONDS
+# (530), and none that fails stops the others.
 # OUTDIR gets summary.txt, a log a part and ops.csv. PYTHON names the interpreter, PRUNEENGINE_COMMIT the commit where
 # there is no git. A dry run builds nothing, and times a small op on the CPU in place of the GPU's parts.
 set -uo pipefail
@@ -17,6 +18,8 @@ mkdir -p "$1"
 OUT=$(cd "$1" && pwd)
 export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+toolkit=${CUDA_HOME:-/usr/local/cuda}/bin
+[ ! -d "$toolkit" ] || export PATH="$toolkit:$PATH"
 deadline=$((SECONDS + ${ON_DEVICE_SECONDS:-530}))
 failed=0
 : > "$OUT/summary.txt"
@@ -64,7 +67,8 @@ part() {
 
 gpu=0
 [ "$dry" = 1 ] || ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || gpu=1
-say "$("$PYTHON" -c "import platform, torch; print('python', platform.python_version(), 'torch', torch.__version__)" 2>&1 | tail -1)"
+versions="from pruneengine.bench.here import versions; print(versions('torch', 'triton', 'setuptools', 'pytest'))"
+say "$("$PYTHON" -c "$versions" 2>&1 | tail -1)"
 command -v nvidia-smi > /dev/null && say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -1)"
 command -v nvcc > /dev/null && say "nvcc $(nvcc --version | sed -n "s/.*release //p")"
 
@@ -80,21 +84,39 @@ from pruneengine.ops import available_backends
 print(available_backends())
 sys.exit(available_backends()[\"cuda\"] != \"available\")"'
 
-tests=(-m pytest -q -m gpu --continue-on-collection-errors)
-part tests 100 "gpu py:pytest py:hypothesis" "$PYTHON" "${tests[@]}"
-part bench 200 gpu "$PYTHON" benchmarks/run.py --device cuda --results "$OUT"
+# A file that cannot be imported would count as a failure.
+absent=none
+has_module hypothesis || absent+="|hypothesis"
+has_module transformers || absent+="|tests\.tiny"
+mapfile -t files < <(grep -lE 'mark\.gpu|backend_params' tests/test_*.py)
+mapfile -t untested < <(grep -lE "^from ($absent)( |\.)" "${files[@]}")
+mapfile -t files < <(grep -LE "^from ($absent)( |\.)" "${files[@]}")
+mapfile -t of_kernels < <(printf '%s\n' "${files[@]}" | grep test_kernels_)
+mapfile -t of_ops < <(printf '%s\n' "${files[@]}" | grep test_ops_)
+mapfile -t of_cuda < <(printf '%s\n' "${files[@]}" | grep -v test_kernels_)
+[ ${#untested[@]} = 0 ] || say "untested, as hypothesis or transformers is missing: ${untested[*]}"
+
+tests=(-m pytest -q -m gpu)
+many=()
+! has_module xdist || many=(-n 8)
+part cuda 70 "gpu py:pytest" "$PYTHON" "${tests[@]}" "${many[@]}" -k "not triton" "${of_cuda[@]}"
+part triton 90 "gpu py:pytest py:triton" \
+  "$PYTHON" "${tests[@]}" "${many[@]}" -k "triton or kernels" "${of_kernels[@]}" "${of_ops[@]}"
+part bench 170 gpu "$PYTHON" benchmarks/run.py --device cuda --results "$OUT"
 
 if has_module pytest && has_module hypothesis; then
-  checked=("${tests[@]}" -k cuda tests/test_ops_*.py)
+  checked=("${tests[@]}" -k cuda "${of_ops[@]}")
+  raced=("${tests[@]}" -k "cuda and (kth or select)" "${of_ops[@]}")
 else
   # The gates of the benchmark run the same kernels on small odd shapes.
   checked=(benchmarks/run.py --device cuda --providers cuda --shapes 40x1004 --rounds 1 --results "$(mktemp -d)")
+  raced=("${checked[@]}" --ops "kth_value,select_mask,kth_value_global,select_mask_global")
 fi
 # Uncached, every tensor is an allocation of its own, so that an access past its end shows.
 sanitizer=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-processes all --error-exitcode 9)
-part memcheck 70 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool memcheck "$PYTHON" "${checked[@]}"
-part racecheck 25 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool racecheck "$PYTHON" "${checked[@]}"
-part ncu 25 "gpu cmd:ncu" ncu --profile-from-start off --set basic "$PYTHON" benchmarks/profile_slowest.py --results "$OUT"
+part memcheck 50 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool memcheck "$PYTHON" "${checked[@]}"
+part racecheck 25 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool racecheck "$PYTHON" "${raced[@]}"
+part ncu 20 "gpu cmd:ncu" ncu --profile-from-start off --set basic "$PYTHON" benchmarks/profile_slowest.py --results "$OUT"
 if [ "$dry" = 1 ]; then
   part smoke 120 "" "$PYTHON" benchmarks/run.py --ops gate_scores --shapes 8x16 --rounds 1 --results "$OUT"
 fi

@@ -290,7 +290,7 @@ def test_the_device_script_runs_dry(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     summary = (out / "summary.txt").read_text()
-    for name, why in (("build", "a dry run"), *((n, "no CUDA device") for n in ("tests", "bench", "memcheck", "ncu"))):
+    for name, why in (("build", "a dry run"), *((n, "no CUDA device") for n in ("cuda", "triton", "bench", "ncu"))):
         assert f"{name:<10} skipped: {why}" in summary
     assert "smoke      exit 0" in summary
     assert {line["op"] for line in read(out / "ops.csv")} == {"gate_scores"}
