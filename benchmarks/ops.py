@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--ops", help="names, comma separated (default: all; see --list)")
     flags.add_argument("--shapes", help=f"{', '.join(SETS)} or ROWSxCOLUMNS, comma separated (default: headline)")
     flags.add_argument("--dtype", help="bfloat16 (default), float16 or float32")
-    flags.add_argument("--device", help="cpu (default) or cuda")
+    flags.add_argument("--device", help="cpu (default), cuda or cuda:N")
     flags.add_argument("--providers", help="of reference,compile,cpp,triton,cuda (default: the device's)")
     flags.add_argument("--list", action="store_true", help="show the ops and their cases, and stop")
 

@@ -48,9 +48,9 @@ def provider_of(run: Mapping[tuple[str, str], Line]) -> str:
 
 
 def draw(lines: Sequence[Line], on: str, folder: Path, headline: set[str] = HEADLINE) -> list[Path]:
-    """Both plots of one kind of device; [] where nothing of it was measured."""
-    runs = newest(lines, on, headline)
-    if not runs:
+    """The plots of one kind of device for which something was measured; says so where one alone has nothing."""
+    found = newest(lines, on, headline)
+    if not found:
         return []
     with needs("bench"):
         import matplotlib
@@ -58,7 +58,11 @@ def draw(lines: Sequence[Line], on: str, folder: Path, headline: set[str] = HEAD
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     written = []
-    for name, plot in (("ratio", _ratios), ("roofline", _roofline)):
+    for name, kept, plot, needed in PLOTS:
+        runs = [run for run in found if kept(run)]
+        if not runs:
+            print(f"no ops-{on}-{name}.png: no case with {needed}")
+            continue
         figure, axes = plt.subplots(figsize=(9, 1.5 + 0.23 * len(runs)), dpi=120, layout="constrained")
         title = plot(axes, runs)
         figure.suptitle(_title(runs, title), fontsize=9, x=0.01, ha="left")
@@ -75,7 +79,6 @@ def draw(lines: Sequence[Line], on: str, folder: Path, headline: set[str] = HEAD
 
 
 def _ratios(axes, runs) -> str:
-    runs = [run for run in runs if ("reference", "time") in run]
     runs = sorted(runs, key=lambda run: -_ratio(run, "reference"))
     values = [_ratio(run, "reference") for run in runs]
     axes.barh(_labels(runs), values, color=[COLOURS[provider_of(run)] for run in runs])
@@ -94,7 +97,6 @@ def _ratios(axes, runs) -> str:
 
 
 def _roofline(axes, runs) -> str:
-    runs = [run for run in runs if run[provider_of(run), "rate"]["unit"] == "GB/s"]
     runs = sorted(runs, key=lambda run: -_rate(run, provider_of(run)))
     values = [_rate(run, provider_of(run)) for run in runs]
     longest = max(values)
@@ -111,6 +113,12 @@ def _roofline(axes, runs) -> str:
     axes.set_xlabel("GB/s of the bytes that must move")
     _legend(axes, runs)
     return "the ops against the machine's own bandwidth"
+
+
+PLOTS = (
+    ("ratio", lambda run: ("reference", "time") in run, _ratios, "a time of eager torch (the provider reference)"),
+    ("roofline", lambda run: run[provider_of(run), "rate"]["unit"] == "GB/s", _roofline, "a rate in GB/s"),
+)
 
 
 def _legend(axes, runs) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,16 +43,32 @@ def slowest(lines: Sequence[Mapping[str, str]]) -> tuple[Case, str]:
     return case, provider
 
 
+def titled(title: str) -> Case:
+    """The case that the benchmark prints so.
+
+    Raises:
+        ValueError: none is.
+    """
+    cases = {case.title: case for case in CASES}
+    if title not in cases:
+        near = difflib.get_close_matches(title, cases, n=3, cutoff=0.5) or cases
+        raise ValueError(f"unknown case {title!r}; choose from {', '.join(map(repr, near))}")
+    return cases[title]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of ops.csv")
     parser.add_argument("--case", help="a title as the benchmark prints it, e.g. 'weight_scores: |W|'")
     parser.add_argument("--provider", default="triton", help="of --case (default: triton)")
     options = parser.parse_args()
-    if options.case is None:
-        case, provider = slowest(read(options.results / "ops.csv"))
-    else:
-        case, provider = next(case for case in CASES if case.title == options.case), options.provider
+    try:
+        if options.case is None:
+            case, provider = slowest(read(options.results / "ops.csv"))
+        else:
+            case, provider = titled(options.case), options.provider
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(f"{case.title} with {provider}")
     shape = SETS["headline"].of_kind(case.kind)[0]
     work = case.make(Inputs(torch.device("cuda"), torch.bfloat16), shape)

@@ -57,8 +57,10 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", options.threads or "1"):
         parser.error(f"--threads must be at least 1, got {options.threads}")
-    only_ops = options.list or any(getattr(options, name) is not None for name in ops.FLAGS)
-    options.themes = options.themes or (["ops"] if only_ops else list(known))
+    of_ops = [f"--{name}" for name in (*ops.FLAGS, "list") if getattr(options, name) not in (None, False)]
+    options.themes = options.themes or (["ops"] if of_ops else list(known))
+    if of_ops and (others := set(options.themes) - {"ops"}):
+        parser.error(f"{of_ops[0]} is for ops alone; not for {', '.join(sorted(others))}")
     if "," in (options.threads or "") and options.themes != ["ops"]:
         parser.error(f"--threads {options.threads}: only ops takes several")
     return options

@@ -185,8 +185,8 @@ def evaluate(
 def bench(
     ops: Annotated[str | None, typer.Option(help="Names, comma separated (all); see --list.")] = None,
     shapes: Annotated[str, typer.Option(help="headline, llama-7b, smollm2 or ROWSxCOLUMNS.")] = "headline",
-    dtype: Dtype = "bfloat16",
-    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32: of what the ops read.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     providers: Annotated[str | None, typer.Option(help="reference,compile,cpp,triton,cuda (the device's).")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds; slow providers take part in fewer.")] = 7,
     threads: Annotated[str, typer.Option(help="CPU threads; 1,2 measures both.")] = "1",
@@ -200,7 +200,7 @@ def bench(
         out.print(*runner.describe(), sep="\n")
         return
     options = runner.BenchOptions.parse(
-        ops=ops, shapes=shapes, dtype=dtype, device=_device(device), providers=providers,
+        ops=ops, shapes=shapes, dtype=dtype, device=device, providers=providers,
         rounds=rounds, threads=threads, results=results,
     )  # fmt: skip
     raise typer.Exit(runner.run(options, say=out.print).exit_code)

@@ -249,6 +249,9 @@ def test_plots_come_from_the_csv_alone(tmp_path):
     assert [path.name for path in written] == ["ops-cpu-ratio.png", "ops-cpu-roofline.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     assert plot.draw(lines, "cuda", tmp_path) == []
+    alone = [line for line in lines if line["provider"] != "reference"]
+    assert [path.name for path in plot.draw(alone, "cpu", tmp_path, headline={"8x16"})] == ["ops-cpu-roofline.png"]
+    assert "no ops-cpu-ratio.png: no case with a time of eager torch" in capsys.readouterr().out
 
 
 def test_the_slowest_kernel_is_the_one_to_profile(tmp_path):
@@ -258,6 +261,9 @@ def test_the_slowest_kernel_is_the_one_to_profile(tmp_path):
     assert profile_slowest.slowest(read(tmp_path / "ops.csv")) == (CASES[1], "triton")
     with pytest.raises(ValueError, match="no share of ours"):
         profile_slowest.slowest([])
+    assert profile_slowest.titled("weight_scores: |W|") is BY_TITLE["weight_scores: |W|"]
+    with pytest.raises(ValueError, match=r"unknown case 'weight_scores: W'; choose from 'weight_scores: \|W\|'"):
+        profile_slowest.titled("weight_scores: W")
 
 
 def test_the_script_and_the_verb_run_the_same(monkeypatch, tmp_path):
@@ -271,6 +277,14 @@ def test_the_script_and_the_verb_run_the_same(monkeypatch, tmp_path):
         with pytest.raises(SystemExit, match="1"):
             main()
     assert seen[0] == seen[1] == BenchOptions(("nm_mask",), ("8x16",), rounds=3, threads=(1, 2), results=tmp_path)
+
+
+@pytest.mark.parametrize("flags", [["--dtype", "float32"], ["--list"]])
+def test_the_flags_of_ops_are_refused_for_other_themes(monkeypatch, capsys, flags):
+    monkeypatch.setattr(sys, "argv", ["run.py", "ops", "peers", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        entry.main()
+    assert f"{flags[0]} is for ops alone; not for peers" in capsys.readouterr().err
 
 
 def test_the_verb_lists_the_ops():
