@@ -221,7 +221,19 @@ def test_verdicts_of_a_cpu():
         "MISSED is 50% of the read rate, target 70%",
         "met is 2.0 x as fast with 2 threads, target 1.7",
     ]
+    near = rows_of(case, "cpu", "4096x11008", {"reference": 29.97, "cpp": 1.0}, share=0.6996)
+    assert [line.split("cpp")[1] for line in verdicts(near)] == [
+        " is 29.97 x as fast as reference, target 30.00",
+        " is 69.96% of the read rate, target 70.00%",
+    ]
     assert verdicts(rows_of(case, "cpu", "576x576", {"reference": 31.0, "cpp": 1.0})) == []
+
+
+@pytest.mark.parametrize("op", ["gather_rows", "gather_columns"])
+@pytest.mark.parametrize("variant", ["keep 0.5", "keep 0.8", "keep 0.5, given buffer", "keep 0.8, given buffer"])
+def test_every_gather_is_judged(op, variant):
+    rows = rows_of(BY_TITLE[f"{op}: {variant}"], "cpu", "4096x11008", {"reference": 1.0, "cpp": 1.0})
+    assert [line.split(":")[0] for line in verdicts(rows)] == ["MISSED"]
 
 
 def test_verdicts_of_a_gpu():
@@ -236,7 +248,7 @@ def test_verdicts_of_a_gpu():
     ]
 
 
-def test_plots_come_from_the_csv_alone(tmp_path):
+def test_plots_come_from_the_csv_alone(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     rows = []
     for case in CASES[:4]:
