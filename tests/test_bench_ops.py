@@ -173,6 +173,11 @@ def test_options_refuse_what_is_unknown():
         BenchOptions(shapes=("llama",))
     with pytest.raises(ValueError, match=r"rounds is 0"):
         BenchOptions(rounds=0)
+    for device in ("warp", "meta", "cuda:", "cpu:1"):
+        with pytest.raises(ValueError, match=rf"device '{device}'; expected cpu, cuda or cuda:N"):
+            BenchOptions(device=device)
+    with pytest.raises(ValueError, match=r"device 'cuda:99'; expected cpu"):
+        BenchOptions(device="cuda:99")
     with pytest.raises(ValueError, match=r"threads 'two'"):
         BenchOptions.parse(threads="two")
     assert BenchOptions.parse(ops="nm_mask, nm_apply", threads="1,2", dtype=None).ops == ("nm_mask", "nm_apply")

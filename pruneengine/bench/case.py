@@ -75,7 +75,6 @@ class Work:
     expected: Callable[..., Any] | None = None  # where float64 in the formula is not the specification
     loosely: Agree | None = None  # for the formula itself, and against it, where it is less exact
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
-    compiled: bool = True
 
     def reference(self, *inputs: Any) -> Any:
         """The formula in float32: what a user of eager torch writes."""
@@ -99,6 +98,7 @@ class Case:
     gate: Shape
     gpu_only: bool = False
     graph: bool = False  # on a GPU the calls are captured once and replayed
+    compiled: bool = True  # torch.compile takes part
 
     @property
     def title(self) -> str:

@@ -53,7 +53,7 @@ def providers_of(case: Case, work: Work, names: list[str]) -> list[Provider]:
         if name == "reference":
             found.append(Provider(name, work.reference, loosely))
             found += [Provider(n, b.run, b.agree or work.agree) for n, b in work.baselines.items()]
-        elif name == "compile" and work.compiled:
+        elif name == "compile" and case.compiled:
             found.append(Provider(name, _compiled(work), loosely))
         elif has(name, case.op):
             found.append(Provider(name, work.ours, work.agree, name))
@@ -64,6 +64,11 @@ def has(name: str, op: str) -> bool:
     """Whether one of our backends has the op."""
     ops = {"cuda": extension.CUDA_OPS, "triton": backends.TRITON_MODULES}
     return name in OURS and op in ops.get(name, (op,))
+
+
+def takes_part(name: str, case: Case) -> bool:
+    """Whether a provider has what a case times; eager torch always has."""
+    return name == "reference" or has(name, case.op) or (name == "compile" and case.compiled)
 
 
 def _compiled(work: Work) -> Callable[..., object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +17,9 @@ from pruneengine.bench.cases import CASES
 from pruneengine.bench.here import RESULTS, device_name, versions
 from pruneengine.bench.machine import BUFFER_BYTES, probes
 from pruneengine.bench.measure import Bench, OpRow, measure
-from pruneengine.bench.providers import DEFAULT, PROVIDERS, has, missing
+from pruneengine.bench.providers import DEFAULT, PROVIDERS, missing, takes_part
 from pruneengine.bench.record import Setting, record
-from pruneengine.bench.shapes import DTYPES, Shape, parse_shapes
+from pruneengine.bench.shapes import DTYPES, Layer, Shape, parse_shapes
 from pruneengine.bench.targets import verdicts
 from pruneengine.bench.timing import Timer, timer_for
 from pruneengine.progress import track
@@ -46,8 +48,7 @@ class BenchOptions:
         for name, values in (("rounds", [self.rounds]), ("threads", self.threads)):
             if bad := [value for value in values if value < 1]:
                 raise ValueError(f"{name} is {bad[0]}; expected at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda': torch sees no CUDA device")
+        _require_device(self.device)
         for name in self.shapes:
             parse_shapes(name)
 
@@ -102,16 +103,19 @@ def run(
     """Measure, telling each case when it is done and keeping its rows at once in ``ops.csv``.
 
     Raises:
-        ValueError: an op, provider, dtype or set of shapes that is not known.
+        ValueError: none of the providers has a case of these ops that fits these shapes.
         RuntimeError: a provider that was asked for is missing here; the message says why.
     """
     device, result = torch.device(options.device), BenchResult()
     providers = _providers(options, device, say)
+    planned = _planned(options, device, providers)
     before = torch.get_num_threads()
     try:
-        for threads in options.threads:
-            torch.set_num_threads(threads)
-            _run(options, device, providers, result, say, timer or timer_for(device), buffer_bytes)
+        # Events, graphs and Triton's launches are those of the current device.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            for threads in options.threads:
+                torch.set_num_threads(threads)
+                _run(options, device, providers, planned, result, say, timer or timer_for(device), buffer_bytes)
     except KeyboardInterrupt:
         result.interrupted = True
         say("interrupted: what was measured is kept")
@@ -130,6 +134,7 @@ def _run(
     options: BenchOptions,
     device: torch.device,
     providers: list[str],
+    planned: Sequence[tuple[Case, Shape]],
     result: BenchResult,
     say: Callable[[str], None],
     timer: Timer,
@@ -143,7 +148,7 @@ def _run(
         rounds=options.rounds, budget=options.budget,
     )  # fmt: skip
     say(f"{name}; {bench.versions}; {threads} thread{'s' * (threads > 1)}; commit {bench.setting.commit}\n")
-    for case, shape in track(_planned(options, device, providers), "bench"):
+    for case, shape in track(planned, "bench"):
         outcome = measure(bench, case, shape)
         result.rows += outcome.rows
         result.failures |= {f"{case.title}, {shape}, {who}": why for who, why in outcome.failures.items()}
@@ -152,22 +157,27 @@ def _run(
 
 
 def _planned(options: BenchOptions, device: torch.device, providers: list[str]) -> list[tuple[Case, Shape]]:
-    """Cases and shapes, each once, of the ops that some provider of ours or eager torch can run."""
+    """Cases and shapes, each once, that some provider can run; a run without one is refused."""
     planned = [
         (case, shape)
         for case in CASES
         if (not options.ops or case.op in options.ops) and (device.type == "cuda" or not case.gpu_only)
-        if "reference" in providers or any(has(name, case.op) for name in providers)
+        if any(takes_part(name, case) for name in providers)
         for named in options.shapes
         for shape in parse_shapes(named).of_kind(case.kind)
         if _fits(case, shape)
     ]
+    if not planned:
+        asked = {"ops": options.ops or ["all"], "shapes": options.shapes, "providers": providers or ["none"]}
+        told = "; ".join(f"{name} {', '.join(words)}" for name, words in asked.items())
+        raise ValueError(f"nothing to measure on {device}: {told}")
     return list(dict.fromkeys(planned))
 
 
 def _fits(case: Case, shape: Shape) -> bool:
     """2:4 needs columns in fours."""
-    return case.op not in ("nm_mask", "nm_apply") or case.kind != "weight" or shape.columns % 4 == 0
+    widths = [columns for _, columns in shape.weights] if isinstance(shape, Layer) else [shape.columns]
+    return case.op not in ("nm_mask", "nm_apply") or all(width % 4 == 0 for width in widths)
 
 
 def _providers(options: BenchOptions, device: torch.device, say: Callable[[str], None]) -> list[str]:
@@ -181,6 +191,19 @@ def _providers(options: BenchOptions, device: torch.device, say: Callable[[str],
         else:
             names.append(name)
     return names
+
+
+def _require_device(name: str) -> None:
+    """cpu, or one of the CUDA devices that torch sees."""
+    if name == "cpu":
+        return
+    found = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not found:
+        raise ValueError(f"device {name!r}; expected cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(found[1] or 0) >= count:
+        seen = f"cpu or cuda:0 to cuda:{count - 1}" if count else "cpu, as torch sees no CUDA device"
+        raise ValueError(f"device {name!r}; expected {seen}")
 
 
 def _require(what: str, name: str, known: Sequence[str]) -> None:

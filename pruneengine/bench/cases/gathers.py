@@ -39,19 +39,19 @@ def _into(inputs: Inputs, shape: Matrix, axis: int, keep: float) -> Work:
         lambda up, w, index: torch.index_select(w, axis, index, out=out),
         exactly,
         _moved(inputs, w, index, axis),
-        compiled=False,
     )
 
 
 for _axis, _op in enumerate(("gather_rows", "gather_columns")):
     for _keep in (0.5, 0.8):
         case(_op, f"keep {_keep}", "weight", "copy")(functools.partial(_fresh, axis=_axis, keep=_keep))
-        case(_op, f"keep {_keep}, given buffer", "weight", "copy")(functools.partial(_into, axis=_axis, keep=_keep))
+        _given = case(_op, f"keep {_keep}, given buffer", "weight", "copy", compiled=False)
+        _given(functools.partial(_into, axis=_axis, keep=_keep))
 
 
-@case("compact_layer", "q k v o gate up down, keep 0.8", "layer", "copy")
+@case("compact_layer", "q k v o gate up down, keep 0.8, given buffer", "layer", "copy", compiled=False)
 def compact_layer(inputs: Inputs, shape: Layer) -> Work:
-    """Whole KV groups and random channels are kept; the arena is reused, as a search does."""
+    """Whole KV groups and random channels are kept; both sides write into memory that is there, as a search does."""
     weights = [inputs.normal(*size) for size in shape.weights]
     groups, wide = inputs.kept(shape.kv_heads, 0.8), inputs.kept(shape.intermediate, 0.8)
     keys = _expand(groups, shape.head_dim)
@@ -60,15 +60,16 @@ def compact_layer(inputs: Inputs, shape: Layer) -> Work:
     axes = [0, 0, 0, 1, 0, 0, 1]
     arena = torch.empty(compact_bytes(weights, indices, axes), dtype=torch.uint8, device=weights[0].device)
     parts = list(zip(weights, indices, axes, strict=True))
+    outs = [torch.empty_like(w.index_select(axis, i)) for w, i, axis in parts]
     return Work(
         (weights, indices),
         lambda weights, indices: ops.compact_layer(weights, indices, axes, arena),
         lambda up, weights, indices: [
-            w.index_select(axis, i) for w, i, axis in zip(weights, indices, axes, strict=True)
+            torch.index_select(w, axis, i, out=out)
+            for w, i, axis, out in zip(weights, indices, axes, outs, strict=True)
         ],
         exactly,
         sum(_moved(inputs, *part) for part in parts),
-        compiled=False,
     )
 
 

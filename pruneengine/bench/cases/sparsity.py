@@ -56,7 +56,7 @@ def nm_mask(inputs: Inputs, shape: Matrix) -> Work:
     )
 
 
-@case("nm_mask", "2:4 of one whole layer", "layer", "copy", gpu_only=True, graph=True)
+@case("nm_mask", "2:4 of one whole layer", "layer", "copy", gpu_only=True, graph=True, compiled=False)
 def nm_mask_layer(inputs: Inputs, shape: Layer) -> Work:
     weights = [inputs.normal(*size) for size in shape.weights]
     norms = [inputs.norm(w.shape[1]) for w in weights]
@@ -79,7 +79,6 @@ def nm_mask_layer(inputs: Inputs, shape: Layer) -> Work:
         expected=each(lambda w, norm: reference.nm_mask(w, 2, 4, norm)),
         loosely=agree,
         baselines={"wanda-loop": Baseline(each(lambda w, norm: _column_loop(metric(w, norm))), agree)},
-        compiled=False,
     )
 
 

@@ -48,7 +48,9 @@ def exponents(inputs: Inputs, shape: Matrix) -> Work:
     return Work((w,), lambda w: ops.weight_scores(w, power=POWERS), stacked, sums, size(w))
 
 
-@case("weight_scores", "|W| of a whole model, replayed graph", "layer", "read", gpu_only=True, graph=True)
+@case(
+    "weight_scores", "|W| of a whole model, replayed graph", "layer", "read", gpu_only=True, graph=True, compiled=False
+)
 def model(inputs: Inputs, shape: Layer) -> Work:
     weights = [inputs.normal(*size) for _ in range(shape.count) for size in shape.weights]
     return Work(
@@ -57,7 +59,6 @@ def model(inputs: Inputs, shape: Layer) -> Work:
         lambda up, weights: [_rows_and_columns(up(w).abs()) for w in weights],
         sums,
         size(*weights),
-        compiled=False,
     )
 
 
