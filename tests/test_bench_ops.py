@@ -17,7 +17,7 @@ from benchmarks import plot, profile_slowest
 from benchmarks import run as entry
 from pruneengine import ops
 from pruneengine.bench import gate, runner, timing
-from pruneengine.bench.case import Case, Inputs, Work, covers, exactly, sums
+from pruneengine.bench.case import Baseline, Case, Inputs, Work, covers, exactly, sums
 from pruneengine.bench.cases import CASES
 from pruneengine.bench.measure import OpRow
 from pruneengine.bench.providers import Provider
@@ -120,6 +120,53 @@ def test_what_fails_the_gate_is_told_and_not_timed(tmp_path, monkeypatch):
     assert "cpp         FAILED the gate, not timed: output 0 is off by 1.0e-03" in told
     assert "FAILED: op: raising, 8x16, cpp: RuntimeError: no kernel image" in told
     assert "FAILED: op: impossible, 8x16, case: MemoryError: too large" in told
+
+
+def test_what_is_expected_shares_no_memory_with_what_is_judged():
+    """A wrong result in the buffer that the formula returned must not be compared with itself."""
+    x = torch.arange(8.0)
+    buffer = torch.empty(8)
+
+    def wrong(x):
+        return buffer.copy_(x).add_(1)
+
+    def make(inputs: Inputs, shape: Matrix) -> Work:
+        baselines = {"wrong": Baseline(wrong)}
+        return Work((x,), wrong, lambda up, x: buffer.copy_(x), exactly, 1, baselines=baselines)
+
+    case = Case("op", "shared", "weight", "read", make, Matrix(1, 8))
+    inputs = Inputs(CPU, torch.float32)
+    assert gate.failures(case, inputs, ["reference"]) == {"wrong": "output 0 differs in 8 of 8 places"}
+    judged = gate.failures_as_timed(make(inputs, case.gate), [Provider("compile", wrong, exactly)])
+    assert judged == {"compile": "output 0 differs in 8 of 8 places"}
+
+
+def test_a_run_that_plans_nothing_is_an_error(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"nothing to measure on cpu: ops nm_mask; shapes 8x10; providers reference"):
+        bench(tmp_path, ops=("nm_mask",), shapes=("8x10",))
+    with pytest.raises(ValueError, match=r"ops compact_layer; shapes 8x16; providers compile"):
+        bench(tmp_path, ops=("compact_layer",), providers=("compile",))
+    monkeypatch.setattr(runner, "missing", lambda name, device: None)
+    with pytest.raises(ValueError, match=r"ops gather_rows; shapes 8x16; providers triton"):
+        bench(tmp_path, ops=("gather_rows",), providers=("triton",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_torch_compile_alone_is_measured_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    result, _ = bench(tmp_path, ops=("gate_scores", "gather_rows"), providers=("compile",))
+    found = {(row.op, row.variant) for row in result.rows if row.provider == "compile"}
+    assert found == {("gate_scores", "sum of x dx"), ("gather_rows", "keep 0.5"), ("gather_rows", "keep 0.8")}
+
+
+def test_whole_layers_are_measured_where_all_their_columns_come_in_fours():
+    layer = BY_TITLE["nm_mask: 2:4 of one whole layer"]
+    fits = {name: runner._fits(layer, parse_shapes(name).layer[0]) for name in ("8x16", "8x10", "10x8")}
+    assert fits == {"8x16": True, "8x10": False, "10x8": False}
+
+
+def test_the_sums_over_weights_are_measured_first():
+    assert CASES[0] is BY_TITLE["weight_scores: |W|"]
 
 
 def test_a_run_keeps_its_rows_and_replaces_them(tmp_path):

@@ -133,6 +133,11 @@ def tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [t for part in result for t in tensors(part)]
 
 
+def cloned(result: Any) -> Any:
+    """A nested result in memory of its own."""
+    return result.clone() if isinstance(result, Tensor) else [cloned(part) for part in result]
+
+
 def sums(result: Any, expected: Any, within: float = SUMS_WITHIN) -> str | None:
     """Each tensor is within a part of the largest magnitude that it should hold."""
     for number, (got, right) in enumerate(_pairs(result, expected)):

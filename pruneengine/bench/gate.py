@@ -1,4 +1,7 @@
-"""The correctness gate: what does not compute what the specification says is not timed."""
+"""The correctness gate: what does not compute what the specification says is not timed.
+
+What is expected is cloned: a formula that returns a buffer of its own shares it with all who run the formula.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pruneengine.bench.case import Agree, Case, Inputs, Work
+from pruneengine.bench.case import Agree, Case, Inputs, Work, cloned
 from pruneengine.bench.providers import Provider, providers_of
 
 
@@ -17,14 +20,14 @@ def failures(case: Case, inputs: Inputs, names: list[str]) -> dict[str, str]:
     """
     names = [name for name in names if name != "compile"]
     work = case.make(inputs, case.gate)
-    expected = work.specified()
+    expected = cloned(work.specified())
     judged = {p.name: _judge(p, work, expected, p.agree) for p in providers_of(case, work, names)}
     return {name: reason for name, reason in judged.items() if reason}
 
 
 def failures_as_timed(work: Work, providers: Sequence[Provider]) -> dict[str, str]:
     """The same on the shape that is timed, of all but eager torch, against the formula in float32."""
-    expected = work.reference(*work.inputs)
+    expected = cloned(work.reference(*work.inputs))
     loosely = work.loosely or work.agree
     judged = {p.name: _judge(p, work, expected, loosely) for p in providers if p.ours or p.name == "compile"}
     return {name: reason for name, reason in judged.items() if reason}
