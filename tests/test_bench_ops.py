@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from pruneengine.bench.shapes import LLAMA_7B, Matrix, parse_shapes
 from tests.ops_harness import OPS
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
 BY_TITLE = {case.title: case for case in CASES}
 
 
