@@ -80,7 +80,7 @@ def prune(
     pack: Annotated[bool | None, typer.Option("--pack/--crop", help="Join short documents, or reject them.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a forward pass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling, the random metric and a fit.")] = None,
-    hywia_variant: Annotated[str | None, typer.Option(help="a, b, or c (fitted).")] = None,
+    hywia_variant: Annotated[str | None, typer.Option(help="a, b, or c (fitted; the default).")] = None,
     hywia_temperature: Annotated[float | None, typer.Option(help="Of its softmax.")] = None,
     hywia_blend: Annotated[float | None, typer.Option(help="A fixed share of the fine score, 0 to 1.")] = None,
     hywia_steps: Annotated[int | None, typer.Option(help="Steps of the fit (40).")] = None,

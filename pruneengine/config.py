@@ -35,7 +35,8 @@ class PruneConfig:
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
         nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling, of the random metric and of a fit.
-        hywia_variant, hywia_temperature, hywia_blend: :class:`pruneengine.fusion.HyWIA`.
+        hywia_variant, hywia_temperature, hywia_blend: :class:`pruneengine.fusion.HyWIA`. Variant None is "c", which
+            measures best (README), or "b" where whole layers go, through which nothing can be fitted.
         hywia_steps, hywia_samples: of the fit of variant "c": steps, and calibration samples held out for it.
     """
 
@@ -55,7 +56,7 @@ class PruneConfig:
     pack: bool = True
     batch_size: int = 8
     seed: int = 0
-    hywia_variant: str = HyWIA.variant
+    hywia_variant: str | None = None
     hywia_temperature: float = HyWIA.temperature
     hywia_blend: float | None = None
     hywia_steps: int = 40
@@ -138,7 +139,9 @@ class PruneConfig:
     @property
     def hywia(self) -> HyWIA:
         """How "hywia" blends."""
-        return HyWIA(self.hywia_variant, self.hywia_temperature, self.hywia_blend)
+        without_fit = self.hywia_blend is not None or "layers" in self.structure
+        variant = self.hywia_variant or ("b" if without_fit else "c")
+        return HyWIA(variant, self.hywia_temperature, self.hywia_blend)
 
     @property
     def holds_out(self) -> int:

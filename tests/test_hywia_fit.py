@@ -158,3 +158,11 @@ def test_statistics_of_the_held_out_samples_are_refused():
 def test_options_that_would_do_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PruneConfig(**{"method": "hywia", "ratio": 0.3} | options)
+
+
+def test_the_default_is_fitted_where_something_can_be():
+    assert PruneConfig("hywia").hywia.variant == "c"
+    assert PruneConfig("hywia").holds_out == 8
+    for options in ({"structure": "heads,layers"}, {"hywia_blend": 0.5}, {"hywia_variant": "a"}):
+        assert not PruneConfig("hywia", **options).holds_out
+    assert PruneConfig("vectorize").holds_out == 0
