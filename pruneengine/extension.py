@@ -81,6 +81,10 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _contiguous(norm: Tensor | None) -> Tensor | None:
+    return None if norm is None else norm.contiguous()
+
+
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
@@ -161,15 +165,15 @@ def block_moments(
 def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
     values = _empty(scores, scores.shape[0])
     module, where = _on(scores)
-    norm = None if norm is None else norm.contiguous()
+    norm = _contiguous(norm)
     module.kth_value(*_matrix(scores), _address(norm), k, values.data_ptr(), *where)
     return values
 
 
 def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool = False) -> Tensor:
-    mask = _empty_mask(scores, bits)
+    mask = empty_mask(scores, bits)
     module, where = _on(scores)
-    norm = None if norm is None else norm.contiguous()
+    norm = _contiguous(norm)
     module.select_mask(*_matrix(scores), _address(norm), k, bits, mask.data_ptr(), *where)
     return mask
 
@@ -186,7 +190,7 @@ def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor]
 def select_mask_global(
     matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None, bits: bool = False
 ) -> list[Tensor]:
-    masks = [_empty_mask(matrix, bits) for matrix in matrices]
+    masks = [empty_mask(matrix, bits) for matrix in matrices]
     module, where = _on(matrices[0])
     blocks, _norms = _blocks(matrices, norms, masks)
     scratch = _global_scratch(matrices)
@@ -213,16 +217,17 @@ def _blocks(
     ], norms
 
 
-def _empty_mask(scores: Tensor, bits: bool) -> Tensor:
+def empty_mask(scores: Tensor, bits: bool) -> Tensor:
+    """Where a mask of ``scores`` goes: bool ``[R, C]``, or packed uint8 ``[R, ceil(C / 8)]``."""
     if bits:
         return torch.empty(scores.shape[0], (scores.shape[1] + 7) // 8, dtype=torch.uint8, device=scores.device)
     return torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
 
 
 def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
-    mask = _empty_mask(scores, bits=False)
+    mask = empty_mask(scores, bits=False)
     module, where = _on(scores)
-    norm = None if norm is None else norm.contiguous()
+    norm = _contiguous(norm)
     module.nm_mask(*_matrix(scores), _address(norm), n, m, mask.data_ptr(), *where)
     return mask
 
@@ -230,7 +235,7 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
 def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
     out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     module, where = _on(weight)
-    norm = None if norm is None else norm.contiguous()
+    norm = _contiguous(norm)
     module.nm_apply(*_matrix(weight), _address(norm), n, m, out.data_ptr(), *where)
     return out
 
@@ -238,7 +243,7 @@ def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tens
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
     codes = torch.empty(scores.shape, dtype=torch.uint8, device=scores.device)
     module, where = _on(scores)
-    norm = None if norm is None else norm.contiguous()
+    norm = _contiguous(norm)
     module.quantile_codes(*_matrix(scores), _address(norm), codes.data_ptr(), *where)
     return codes
 

@@ -44,7 +44,7 @@ def activation_stats(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         TypeError: another dtype.
         ValueError: another number of dimensions.
     """
-    return _activation_stats(x.detach())
+    return _activation_stats(x)
 
 
 def gate_scores(x: Tensor, dx: Tensor) -> Tensor:
@@ -61,4 +61,4 @@ def gate_scores(x: Tensor, dx: Tensor) -> Tensor:
         TypeError: another dtype, or two different ones.
         ValueError: another shape, or two different ones or devices.
     """
-    return _gate_scores(x.detach(), dx.detach())
+    return _gate_scores(x, dx)

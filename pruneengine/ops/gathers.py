@@ -110,7 +110,7 @@ def gather_rows(weight: Tensor, index: Tensor) -> Tensor:
         ValueError: another shape or device, rows that are not contiguous, or on a CPU an index out of range (on a GPU
             that stops the kernel, as in torch).
     """
-    return _gather_rows(weight.detach(), index)
+    return _gather_rows(weight, index)
 
 
 def gather_columns(weight: Tensor, index: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def gather_columns(weight: Tensor, index: Tensor) -> Tensor:
         ValueError: another shape or device, rows that are not contiguous, or on a CPU an index out of range (on a GPU
             that stops the kernel, as in torch).
     """
-    return _gather_columns(weight.detach(), index)
+    return _gather_columns(weight, index)
 
 
 def compact_bytes(weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int]) -> int:
@@ -154,13 +154,12 @@ def compact_layer(
         ValueError: counts that differ, another shape, axis or device, rows that are not contiguous, an arena that is
             too small, or on a CPU an index out of range.
     """
-    weights = [weight.detach() for weight in weights]
     _check_parts(weights, indices, axes)
     shapes = _shapes(weights, indices, axes)
     *offsets, needed = _offsets(weights, shapes)
     if arena is None:
         arena = weights[0].new_empty(needed, dtype=torch.uint8)
-    _compact_layer(weights, list(indices), list(axes), offsets, arena)
+    _compact_layer(weights, indices, axes, offsets, arena)
     return [
         arena[begin : begin + math.prod(shape) * weight.element_size()].view(weight.dtype).view(shape)
         for weight, shape, begin in zip(weights, shapes, offsets, strict=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from pruneengine.extension import empty_mask
 from pruneengine.ops.checks import require_beside, require_matrix, require_norm
 from pruneengine.ops.registry import floats, register
 
@@ -41,12 +41,6 @@ def _check_matrices(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] 
     _require_rank(k, lowest, sum(matrix.numel() for matrix in matrices), "number of scores")
 
 
-def _mask_like(scores: Tensor, bits: bool) -> Tensor:
-    if bits:
-        return scores.new_empty(scores.shape[0], (scores.shape[1] + 7) // 8, dtype=torch.uint8)
-    return scores.new_empty(scores.shape, dtype=torch.bool)
-
-
 _kth_value = register(
     "kth_value",
     "(Tensor scores, int k, Tensor? norm) -> Tensor",
@@ -57,7 +51,7 @@ _select_mask = register(
     "select_mask",
     "(Tensor scores, int k, Tensor? norm, bool bits) -> Tensor",
     lambda scores, k, norm, bits: _check_rows(scores, k, norm, 0),
-    lambda scores, k, norm, bits: _mask_like(scores, bits),
+    lambda scores, k, norm, bits: empty_mask(scores, bits),
 )
 _kth_value_global = register(
     "kth_value_global",
@@ -69,7 +63,7 @@ _select_mask_global = register(
     "select_mask_global",
     "(Tensor[] matrices, int k, Tensor[]? norms, bool bits) -> Tensor[]",
     lambda matrices, k, norms, bits: _check_matrices(matrices, k, norms, 0),
-    lambda matrices, k, norms, bits: [_mask_like(matrix, bits) for matrix in matrices],
+    lambda matrices, k, norms, bits: [empty_mask(matrix, bits) for matrix in matrices],
 )
 
 
@@ -79,10 +73,6 @@ LONG_ROW = 1 << 18
 
 def _is_one_long_row(scores: Tensor) -> bool:
     return scores.dim() == 2 and scores.shape[0] == 1 and scores.shape[1] >= LONG_ROW
-
-
-def _detached(tensors: Sequence[Tensor] | None) -> list[Tensor] | None:
-    return None if tensors is None else [tensor.detach() for tensor in tensors]
 
 
 def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
@@ -100,7 +90,7 @@ def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
     if _is_one_long_row(scores):
         _check_rows(scores, k, norm, 1)
         return kth_value_global([scores], k, None if norm is None else [norm])
-    return _kth_value(scores.detach(), k, None if norm is None else norm.detach())
+    return _kth_value(scores, k, norm)
 
 
 def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool = False) -> Tensor:
@@ -120,7 +110,7 @@ def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool =
     if _is_one_long_row(scores):
         _check_rows(scores, k, norm, 0)
         return select_mask_global([scores], k, None if norm is None else [norm], bits)[0]
-    return _select_mask(scores.detach(), k, None if norm is None else norm.detach(), bits)
+    return _select_mask(scores, k, norm, bits)
 
 
 def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None) -> Tensor:
@@ -135,7 +125,7 @@ def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor]
         TypeError: another dtype, or different ones.
         ValueError: no matrices, another shape or device, rows that are not contiguous, or a ``k`` out of range.
     """
-    return _kth_value_global(_detached(matrices), k, _detached(norms))
+    return _kth_value_global(matrices, k, norms)
 
 
 def select_mask_global(
@@ -153,4 +143,4 @@ def select_mask_global(
         TypeError: another dtype, or different ones.
         ValueError: no matrices, another shape or device, rows that are not contiguous, or a ``k`` out of range.
     """
-    return _select_mask_global(_detached(matrices), k, _detached(norms), bits)
+    return _select_mask_global(matrices, k, norms, bits)

@@ -92,7 +92,7 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or ``n`` and ``m`` out of range.
     """
-    return _nm_mask(scores.detach(), n, m, None if norm is None else norm.detach())
+    return _nm_mask(scores, n, m, norm)
 
 
 def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
@@ -113,7 +113,7 @@ def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tens
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or ``n`` and ``m`` out of range.
     """
-    return _nm_apply(weight.detach(), n, m, None if norm is None else norm.detach())
+    return _nm_apply(weight, n, m, norm)
 
 
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
@@ -132,7 +132,7 @@ def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
         TypeError: another dtype.
         ValueError: another shape or device, or rows that are not contiguous.
     """
-    return _quantile_codes(scores.detach(), None if norm is None else norm.detach())
+    return _quantile_codes(scores, norm)
 
 
 def masked_copy(weight: Tensor, codes: Tensor, level: int, out: Tensor) -> Tensor:
@@ -151,5 +151,5 @@ def masked_copy(weight: Tensor, codes: Tensor, level: int, out: Tensor) -> Tenso
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or a ``level`` out of range.
     """
-    _masked_copy(weight.detach(), codes, level, out.detach())
+    _masked_copy(weight, codes, level, out)
     return out

@@ -162,8 +162,8 @@ def weight_scores(
         [float(v) for v in (value if isinstance(value, Sequence) else [value] * count)] for value in (power, norm_power)
     )
     if norm is not None:
-        norm = norm.detach().expand(count, *norm.shape[-1:]) if norm.dim() == 1 else norm.detach()
-    rows, columns = _weight_scores(weight.detach(), norm, powers, norm_powers)
+        norm = norm.expand(count, *norm.shape) if norm.dim() == 1 else norm
+    rows, columns = _weight_scores(weight, norm, powers, norm_powers)
     rows, columns = _units(rows, row_unit), _units(columns, column_unit)
     return (rows, columns) if given else (rows[0], columns[0])
 
@@ -193,7 +193,7 @@ def taylor_scores(
     if unknown := [form for form in forms if form not in FORMS]:
         raise ValueError(f"forms holds {unknown[0]!r}; expected some of {', '.join(FORMS)}")
     absolute_only = forms == ["absolute"]
-    sums = _taylor_scores(weight.detach(), gradient.detach(), absolute_only)
+    sums = _taylor_scores(weight, gradient, absolute_only)
     if not absolute_only and forms != list(FORMS):
         sums = [s[[FORMS.index(form) for form in forms]] for s in sums]
     return _units(sums[0], row_unit), _units(sums[1], column_unit)
@@ -225,7 +225,7 @@ def taylor_scores_outer(
         ValueError: shapes that do not fit, different devices, or a unit that does not divide.
     """
     _check_units(weight, row_unit, column_unit)
-    rows, columns = _taylor_scores_outer(weight.detach(), delta.detach(), x.detach(), per_sample)
+    rows, columns = _taylor_scores_outer(weight, delta, x, per_sample)
     rows, columns = _units(rows, row_unit), _units(columns, column_unit)
     return (rows, columns) if per_sample else (rows[0], columns[0])
 
@@ -269,5 +269,4 @@ def block_moments(
     """
     if not isinstance(thresholds, Tensor):
         thresholds = torch.tensor(list(thresholds), dtype=torch.float32, device=weight.device)
-    norm = None if norm is None else norm.detach()
-    return _block_moments(weight.detach(), norm, float(power), float(norm_power), thresholds.detach())
+    return _block_moments(weight, norm, float(power), float(norm_power), thresholds)
