@@ -21,19 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .select import float_image
+
 BLOCK = 2048
 # Blocks a program: enough to make its 256 counts cheap, where that leaves enough programs.
 MAX_SPAN, MIN_PROGRAMS = 16, 1024
-
-
-@triton.jit
-def float_image(b_x, BITS: tl.constexpr):
-    """uint32 image of a block of floats in their order; -0.0 and 0.0 share one."""
-    SIGN: tl.constexpr = 1 << (BITS - 1)
-    FULL: tl.constexpr = (1 << BITS) - 1
-    b_bits = b_x.to(tl.uint16, bitcast=True).to(tl.uint32) if BITS == 16 else b_x.to(tl.uint32, bitcast=True)
-    b_bits = tl.where(b_bits == SIGN, 0, b_bits)
-    return tl.where(b_bits >= SIGN, b_bits ^ FULL, b_bits ^ SIGN)
 
 
 @triton.jit
