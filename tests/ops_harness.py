@@ -35,6 +35,17 @@ def running(backend: str):
         yield device
 
 
+@contextlib.contextmanager
+def threads(count: int):
+    """So many CPU threads within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh outputs hold NaN or garbage, so that an element nobody writes shows."""

@@ -16,6 +16,7 @@ from tests.ops_harness import (
     normal,
     poisoned,  # noqa: F401 - a fixture
     running,
+    threads,
 )
 
 
@@ -50,14 +51,10 @@ def test_one_thread_and_two_agree_to_the_bit(dtype: torch.dtype) -> None:
                 *ops.compact_layer([weight, other.T.contiguous()], [index, index], [1, 0]),
             ]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(1):
         alone = everything()
-        torch.set_num_threads(2)
+    with threads(2):
         together = everything()
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     assert_near(alone[0], double(weight)[None].sum(1), np.abs(double(weight))[None].sum(1))
 

@@ -15,6 +15,7 @@ from tests.ops_harness import (
     normal,
     poisoned,  # noqa: F401 - a fixture
     running,
+    threads,
 )
 
 
@@ -69,17 +70,12 @@ def test_words_of_bfloat16_at_any_address(offset: int) -> None:
 def test_a_sample_is_the_same_alone_and_on_any_number_of_threads(dtype: torch.dtype) -> None:
     """Samples go in groups that share a buffer, whose number must not show."""
     x = normal(37, 300, 129, dtype=dtype)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            with running("cpp"):
-                results.append((*ops.activation_stats(x), ops.gate_scores(x, x)))
-                alone = (*ops.activation_stats(x[36:]), ops.gate_scores(x[36:], x[36:]))
-            assert all(torch.equal(a[36:], b) for a, b in zip(results[-1], alone, strict=True))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 3):
+        with threads(count), running("cpp"):
+            results.append((*ops.activation_stats(x), ops.gate_scores(x, x)))
+            alone = (*ops.activation_stats(x[36:]), ops.gate_scores(x[36:], x[36:]))
+        assert all(torch.equal(a[36:], b) for a, b in zip(results[-1], alone, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

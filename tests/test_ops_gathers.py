@@ -15,6 +15,7 @@ from tests.ops_harness import (
     normal,
     poisoned,  # noqa: F401 - a fixture
     running,
+    threads,
 )
 
 INTEGER_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -152,12 +153,7 @@ def test_compact_layer_allocates_its_arena(backend: str) -> None:
 def test_an_arena_serves_any_number_of_threads() -> None:
     weights = [normal(512, 1024, dtype=torch.bfloat16), normal(1024, 512, dtype=torch.bfloat16), normal(1024)]
     kept = torch.randperm(1024, generator=torch.Generator().manual_seed(0))[:700].sort().values
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with running("cpp"):
-            views = ops.compact_layer(weights * 3, [kept] * 9, [1, 0, 0] * 3)
-    finally:
-        torch.set_num_threads(before)
+    with threads(3), running("cpp"):
+        views = ops.compact_layer(weights * 3, [kept] * 9, [1, 0, 0] * 3)
     for view, weight, axis in zip(views, weights * 3, [1, 0, 0] * 3, strict=True):
         assert torch.equal(view, weight.index_select(axis, kept))

@@ -17,6 +17,7 @@ from tests.ops_harness import (
     normal,
     poisoned,  # noqa: F401 - a fixture
     running,
+    threads,
 )
 
 
@@ -139,16 +140,11 @@ def test_rows_with_a_stride(backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cpp_sums_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     weight, gradient = normal(700, 5003, dtype=dtype), normal(700, 5003, dtype=dtype, seed=1)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            with running("cpp"):
-                sums = (*ops.weight_scores(weight, power=(1.0, 2.0)), *ops.taylor_scores(weight, gradient))
-                results.append((*sums, *ops.block_moments(weight, thresholds=[1.0])))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 3):
+        with threads(count), running("cpp"):
+            sums = (*ops.weight_scores(weight, power=(1.0, 2.0)), *ops.taylor_scores(weight, gradient))
+            results.append((*sums, *ops.block_moments(weight, thresholds=[1.0])))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
