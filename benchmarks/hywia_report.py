@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hywia_cells import DENSE, LLM_PRUNER, Cell
-from pruneengine.files import write_atomically
+from pruneengine.bench.record import write_lines
 
 Results = Mapping[Cell, Mapping[str, Any]]
 VARIANTS = ("hywia a", "hywia b", "hywia c")
@@ -30,11 +28,7 @@ def write_csv(path: Path, results: Results, setting: Mapping[str, str]) -> None:
             "fit_seconds": found.get("stages", {}).get("fit", 0.0), "commit": found["commit"],
         }  # fmt: skip
         lines.append(line | setting)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-    write_atomically(path, text.getvalue())
+    write_lines(path, lines, list(lines[0]))
 
 
 def tables(results: Results) -> str:
@@ -58,7 +52,18 @@ def tables(results: Results) -> str:
                 pairs = [_minus(here[method, s], here[base, s]) for s in seeds]
                 tail = f"{math.exp(loss[method]):10.2f}  {'{:+.4f} +- {:.4f}'.format(*_paired(pairs))}"
             lines.append(f"{method:<14}{''.join(cells)}{tail}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_overall(results)])
+
+
+def _overall(results: Results) -> list[str]:
+    """Geometric mean of the perplexity over all cells, of the methods that have as many as any."""
+    losses: dict[str, list[float]] = {}
+    for cell, found in results.items():
+        if cell.method != DENSE:
+            losses.setdefault(cell.method, []).append(found["nll"])
+    most = max(map(len, losses.values()), default=0)
+    whole = {method: math.exp(statistics.mean(values)) for method, values in losses.items() if len(values) == most}
+    return ["", f"all {most} cells of a method, geometric mean", *(f"{m:<14}{p:10.2f}" for m, p in whole.items())]
 
 
 def blend_table(results: Results, ratio: float, shape: str) -> str:

@@ -165,8 +165,12 @@ def _share(coarse: Tensor, fine: Tensor, group: Group, layers: int, options: HyW
         return _within_units(coarse, fine, options.temperature)
     if options.attention is None:
         raise ValueError("hywia variant 'c' is fitted: call prune() with it, or pass what hywia_fit.fit returns")
-    tokens, units = features(coarse, fine, group.kind, group.layer / max(1, layers - 1))
-    return options.attention.share(tokens, units, options.temperature)
+    return options.attention.share(*group_features(coarse, fine, group, layers), options.temperature)
+
+
+def group_features(coarse: Tensor, fine: Tensor, group: Group, layers: int) -> tuple[Tensor, Tensor]:
+    """What :class:`LearnedAttention` sees of a group's normalised scores, when it is fitted and when it blends."""
+    return features(coarse, fine, group.kind, group.layer / max(1, layers - 1))
 
 
 def _between_groups(coarse: Tensor, fine: Tensor, temperature: float) -> Tensor:

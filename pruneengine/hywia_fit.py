@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.apply import gate
-from pruneengine.attention import LearnedAttention, features
+from pruneengine.attention import LearnedAttention
 from pruneengine.decoder import causal_parts, frozen
-from pruneengine.fusion import Blend, HyWIA, normalise
+from pruneengine.fusion import Blend, HyWIA, group_features, normalise
 from pruneengine.loss import token_nll, token_nll_backward
 from pruneengine.progress import track
 from pruneengine.samples import Samples
@@ -114,8 +114,8 @@ class _Scores:
             if count:
                 group = structure.by_name[name]
                 coarse, fine = normalise(blend.coarse[name]), normalise(blend.fine[name])
-                depth = group.layer / max(1, structure.num_layers - 1)
-                self.groups.append((name, count, coarse, fine, *features(coarse, fine, group.kind, depth)))
+                seen = group_features(coarse, fine, group, structure.num_layers)
+                self.groups.append((name, count, coarse, fine, *seen))
 
     def gates(self, attention: LearnedAttention, temperature: float, hard: bool = False) -> dict[str, Tensor]:
         gates = {}

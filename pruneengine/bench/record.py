@@ -98,13 +98,18 @@ def record(rows: Sequence[Row], folder: Path = RESULTS) -> list[Path]:
         held = read(path) if path.exists() else []
         lines = [line for line in held if tuple(line[name] for name in KEY) not in fresh] + list(fresh.values())
         columns = list(next(iter(fresh.values())))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-        write_atomically(path, text.getvalue())
+        write_lines(path, lines, columns)
         written.append(path)
     return written
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """Lines as a CSV, floats to six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+    write_atomically(path, text.getvalue())
 
 
 def read(path: Path) -> list[dict[str, str]]:
