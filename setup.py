@@ -44,8 +44,10 @@ def sources(folder: str, suffix: str) -> list[str]:
 
 
 def packages() -> list[str]:
-    names = ["pruneengine", "pruneengine.bench", "pruneengine.bench.cases", "pruneengine.kernels", "pruneengine.ops"]
-    return names + ["pruneengine.search"] * (ROOT / "pruneengine" / "search").is_dir()
+    """Every folder of pruneengine with an __init__.py, and the kernels, which live outside of it."""
+    found = sorted((ROOT / "pruneengine").rglob("__init__.py"))
+    names = {".".join(file.parent.relative_to(ROOT).parts) for file in found}
+    return sorted(names | {"pruneengine.kernels"})
 
 
 def nvcc() -> str | None:

@@ -1,0 +1,3 @@
+from pruneengine.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""What every verb shares: the application, its two consoles, options of models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prune large language models.",
+)
+# No markup: paths and generated text hold brackets of their own.
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a GGUF file, or a hub name.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the weights in memory and on disk.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
+
+
+def parse_dtype(name: str):
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(known)}")
+    return known[name]
+
+
+def parse_device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+    return name

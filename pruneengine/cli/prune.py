@@ -1,0 +1,106 @@
+"""The verb prune: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype
+
+
+def prune(
+    model: Model,
+    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")] = None,
+    method: Annotated[str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")] = None,
+    structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="uniform, global or unstructured.")] = None,
+    shape: Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="engine, or llm-pruner: the ratio is inside --layers.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="sum, mean, prod, max, first or last member.")] = None,
+    fold: Annotated[str | None, typer.Option(help="gqa, or llm-pruner: its misaligned fold, to compare.")] = None,
+    round_to: Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="builtin, self, a file, a hub name, or a mix a:64,b:64.")
+    ] = None,
+    nsamples: Annotated[int | None, typer.Option(help="Calibration samples (32).")] = None,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens a sample.")] = None,
+    pack: Annotated[bool | None, typer.Option("--pack/--crop", help="Join short documents, or reject them.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a forward pass.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling, the random metric and a fit.")] = None,
+    hywia_variant: Annotated[str | None, typer.Option(help="a, b, or c (fitted; the default).")] = None,
+    hywia_temperature: Annotated[float | None, typer.Option(help="Of its softmax.")] = None,
+    hywia_blend: Annotated[float | None, typer.Option(help="A fixed share of the fine score, 0 to 1.")] = None,
+    hywia_steps: Annotated[int | None, typer.Option(help="Steps of the fit (40).")] = None,
+    hywia_samples: Annotated[int | None, typer.Option(help="Samples held out for the fit (8).")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
+    statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
+    eval_text: Annotated[
+        str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")
+    ] = "builtin-eval",
+    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of that text.")] = 256,
+    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text (16).")] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s (keeps a dense copy in memory).")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Let the reloaded checkpoint continue this.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the per-layer plan and stop.")] = False,
+    proof: Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
+    from pruneengine.cli import tables
+    from pruneengine.job import JobOptions, run
+
+    given = {
+        "method": method, "ratio": ratio, "structure": structure,
+        "allocation": allocation, "shape": shape, "protocol": protocol, "layers": layers,
+        "aggregate": aggregate, "fold": fold, "round_to": round_to, "calibration": calibration,
+        "nsamples": nsamples, "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
+        "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature, "hywia_blend": hywia_blend,
+        "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
+    }  # fmt: skip
+    config = _config(recipe, {name: value for name, value in given.items() if value is not None})
+    if out_dir is None and not dry_run:
+        raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
+    options = JobOptions(
+        source=model, out=None if dry_run else out_dir, overwrite=overwrite,
+        dtype=parse_dtype(dtype), device=parse_device(device),
+        eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
+        speed=speed, statistics=statistics, proof=proof, prompt=prompt, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    result = run(config, options, say=lambda line: err.print(line, style="dim"))
+    for warning in result.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    if dry_run:
+        tables.show_plan(out, result.report)
+        if result.report.scores.blend is not None:
+            tables.show_blends(out, result.report)
+        tables.show_times(out, result.seconds)
+        return
+    tables.show_target(out, result.report)
+    tables.show_result(out, result, title=f"{config.method} on {model}")
+    if eval_text.startswith("builtin") or config.calibration == "builtin":
+        out.print(tables.SMOKE_TEXT)
+    if result.saved.proof is not None:
+        checked = result.saved.proof
+        out.print(
+            f"reloaded in a fresh process with {checked.loader}: logits within {checked.max_difference:.1e}, "
+            f"next tokens equal at {checked.argmax_agreement:.1%} of positions"
+        )
+    if result.text is not None:
+        out.print(f"there it continues {prompt!r}: {result.text!r}")
+    out.print(f"saved {result.saved.path} ({result.saved.bytes / 1e6:.1f} MB)")
+
+
+def _config(recipe: Path | None, given: dict[str, Any]):
+    from pruneengine.config import PruneConfig, read_recipe
+
+    values = (read_recipe(recipe) if recipe else {}) | given
+    if "ratio" not in values:
+        raise ValueError("give --ratio R (or a --recipe that holds one)")
+    return PruneConfig.from_dict(values)
