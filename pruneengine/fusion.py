@@ -123,19 +123,37 @@ def fuse(
         ValueError: variant "c" without its fitted weights.
     """
     shares = {g.name: _share(coarse[g.name].double(), fine[g.name].double(), g, layers, options) for g in groups}
+    return blend_scores(coarse, fine, shares, groups), Blend(dict(coarse), dict(fine), shares)
+
+
+def blend_scores(
+    coarse: Mapping[str, Tensor], fine: Mapping[str, Tensor], shares: Mapping[str, Tensor], groups: Sequence[Group]
+) -> dict[str, Tensor]:
+    """:func:`fuse` by known shares of the fine score, float64 ``[units]`` per group name."""
     means = {g.name: (float(coarse[g.name].double().mean()), float(fine[g.name].double().mean())) for g in groups}
     mean_share = {name: float(share.mean()) for name, share in shares.items()}
     whole = sum(mean_share.values()) / max(1, len(mean_share))
     units = sum(g.units for g in groups)
     model = [sum(means[g.name][part] * g.units for g in groups) / max(1, units) for part in (0, 1)]
-    fused = {}
+    blended = {}
     for group in groups:
         share, (c, f), a = shares[group.name], means[group.name], mean_share[group.name]
-        blended = (1 - share) * normalise(coarse[group.name]) + share * normalise(fine[group.name])
+        unit_mean = (1 - share) * normalise(coarse[group.name]) + share * normalise(fine[group.name])
         # One factor for the whole model, C^(1 - whole) * F^whole, keeps the scores in the units they came in.
         drift = _power(model[0], a - whole) * _power(model[1], whole - a)
-        fused[group.name] = blended * c ** (1 - a) * f**a * drift
-    return fused, Blend(dict(coarse), dict(fine), shares)
+        blended[group.name] = unit_mean * c ** (1 - a) * f**a * drift
+    return blended
+
+
+def fixed_share(coarse: Tensor, fine: Tensor, share: float) -> Tensor:
+    """One share of the fine score for all units of a group, float64 ``[units]``.
+
+    Where one of the two scores is zero throughout, a share between 0 and 1 goes to the other.
+    """
+    dead = [not bool(part.any()) for part in (coarse, fine)]
+    if share not in (0, 1) and any(dead):
+        share = 0.5 if all(dead) else float(dead[0])
+    return torch.full_like(coarse, share, dtype=torch.float64)
 
 
 def normalise(scores: Tensor) -> Tensor:
@@ -151,13 +169,10 @@ def _power(base: float, exponent: float) -> float:
 
 def _share(coarse: Tensor, fine: Tensor, group: Group, layers: int, options: HyWIA) -> Tensor:
     """The fine score's share of every unit: float64 ``[units]``."""
-    if options.blend in (0, 1):
-        return torch.full_like(coarse, options.blend)
-    dead = [not bool(part.any()) for part in (coarse, fine)]
-    if any(dead):
-        return torch.full_like(coarse, 0.5 if all(dead) else float(dead[0]))
     if options.blend is not None:
-        return torch.full_like(coarse, options.blend)
+        return fixed_share(coarse, fine, options.blend)
+    if not (bool(coarse.any()) and bool(fine.any())):
+        return fixed_share(coarse, fine, 0.5)
     coarse, fine = normalise(coarse), normalise(fine)
     if options.variant == "a":
         return _between_groups(coarse, fine, options.temperature).expand_as(coarse)

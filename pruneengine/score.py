@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -84,33 +85,73 @@ def score(
     if fold not in FOLDS:
         raise ValueError(f"unknown fold {fold!r}; choose from {', '.join(FOLDS)}")
     structure = structure or find_groups(model)
-    if missing := needs - (statistics.tensors.keys() if statistics else set()):
-        raise ValueError(f"method {metric!r} needs the quantity {sorted(missing)[0]!r}, which was not collected")
+    require_quantities(f"method {metric!r}", needs, statistics)
     chosen_groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
     if metric in FUSIONS:
         options = {"structure": structure, "kinds": kinds, "layers": layers, "aggregate": aggregate, "fold": fold}
         parts = (FUSIONS[metric].coarse, FUSIONS[metric].fine)
         coarse, fine = (score(model, part, statistics, seed=seed, **options).groups for part in parts)
         groups, blend = fuse(coarse, fine, chosen_groups, structure.num_layers, hywia or HyWIA())
-        return _scores(metric, aggregate, groups, structure, blend)
-    chosen = get_metric(metric)
-    groups: dict[str, Tensor] = {}
-    for group in chosen_groups:
-        views = (MemberView(m, get_linear(model, m.module).weight.detach(), statistics, seed) for m in group.members)
-        vectors = [(view.member, vector) for view in views if (vector := chosen.of(view)) is not None]
-        folded = torch.stack([_fold(vector.double().cpu(), m, group, fold) for m, vector in vectors])
-        groups[group.name] = AGGREGATES[aggregate](folded).view(group.units, group.root_width).sum(1)
-        if not bool(torch.isfinite(groups[group.name]).all()):
+        return as_scores(metric, aggregate, groups, structure, blend)
+    of = get_metric(metric).of
+    groups = score_groups(model, of, chosen_groups, statistics, aggregate=aggregate, fold=fold, seed=seed)
+    return as_scores(metric, aggregate, groups, structure)
+
+
+def require_quantities(what: str, needs: Collection[str], statistics: Statistics | None) -> None:
+    """Refuse statistics that lack a quantity; ``what`` needs it."""
+    if missing := set(needs) - (statistics.tensors.keys() if statistics else set()):
+        raise ValueError(f"{what} needs the quantity {min(missing)!r}, which was not collected")
+
+
+def score_groups(
+    model: nn.Module,
+    of: Callable[[MemberView], Tensor | None],
+    groups: Sequence[Group],
+    statistics: Statistics | None = None,
+    *,
+    aggregate: str = "sum",
+    fold: str = "gqa",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Score units by any function of a member, as :func:`score` does by a metric's name.
+
+    Args:
+        model: the dense model.
+        of: gives a vector over a member's rows or columns, or None where the member takes no part. It is asked only
+            for the member that counts where ``aggregate`` is "first" or "last".
+        groups: what is scored.
+        statistics: handed to ``of`` with every member.
+        aggregate: a name from :data:`AGGREGATES`.
+        fold: a name from :data:`FOLDS`.
+        seed: handed to ``of`` with every member.
+
+    Returns:
+        float64 ``[units]`` per group name.
+
+    Raises:
+        ValueError: scores that are not finite; the message names the group.
+    """
+    scores: dict[str, Tensor] = {}
+    for group in groups:
+        members = reversed(group.members) if aggregate == "last" else group.members
+        views = (MemberView(m, get_linear(model, m.module).weight.detach(), statistics, seed) for m in members)
+        taking_part = ((view.member, vector) for view in views if (vector := of(view)) is not None)
+        vectors = islice(taking_part, 1 if aggregate in ("first", "last") else None)
+        folded = torch.stack([_fold(vector.double().cpu(), member, group, fold) for member, vector in vectors])
+        scores[group.name] = AGGREGATES[aggregate](folded).view(group.units, group.root_width).sum(1)
+        if not bool(torch.isfinite(scores[group.name]).all()):
             raise ValueError(f"scores of {group.name} are not finite: NaN or infinity in its weights or statistics")
     if aggregate == "prod":
-        largest = max(float(values.max()) for values in groups.values())
-        groups = {name: values / (largest or 1.0) for name, values in groups.items()}
-    return _scores(metric, aggregate, groups, structure)
+        largest = max(float(values.max()) for values in scores.values())
+        scores = {name: values / (largest or 1.0) for name, values in scores.items()}
+    return scores
 
 
-def _scores(
+def as_scores(
     metric: str, aggregate: str, groups: dict[str, Tensor], structure: Structure, blend: Blend | None = None
 ) -> Scores:
+    """float64 scores per group name as a value: float32, and the sums over each layer."""
     sums = torch.zeros(structure.num_layers, dtype=torch.float64)
     for name, values in groups.items():
         sums[structure.by_name[name].layer] += values.sum()
