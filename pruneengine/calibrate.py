@@ -8,7 +8,7 @@ gradient of a weight ever exists. The elementwise quantities are left to :mod:`p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from pruneengine import ops
 from pruneengine.decoder import causal_parts, frozen
 from pruneengine.layerwise import backward_by_layer
-from pruneengine.loss import token_nll_backward
+from pruneengine.loss import token_nll, token_nll_backward
 from pruneengine.progress import track
 from pruneengine.recorder import Recorder
 from pruneengine.samples import Samples, as_samples
-from pruneengine.statistics import QUANTITIES, Statistics
+from pruneengine.statistics import QUANTITIES, Statistics, checked_subsets
 from pruneengine.structure import KINDS, Group, Structure, find_groups, get_linear, model_fingerprint
 
 ACTIVATIONS = frozenset({"sum", "squares"})
@@ -40,6 +40,8 @@ def calibrate(
     kinds: Collection[str] = KINDS,
     layers: range | None = None,
     batch_size: int = 8,
+    losses: bool = False,
+    subsets: Mapping[str, Sequence[int]] | None = None,
 ) -> Statistics:
     """Collect statistics of a dense model on calibration samples.
 
@@ -53,14 +55,20 @@ def calibrate(
         kinds: what will be pruned; without "layers", members of other kinds are left out.
         layers: collect for these decoder layers only; gradients stop at the first of them.
         batch_size: samples a forward pass; the result does not depend on it beyond float32 rounding.
+        losses: compute the loss of each sample even where no quantity needs it.
+        subsets: sets of samples by name, for :meth:`Statistics.of_subset`; quantities that are not additive over
+            samples are collected for each of them besides. It holds one layer's inputs and output gradients of all
+            samples, and no more than a quarter of a GiB of sums at a time.
 
     Raises:
-        ValueError: an unknown quantity, no layers, samples of fewer than two tokens or with token ids outside the
-            vocabulary, or weights, activations or gradients that are not finite (the message names the first place).
+        ValueError: an unknown quantity, a subset that is empty, repeats a sample or names one that is not there, no
+            layers, samples of fewer than two tokens or with token ids outside the vocabulary, or weights, activations
+            or gradients that are not finite (the message names the first place).
     """
     wanted = _checked(quantities)
     samples = as_samples(batches)
-    if samples.tokens.shape[1] < 2 and wanted - ACTIVATIONS:
+    subsets = checked_subsets(subsets or {}, len(samples))
+    if samples.tokens.shape[1] < 2 and (losses or wanted - ACTIVATIONS):
         raise ValueError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
     _check_tokens(model, samples)
     structure = structure or find_groups(model)
@@ -71,7 +79,7 @@ def calibrate(
         )
     groups = structure.scored(kinds, layers)
     device = next(model.parameters()).device
-    recorder = Recorder(len(samples))
+    recorder = Recorder(len(samples), list(subsets.values()))
     scale = _LOSS_SCALE.get(next(model.parameters()).dtype, 1.0)
     starts = range(0, len(samples), batch_size)
     pieces = [
@@ -86,9 +94,10 @@ def calibrate(
             )  # fmt: skip
         else:
             with _recording(model, structure, groups, recorder, wanted, layers, scale):
-                loss = _one_pass(model, structure, pieces, recorder, bool(wanted & SIGNED), layers, scale)
+                loss = _one_pass(model, structure, pieces, recorder, bool(wanted & SIGNED), losses, layers, scale)
     tensors = recorder.finish()
-    _check_finite(tensors)
+    for found in (tensors, recorder.of_subsets):
+        _check_finite(found)
     return Statistics(
         tensors=tensors,
         num_samples=len(samples),
@@ -96,6 +105,8 @@ def calibrate(
         model=model_fingerprint(model),
         data=samples.hash,
         loss=loss,
+        subsets=subsets,
+        of_subsets=recorder.of_subsets,
     )
 
 
@@ -179,12 +190,13 @@ def _one_pass(
     pieces: list[tuple[slice, Tensor]],
     recorder: Recorder,
     backward: bool,
+    losses: bool,
     layers: range,
     scale: float,
 ) -> Tensor:
     """Every batch forward, and backward when gradients are wanted. Returns the loss of each sample, or nothing."""
     body, head, logit_options = causal_parts(model)
-    losses = []
+    found = []
     first = model.get_submodule(structure.layer_path(layers[0]))
     with first.register_forward_pre_hook(_require_gradient) if backward else contextlib.nullcontext():
         for rows, tokens in track(pieces, "calibrate"):
@@ -195,8 +207,10 @@ def _one_pass(
                 weight = scale / (tokens.shape[1] - 1)
                 nll, gradient = token_nll_backward(predicting.detach(), head, tokens[:, 1:], weight, **logit_options)
                 predicting.backward(gradient)
-                losses.append(nll.mean(1).cpu())
-    return torch.cat(losses) if losses else torch.empty(0)
+                found.append(nll.mean(1).cpu())
+            elif losses:
+                found.append(token_nll(predicting, head, tokens[:, 1:], **logit_options).mean(1).cpu())
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _require_gradient(_module, args):

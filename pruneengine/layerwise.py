@@ -2,7 +2,7 @@
 
 The forward pass keeps only what enters each layer. Going back, a layer is run again for every batch with its stored
 input, so the gradients of all samples meet in that layer before the next one is touched: one layer's gradient is all
-that ever exists. Per sample it is a single linear's.
+that ever exists. Per sample it is a single linear's, and for several sets of samples a tile of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.decoder import causal_parts
+from pruneengine.gradient_sums import WHOLE_SET, ManySets, OneSet
 from pruneengine.loss import token_nll_backward
 from pruneengine.progress import track
 from pruneengine.recorder import Recorder
@@ -67,7 +68,7 @@ def backward_by_layer(
                 gradients[batch] = hidden.grad
         inputs[index] = []
         for each in sums:
-            each.finish(recorder.num_samples)
+            each.finish()
     return losses
 
 
@@ -108,9 +109,10 @@ class _MemberSums:
 
     def __init__(self, member: Member, linear: nn.Linear, recorder: Recorder, wanted: frozenset[str], scale: float):
         self.member, self.linear, self.recorder, self.wanted, self.scale = member, linear, recorder, wanted, scale
-        like = linear.weight
-        self.total = torch.zeros_like(like, dtype=torch.float32) if wanted & {"abs_mean", "mix"} else None
-        self.squares = torch.zeros_like(like, dtype=torch.float32) if "mix" in wanted else None
+        self.sums = None
+        if wanted & WHOLE_SET:
+            about = (linear.weight, wanted, recorder.num_samples, scale)
+            self.sums = ManySets(*about, recorder.sets) if len(recorder.sets) > 1 else OneSet(*about)
 
     def on_forward(self, _linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         x = args[0].detach()
@@ -124,34 +126,14 @@ class _MemberSums:
             for quantity, form in (("abs_each", 1), ("fisher", 2)):
                 if quantity in self.wanted:
                     self.recorder.write(quantity, self.member.module, sums[:, form] / self.scale**form)
-        if self.total is None:
-            return
-        x, dy = x.float(), dy.float() / self.scale
-        if self.squares is None:
-            self.total.addmm_(dy.flatten(0, 1).T, x.flatten(0, 1))
-            return
-        for x_n, dy_n in zip(x, dy, strict=True):
-            gradient = dy_n.T @ x_n
-            self.total += gradient
-            self.squares.addcmul_(gradient, gradient)
+        if self.sums is not None:
+            self.sums.add(x, dy)
 
     @torch.no_grad()
-    def finish(self, num_samples: int) -> None:
-        if self.total is None:
-            return
-        weight = self.linear.weight.detach()
-        mean = self.total.div_(num_samples)
-        if "abs_mean" in self.wanted:
-            self._write_absolute("abs_mean", weight, mean)
-        if "mix" in self.wanted:
-            self._write_absolute("mix", weight, mean.addcmul_(weight.float(), self.squares, value=-0.5 / num_samples))
-        # Freed before the next layer allocates its own.
-        self.total = self.squares = None
-
-    def _write_absolute(self, quantity: str, weight: Tensor, gradient: Tensor) -> None:
-        self.recorder.write_total(
-            quantity, self.member.module, ops.taylor_scores(weight, gradient, ("absolute",))[self.member.axis][0]
-        )
+    def finish(self) -> None:
+        if self.sums is not None:
+            for quantity, values in self.sums.finish(self.member.axis).items():
+                self.recorder.write_total(quantity, self.member.module, values)
 
 
 def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:

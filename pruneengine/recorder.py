@@ -1,17 +1,26 @@
-"""Where hooks put what they see: one row a sample."""
+"""Where hooks put what they see: one row a sample, and one row a set for what belongs to a whole set."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 class Recorder:
-    """Collects per-sample rows and whole-set vectors; :attr:`rows` names the samples now in flight."""
+    """Collects per-sample rows and whole-set vectors; :attr:`rows` names the samples now in flight.
 
-    def __init__(self, num_samples: int) -> None:
+    Attributes:
+        sets: the samples of each set that whole-set quantities are wanted of; the first holds all of them.
+        of_subsets: float32 ``[S, C]`` by quantity and name, a row for each set but the first.
+    """
+
+    def __init__(self, num_samples: int, subsets: Sequence[Sequence[int]] = ()) -> None:
         self.num_samples = num_samples
+        self.sets = (tuple(range(num_samples)), *map(tuple, subsets))
         self.rows = slice(0, num_samples)
+        self.of_subsets: dict[str, dict[str, Tensor]] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
 
     def write(self, quantity: str, name: str, values: Tensor) -> None:
@@ -22,9 +31,11 @@ class Recorder:
         named[name][self.rows] = values
 
     def write_total(self, quantity: str, name: str, values: Tensor) -> None:
-        """Store a ``[C]`` vector that belongs to the whole set."""
-        self._tensors.setdefault(quantity, {})[name] = values
+        """Store ``[len(sets), C]`` values, a row a set."""
+        self._tensors.setdefault(quantity, {})[name] = values[0]
+        if len(self.sets) > 1:
+            self.of_subsets.setdefault(quantity, {})[name] = values[1:].cpu()
 
     def finish(self) -> dict[str, dict[str, Tensor]]:
-        """Everything, on the CPU. Rows that were never written are NaN."""
+        """Everything of the samples and of all of them together, on the CPU. Rows that were never written are NaN."""
         return {q: {name: t.cpu() for name, t in named.items()} for q, named in self._tensors.items()}

@@ -3,12 +3,13 @@
 Row ``n`` of every per-sample quantity depends on sample ``n`` alone, so the statistics of any subset are its rows and
 the statistics of two texts are their rows together. Two quantities are not sums over samples (they hold an absolute
 value of a mean gradient); they belong to the whole set they were collected on and :meth:`Statistics.subset` drops them.
+Subsets that were named beforehand have their own, and :meth:`Statistics.of_subset` is as if only they had been read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ QUANTITIES = {
     "mix": (False, "sum of |W*mean_n G_n - W^2*mean_n(G_n^2)/2| over each row (or column) of a member"),
 }
 _FORMAT = "pruneengine.statistics/1"
+_OF_SUBSETS = "@subsets"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Statistics:
         loss: mean token negative log-likelihood of each sample, float32 ``[N]``; empty when no loss was computed.
         num_samples, tokens_per_sample: the size of the calibration set.
         model: fingerprint of the model; data: hash of the token ids.
+        subsets: named sets of samples, their indices.
+        of_subsets: the quantities that are not per sample, of each of :attr:`subsets`: float32 ``[S, C]``, like
+            :attr:`tensors`.
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -49,6 +54,8 @@ class Statistics:
     model: str
     data: str
     loss: Tensor = field(default_factory=lambda: torch.empty(0))
+    subsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    of_subsets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def get(self, quantity: str, name: str) -> Tensor:
         """One tensor; raises ValueError naming the quantities that were collected when it is not there."""
@@ -77,7 +84,15 @@ class Statistics:
         }
         data = f"{self.data}[{','.join(map(str, index.tolist()))}]"
         loss = self.loss[index] if len(self.loss) else self.loss
-        return replace(self, tensors=tensors, num_samples=len(index), data=data, loss=loss)
+        return replace(self, tensors=tensors, num_samples=len(index), data=data, loss=loss, subsets={}, of_subsets={})
+
+    def of_subset(self, name: str) -> Statistics:
+        """The statistics of one of :attr:`subsets`, with the quantities that are not additive, all exact."""
+        if name not in self.subsets:
+            raise ValueError(f"unknown subset {name!r}; collected: {', '.join(self.subsets) or 'none'}")
+        rows, place = self.subset(self.subsets[name]), list(self.subsets).index(name)
+        whole = {q: {member: t[place] for member, t in named.items()} for q, named in self.of_subsets.items()}
+        return replace(rows, tensors=rows.tensors | whole)
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both calibration sets together; keeps the additive quantities that both have."""
@@ -104,6 +119,8 @@ class Statistics:
             num_samples=self.num_samples + other.num_samples,
             data=f"{self.data}+{other.data}",
             loss=loss,
+            subsets={},
+            of_subsets={},
         )
 
     def check(self, model: str | None = None, data: str | None = None) -> Statistics:
@@ -118,13 +135,17 @@ class Statistics:
         with needs("hf"):
             from safetensors.torch import save
 
-        flat = {f"{q}/{name}": t.contiguous() for q, named in self.tensors.items() for name, t in named.items()}
+        whole = {f"{q}{_OF_SUBSETS}": named for q, named in self.of_subsets.items()}
+        flat = {
+            f"{q}/{name}": t.contiguous() for q, named in (self.tensors | whole).items() for name, t in named.items()
+        }
         header = {
             "format": _FORMAT,
             "num_samples": self.num_samples,
             "tokens_per_sample": self.tokens_per_sample,
             "model": self.model,
             "data": self.data,
+            "subsets": self.subsets,
         }
         payload = save(flat | {"loss": self.loss.contiguous()}, metadata={"pruneengine": json.dumps(header)})
         write_atomically(path, payload)
@@ -148,24 +169,51 @@ class Statistics:
         del header["format"]
         loss = flat.pop("loss", None)
         tensors: dict[str, dict[str, Tensor]] = {}
+        of_subsets: dict[str, dict[str, Tensor]] = {}
         for key, tensor in flat.items():
             quantity, _, name = key.partition("/")
-            tensors.setdefault(quantity, {})[name] = tensor
+            place = of_subsets if quantity.endswith(_OF_SUBSETS) else tensors
+            place.setdefault(quantity.removesuffix(_OF_SUBSETS), {})[name] = tensor
         try:
-            found = cls(tensors=tensors, loss=loss, **header)
+            # Files without subsets are older.
+            subsets = {name: tuple(samples) for name, samples in header.pop("subsets", {}).items()}
+            found = cls(tensors=tensors, loss=loss, subsets=subsets, of_subsets=of_subsets, **header)
             found._validate()
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: corrupt statistics file ({error})") from None
         return found
 
     def _validate(self) -> None:
         if type(self.num_samples) is not int or self.loss is None or len(self.loss) not in (0, self.num_samples):
             raise ValueError(f"losses of {self.num_samples} samples are missing")
+        checked_subsets(self.subsets, self.num_samples)
         for quantity, named in self.tensors.items():
             if quantity not in QUANTITIES:
                 raise ValueError(f"unknown quantity {quantity!r}")
-            dims = 2 if QUANTITIES[quantity][0] else 1
+            per_sample = QUANTITIES[quantity][0]
             for name, tensor in named.items():
-                rows_fit = dims == 1 or len(tensor) == self.num_samples
-                if tensor.dtype != torch.float32 or tensor.dim() != dims or not rows_fit:
-                    raise ValueError(f"{quantity} of {name} is {tensor.dtype} {list(tensor.shape)}")
+                _require(quantity, name, tensor, self.num_samples if per_sample else None)
+            if self.subsets and not per_sample and self.of_subsets.get(quantity, {}).keys() != named.keys():
+                raise ValueError(f"{quantity} of {len(self.subsets)} subsets is missing")
+        for quantity, named in self.of_subsets.items():
+            for name, tensor in named.items():
+                _require(f"{quantity} of subsets", name, tensor, len(self.subsets))
+
+
+def checked_subsets(subsets: Mapping[str, Sequence[int]], num_samples: int) -> dict[str, tuple[int, ...]]:
+    """Named sets of samples; ValueError when one is empty, repeats a sample or names one that is not there."""
+    found = {name: tuple(samples) for name, samples in subsets.items()}
+    for name, samples in found.items():
+        known = set(range(num_samples)).issuperset(samples)
+        if not samples or len(set(samples)) < len(samples) or not known:
+            raise ValueError(
+                f"subset {name!r} must be different samples from 0..{num_samples - 1}, got {list(samples)[:8]}"
+            )
+    return found
+
+
+def _require(quantity: str, name: str, tensor: Tensor, rows: int | None) -> None:
+    """A float32 matrix with so many rows, or a vector."""
+    fits = tensor.dim() == 1 if rows is None else tensor.dim() == 2 and len(tensor) == rows
+    if tensor.dtype != torch.float32 or not fits:
+        raise ValueError(f"{quantity} of {name} is {tensor.dtype} {list(tensor.shape)}")
