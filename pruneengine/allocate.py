@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from pruneengine.score import Scores
 from pruneengine.structure import KINDS, Group, Structure
@@ -82,8 +83,11 @@ def allocate(
         even = budget / sum(g.params for g in groups)
         return ratios | {group.name: even for group in groups}
     if allocation == "unstructured":
-        return ratios | _profile_ratios(groups, profile, budget)
-    return ratios | _global_ratios(groups, scores, budget)
+        if missing := [g.name for g in groups if g.name not in (profile or {})]:
+            raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
+        return ratios | scale_to_budget(groups, profile, budget)
+    densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
+    return ratios | rank_to_budget(groups, densities, budget)
 
 
 def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: range) -> list[int]:
@@ -99,37 +103,61 @@ def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: r
     return dropped
 
 
-def _global_ratios(groups: Sequence[Group], scores: Scores, budget: float) -> dict[str, float]:
-    """Remove units in ascending order of score per parameter until the budget is met; the best of a group stays."""
-    per_param, params, owner = [], [], []
+def rank_to_budget(groups: Sequence[Group], densities: Mapping[str, Tensor], budget: float) -> dict[str, float]:
+    """One ranking over all units: they go in ascending order until the budget is met; the best of a group stays.
+
+    Args:
+        groups: what competes.
+        densities: what a parameter of each unit is worth, float64 ``[units]`` per group name.
+        budget: parameters to remove.
+
+    Returns:
+        ``{group name: ratio}``, whole units.
+    """
+    ordered, params, owner = [], [], []
     for position, group in enumerate(groups):
-        values = scores.groups[group.name].double().sort().values[:-1] / group.unit_params
-        per_param.append(values)
+        values = densities[group.name].sort().values[:-1]
+        ordered.append(values)
         params.append(torch.full_like(values, group.unit_params))
         owner.append(torch.full_like(values, position, dtype=torch.int64))
-    order = torch.cat(per_param).argsort(stable=True)
+    order = torch.cat(ordered).argsort(stable=True)
     spent = torch.cat(params)[order].cumsum(0)
     count = int(torch.searchsorted(spent, budget))
     removed = torch.bincount(torch.cat(owner)[order[:count]], minlength=len(groups))
     return {group.name: int(n) / group.units for group, n in zip(groups, removed, strict=True)}
 
 
-def _profile_ratios(groups: Sequence[Group], profile: Mapping[str, float] | None, budget: float) -> dict[str, float]:
-    """The profile times what meets the budget; a group that comes down to its last unit passes the rest on."""
-    if missing := [g.name for g in groups if g.name not in (profile or {})]:
-        raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
+def most_of(group: Group, cap: float = 1.0) -> float:
+    """The largest ratio a group can have: its last unit stays, and no more than ``cap`` goes."""
+    return min(cap, 1 - 1 / group.units)
+
+
+def scale_to_budget(
+    groups: Sequence[Group], profile: Mapping[str, float], budget: float, cap: float = 1.0
+) -> dict[str, float]:
+    """The profile times what meets the budget; a group that comes to its limit passes the rest on.
+
+    Args:
+        groups: the groups that give.
+        profile: non-negative, the ratios' proportions per group name.
+        budget: parameters to remove, at most what the limits allow.
+        cap: no ratio exceeds it; one unit of every group stays in any case.
+
+    Returns:
+        ``{group name: ratio}``; times the groups' parameters they add up to the budget.
+    """
     ratios: dict[str, float] = {}
     remaining = list(groups)
     while remaining:
-        weight = sum(profile[g.name] * g.params for g in remaining)
-        # Nothing is left to scale: what the full groups could not give is spread evenly.
-        shape = profile if weight > 0 else dict.fromkeys(profile, 1.0)
-        factor = budget / (weight or sum(g.params for g in remaining))
-        full = [g for g in remaining if shape[g.name] * factor > 1 - 1 / g.units]
+        peak = max(profile[g.name] for g in remaining)
+        # Where nothing is left to scale, what the full groups could not give is spread evenly.
+        shape = {g.name: profile[g.name] / peak if peak > 0 else 1.0 for g in remaining}
+        factor = budget / sum(shape[g.name] * g.params for g in remaining)
+        full = [g for g in remaining if shape[g.name] * factor > most_of(g, cap)]
         if not full:
             return ratios | {g.name: shape[g.name] * factor for g in remaining}
         for group in full:
-            ratios[group.name] = 1 - 1 / group.units
+            ratios[group.name] = most_of(group, cap)
             budget -= ratios[group.name] * group.params
         remaining = [g for g in remaining if g not in full]
     return ratios

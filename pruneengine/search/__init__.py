@@ -1,0 +1,1 @@
+"""The search for a plan: its spaces of metrics and allocations."""
