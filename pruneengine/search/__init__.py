@@ -1,1 +1,1 @@
-"""The search for a plan: its spaces of metrics and allocations."""
+"""Searches over plans: propose, score, allocate, plan, mask, evaluate, tell."""
