@@ -26,7 +26,7 @@ from pruneengine.weight_sums import MOMENTS, WeightSums
 # The quantities whose sums stand for the coarse and the fine score. A mixed order of other weights than (1, 1) is
 # missing on purpose: |alpha*a - beta*b| does not follow from sums over |a|, |b| and |a - b|, and would need a
 # collection of its own for every alpha and beta.
-COARSE = {"first": ("signed",), "each": ("signed",), "second": ("fisher",), "mix": ("signed", "fisher")}
+COARSE = {"first": ("signed",), "each": ("signed",), "second": ("signed",), "mix": ("signed", "fisher")}
 FINE = {"first": "abs_mean", "each": "abs_each", "second": "fisher", "mix": "mix"}
 _TAYLOR_WORDS = {
     "first": "|w*g|",
@@ -43,7 +43,8 @@ class MetricPoint:
     Attributes:
         order: of the Taylor part: "first" ``a`` (LLM-Pruner's Element^1), "each" ``a`` of every sample's own gradient,
             averaged after the absolute value, "second" ``2*b`` (Element^2) or "mix" ``a - b``.
-        tau: in [0, 1]: ``(1 - tau) * coarse + tau * fine``. Without effect on "second", whose terms have one sign.
+        tau: in [0, 1]: ``(1 - tau) * coarse + tau * fine``. Of order "second" the coarse score squares each sample's
+            sum of ``a``: the Fisher information of the gate that would close the unit (Kwon et al. 2022).
         weight_power: 1 or 2, the exponent of ``|W|`` in the activation part.
         norm_power: in [0, 2], the exponent of the input channel's norm there; 0 is plain magnitude.
         moment: "second", the norm of x (Wanda), or "variance", of x less its mean over the tokens (FLAP).
@@ -91,9 +92,11 @@ class MetricPoint:
 
     def _taylor_words(self) -> str:
         inner = _TAYLOR_WORDS[self.order]
-        if self.order == "second" or self.tau == 1:
+        if self.tau == 1:
             return f"the sum of {inner}"
         outer = f"the sum of {inner.replace('|', '')} taken absolutely"
+        if self.order == "second":
+            outer = "the sum of w*g squared, averaged over samples"
         return outer if self.tau == 0 else f"({1 - self.tau:.0%} {outer}, {self.tau:.0%} the sum of {inner})"
 
     def _activation_words(self) -> str:
@@ -177,10 +180,9 @@ def _taylor(point: MetricPoint, view: MemberView) -> Tensor:
 
 
 def _coarse(order: str, view: MemberView) -> Tensor:
-    if order == "second":
-        return view.mean("fisher")
-    if order == "each":
-        return view.statistics.get("signed", view.member.module).abs().mean(0)
+    if order in ("each", "second"):
+        rows = view.statistics.get("signed", view.member.module)
+        return (rows.abs() if order == "each" else rows.square()).mean(0)
     signed = view.mean("signed")
     return (signed if order == "first" else signed - view.mean("fisher") / 2).abs()
 

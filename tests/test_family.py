@@ -61,8 +61,17 @@ def test_tau_moves_straight_from_coarse_to_fine(case, order):
     model, statistics = case
     coarse, half, fine = (vector(score_point(model, MetricPoint(order, tau), statistics)) for tau in (0, 0.25, 1))
     torch.testing.assert_close(half, 0.75 * coarse + 0.25 * fine, rtol=1e-5, atol=0)
-    assert bool((coarse <= fine * (1 + 1e-5)).all())
-    assert torch.equal(coarse, fine) == (order == "second")
+    if order != "second":
+        assert bool((coarse <= fine * (1 + 1e-5)).all())
+    assert not torch.equal(coarse, fine)
+
+
+def test_coarse_second_order_is_the_fisher_information_of_a_gate(case):
+    model, statistics = case
+    member = find_groups(model).groups[1].members[-1]
+    expected = statistics.get("signed", member.module).double().square().mean(0)
+    found = score_point(model, MetricPoint("second", 0, aggregate="last"), statistics)
+    torch.testing.assert_close(found.groups["layers.0.mlp"].double(), expected, rtol=1e-5, atol=0)
 
 
 def test_coarse_mix_is_the_absolute_sum_of_both_orders(case):
