@@ -34,6 +34,14 @@ _TAYLOR_WORDS = {
     "second": "w^2*F",
     "mix": "|w*g - w^2*F/2|",
 }
+_AGGREGATE_WORDS = {
+    "sum": "added up over its members",
+    "mean": "averaged over its members",
+    "prod": "multiplied over its members",
+    "max": "the largest of its members",
+    "first": "at its first member alone",
+    "last": "at its last member alone",
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,7 @@ class MetricPoint:
         parts += [self._activation_words()] if self.share > 0 else []
         if len(parts) == 2:
             parts = [f"{1 - self.share:.0%} {parts[0]}", f"{self.share:.0%} {parts[1]}"]
-        members = {"first": "the first member alone", "last": "the last member alone"}
-        return f"{' and '.join(parts)}; {members.get(self.aggregate, f'{self.aggregate} over the members')}."
+        return f"A unit is scored by {' and '.join(parts)}, {_AGGREGATE_WORDS[self.aggregate]}."
 
     def _taylor_words(self) -> str:
         inner = _TAYLOR_WORDS[self.order]
@@ -103,7 +110,7 @@ class MetricPoint:
         weight = "|W|" if self.weight_power == 1 else "W^2"
         if self.norm_power == 0:
             return f"the sum of {weight}"
-        exponent = "" if self.norm_power == 1 else f"^{self.norm_power:.3g}"
+        exponent = "" if self.norm_power == 1 else f" to the power {self.norm_power:.3g}"
         what = "root mean square" if self.moment == "second" else "standard deviation"
         return f"the sum of {weight} times the input's {what}{exponent}"
 

@@ -218,15 +218,19 @@ def test_points_survive_a_dict(point):
 
 def test_points_in_words():
     assert SPECIAL_CASES["wanda"].in_words() == (
-        "the sum of |W| times the input's root mean square; sum over the members."
+        "A unit is scored by the sum of |W| times the input's root mean square, added up over its members."
     )
     assert SPECIAL_CASES["energy"].in_words() == (
-        "the sum of W^2 times the input's root mean square^2; the last member alone."
+        "A unit is scored by the sum of W^2 times the input's root mean square to the power 2, "
+        "at its last member alone."
     )
-    assert SPECIAL_CASES["vectorize"].in_words() == "the sum of w*g taken absolutely; sum over the members."
+    assert MetricPoint(tau=0, aggregate="mean").in_words() == (
+        "A unit is scored by the sum of w*g taken absolutely, averaged over its members."
+    )
     assert MetricPoint("mix", 0.25, share=0.4, moment="variance", aggregate="prod").in_words() == (
-        "60% (75% the sum of w*g - w^2*F/2 taken absolutely, 25% the sum of |w*g - w^2*F/2|) and "
-        "40% the sum of |W| times the input's standard deviation; prod over the members."
+        "A unit is scored by 60% (75% the sum of w*g - w^2*F/2 taken absolutely, 25% the sum of |w*g - w^2*F/2|) and "
+        "40% the sum of |W| times the input's standard deviation, multiplied over its members."
     )
     words = {replace(p, aggregate="max").in_words() for p in SPECIAL_CASES.values()}
     assert len(words) == len(SPECIAL_CASES)
+    assert len({MetricPoint(aggregate=name).in_words() for name in AGGREGATES}) == len(AGGREGATES)

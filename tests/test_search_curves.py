@@ -151,8 +151,9 @@ def test_adaption_moves_straight_from_the_curve_to_the_ranking():
         assert value == pytest.approx(0.75 * straight[name] + 0.25 * ranked[name])
 
 
-def test_the_median_ignores_a_layer_that_is_loud_or_holds_an_outlier():
-    curve = Curve(adapt=1)
+@pytest.mark.parametrize("normalise", ["trimmed", "median"])
+def test_a_robust_middle_ignores_a_layer_that_is_loud_or_holds_an_outlier(normalise):
+    curve = Curve(adapt=1, normalise=normalise)
     expected = profile(curve)
     loud = {name: values * (1e6 if ".3." in name else 1) for name, values in SCORES.groups.items()}
     louder = replace(SCORES, groups=loud)
@@ -166,13 +167,23 @@ def test_the_median_ignores_a_layer_that_is_loud_or_holds_an_outlier():
     assert profile(replace(curve, normalise="mean"), scores=spiked)["layers.2.mlp"] == CAP
 
 
+def test_the_median_is_blind_at_a_half_where_the_trimmed_mean_sees():
+    """Layer 0 has few units of worth, layer 5 many: at a half the median still takes half of each."""
+    groups = {name: values.double() ** (6 if ".0." in name else 1) for name, values in SCORES.groups.items()}
+    options = {"ratio": 0.5, "kinds": ("mlp",), "scores": replace(SCORES, groups=groups)}
+    blind = profile(Curve(adapt=1, normalise="median"), **options)
+    assert list(blind.values()) == pytest.approx([0.5] * 6, abs=2 / 72)
+    sees = profile(Curve(adapt=1, normalise="trimmed"), **options)
+    assert sees["layers.0.mlp"] > 0.6 > sees["layers.5.mlp"]
+
+
 def test_scores_of_zero_go_first():
     dead = {name: torch.zeros_like(v) if name == "layers.4.mlp" else v for name, v in SCORES.groups.items()}
     found = profile(Curve(adapt=1), 0.1, scores=replace(SCORES, groups=dead))
     assert found["layers.4.mlp"] == max(found.values())
     mostly = {name: v.clone() for name, v in SCORES.groups.items()}
     mostly["layers.4.mlp"][:50] = 0
-    found = profile(Curve(adapt=1), 0.2, kinds=("mlp",), scores=replace(SCORES, groups=mostly))
+    found = profile(Curve(adapt=1, normalise="median"), 0.2, kinds=("mlp",), scores=replace(SCORES, groups=mostly))
     assert found["layers.4.mlp"] == pytest.approx(50 / 72, abs=0.05)
 
 
@@ -201,7 +212,7 @@ def test_curves_without_a_legal_plan_are_refused(curve, ratio, options, message)
         ({"first": -1}, ValueError, "first must be a whole number from 0, got -1"),
         ({"last": 1.0}, ValueError, "last must be a whole number from 0, got 1.0"),
         ({"adapt": 2}, ValueError, r"adapt must lie in \[0, 1\], got 2"),
-        ({"normalise": "rank"}, ValueError, "unknown normalise 'rank'; choose from none, mean, median"),
+        ({"normalise": "rank"}, ValueError, "unknown normalise 'rank'; choose from none, mean, trimmed, median"),
         ({"heads": 2.1}, ValueError, r"heads must lie in \[0, 2\], got 2.1"),
         ({"tilt": 1}, ValueError, "unknown key 'tilt'; known: slope, bend"),
     ],

@@ -7,7 +7,7 @@ to noise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,12 @@ from pruneengine.search.target import CAP, available, budget_of, width_kinds
 from pruneengine.structure import Group, Structure
 from pruneengine.validate import require_choice, require_count, require_within
 
-NORMALISATIONS = ("none", "mean", "median")
+_MIDDLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": Tensor.mean,
+    "trimmed": lambda scores: scores.sort().values[: len(scores) - len(scores) // 20].mean(),
+    "median": Tensor.median,
+}
+NORMALISATIONS = ("none", *_MIDDLES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Curve:
         first, last: so many layers at either end give nothing.
         adapt: in [0, 1], from the curve alone to what one ranking of all units by their scores takes of each group.
         normalise: what a group's scores are divided by before that ranking. "none": their parameters, as
-            ``allocation="global"``; a few layers with massive activations then decide. "mean", "median": of the group.
+            ``allocation="global"``; a few layers with massive activations then decide. "mean": of the group, where a
+            few massive units decide. "trimmed": the mean without the largest twentieth. "median": least sensitive,
+            but blind at a ratio near a half, where all groups give the half below their medians.
         heads: in [0, 2], a factor on the ratios of heads against those of channels; at 0 heads stay.
     """
 
@@ -44,7 +51,7 @@ class Curve:
     first: int = 0
     last: int = 0
     adapt: float = 0.0
-    normalise: str = "median"
+    normalise: str = "trimmed"
     heads: float = 1.0
 
     def __post_init__(self) -> None:
@@ -127,5 +134,5 @@ def _densities(scores: Tensor, group: Group, normalise: str) -> Tensor:
     if normalise == "none":
         return scores / group.unit_params
     # Where most units are worth nothing the median is 0, and tells nothing of the others.
-    middle = (scores.median() if normalise == "median" else scores.mean()) or scores.mean()
+    middle = _MIDDLES[normalise](scores) or scores.mean()
     return scores / middle if middle > 0 else torch.zeros_like(scores)
