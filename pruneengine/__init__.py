@@ -10,6 +10,7 @@ from pruneengine.allocate import ALLOCATIONS, allocate
 from pruneengine.apply import compact, mask
 from pruneengine.calibrate import calibrate
 from pruneengine.checkpoint import save
+from pruneengine.compensate import COMPENSATIONS, Compensation, compensate
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, evaluation_windows, load_samples
 from pruneengine.engine import PruneReport, prune
@@ -26,8 +27,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALLOCATIONS",
+    "COMPENSATIONS",
     "FUSIONS",
     "METRICS",
+    "Compensation",
     "Group",
     "HyWIA",
     "Plan",
@@ -40,6 +43,7 @@ __all__ = [
     "allocate",
     "calibrate",
     "compact",
+    "compensate",
     "evaluation_windows",
     "find_groups",
     "load",

@@ -1,13 +1,15 @@
 """The only place where a model changes: mask (undoable) and compact (final).
 
 Zeroing what a removed head or channel feeds into o_proj or down_proj gives the same logits as removing it, so a
-candidate is tried by mask and only the final plan is compacted.
+candidate is tried by mask and only the final plan is compacted. Both take what makes up for removed units: constant
+inputs in their place (mask), or new values of the linears that read them (both).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,57 +21,139 @@ from pruneengine.structure import Group, Member, Structure, find_groups, get_lin
 from pruneengine.widths import sync_config
 
 
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """New values of an o_proj or down_proj behind removed units; None leaves that part as it is.
+
+    Attributes:
+        weight: ``[out, kept columns]``.
+        bias: ``[out]``, in place of the linear's own.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
 @contextlib.contextmanager
-def mask(model: nn.Module, plan: Plan, *, structure: Structure | None = None) -> Iterator[nn.Module]:
+def mask(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    structure: Structure | None = None,
+    means: Mapping[str, Tensor] | None = None,
+    corrections: Mapping[str, Correction] | None = None,
+    layers: Iterable[int] | None = None,
+) -> Iterator[nn.Module]:
     """Within the context the model computes what the compacted model would; afterwards it is as before.
 
     Inputs of o_proj and down_proj are multiplied by a 0/1 vector, and removed decoder layers pass their input on
     (run it with ``use_cache=False``: a skipped layer leaves no cache entry).
+
+    Args:
+        model: to be masked.
+        plan: what stays.
+        structure: of the model, when it is at hand.
+        means: ``[units * width]`` per group name: what a removed channel feeds on in place of zero. The same as
+            compacting with the bias of :func:`pruneengine.compensate.bias_corrections`.
+        corrections: per module path, as :func:`compact` takes them; not together with ``means``.
+        layers: mask these decoder layers only; None for all.
+
+    Raises:
+        ValueError: the plan, or a correction, does not fit the model.
     """
     structure = structure or find_groups(model)
     plan.check(structure)
+    if means is not None and corrections is not None:
+        raise ValueError("means and corrections make up for the same units; give one of them")
+    chosen = set(range(structure.num_layers) if layers is None else layers)
+    partial = {n: kept for n, kept in _partial(plan).items() if structure.by_name[n].layer in chosen}
+    gates = {n: _kept(plan.units[n], kept) for n, kept in partial.items()}
+    targets = _checked(model, structure, plan, corrections or {})
     with contextlib.ExitStack() as undo:
-        for layer in set(range(structure.num_layers)) - set(plan.kept_layers):
-            module = model.get_submodule(structure.layer_path(layer))
-            undo.enter_context(_identity(module))
-        partial = {n: kept for n, kept in plan.keep.items() if len(kept) < structure.by_name[n].units}
-        undo.enter_context(gate(model, structure, {n: _kept(plan.units[n], kept) for n, kept in partial.items()}))
+        undo.enter_context(skip(model, structure, chosen - set(plan.kept_layers)))
+        undo.enter_context(gate(model, structure, gates, means=means))
+        for linear, group, correction in targets:
+            undo.enter_context(_corrected(linear, group, plan.keep[group.name], correction))
         yield model
 
 
 @contextlib.contextmanager
-def gate(model: nn.Module, structure: Structure, gates: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """Within the context every unit's output is multiplied by its gate; gradients reach the gates.
+def skip(model: nn.Module, structure: Structure, layers: Iterable[int]) -> Iterator[nn.Module]:
+    """Within the context these decoder layers pass their input on."""
+    with contextlib.ExitStack() as undo:
+        for layer in layers:
+            undo.enter_context(_identity(model.get_submodule(structure.layer_path(layer))))
+        yield model
+
+
+@contextlib.contextmanager
+def gate(
+    model: nn.Module,
+    structure: Structure,
+    gates: Mapping[str, Tensor],
+    *,
+    means: Mapping[str, Tensor] | None = None,
+) -> Iterator[nn.Module]:
+    """Within the context every unit's output x is replaced by ``x * gate + mean * (1 - gate)``.
+
+    Gradients reach the gates.
 
     Args:
         model: whose o_proj and down_proj are hooked.
         structure: of the model.
         gates: ``[units]`` per group name; 1 changes nothing, 0 is what :func:`mask` does to a removed unit.
+        means: ``[units * width]`` per group name; zero where absent.
     """
     with contextlib.ExitStack() as undo:
         for name, values in gates.items():
             out = structure.by_name[name].members[-1]
             linear = get_linear(model, out.module)
-            undo.enter_context(linear.register_forward_pre_hook(_multiply_hook(linear, out, values)))
+            mean = None if means is None else means[name]
+            undo.enter_context(linear.register_forward_pre_hook(_multiply_hook(linear, out, values, mean)))
         yield model
 
 
-def compact(model: nn.Module, plan: Plan, *, structure: Structure | None = None) -> nn.Module:
+def compact(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    structure: Structure | None = None,
+    corrections: Mapping[str, Correction] | None = None,
+) -> nn.Module:
     """Remove what the plan does not keep, in place, and bring the config into step. Returns the model.
 
     The kept rows and columns are gathered by :func:`pruneengine.ops.gather_rows` and
     :func:`~pruneengine.ops.gather_columns`, one linear at a time, so the peak is the model plus one matrix.
+
+    A bias where there was none is given to the same linear of every layer, and to those that share its flag in the
+    config (zeros: they change nothing), so that a config can describe the model.
+
+    Args:
+        model: to be pruned.
+        plan: what stays.
+        structure: of the model, when it is at hand.
+        corrections: per module path of the model as it is now, for groups that the plan narrows.
+
+    Raises:
+        ValueError: before anything changes: the plan, or a correction, does not fit the model.
     """
     structure = structure or find_groups(model)
     plan.check(structure)
-    for name, kept in plan.keep.items():
-        group = structure.by_name[name]
-        if len(kept) < group.units:
-            _narrow(model, group, kept)
+    targets = _checked(model, structure, plan, corrections or {})
+    for name, kept in _partial(plan).items():
+        _narrow(model, structure.by_name[name], kept)
+    for linear, _group, correction in targets:
+        _correct(linear, correction)
+    _complete_biases(model, structure)
     if len(plan.kept_layers) < structure.num_layers:
         _drop_layers(model, structure, plan.kept_layers)
     sync_config(model)
     return model
+
+
+def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The groups that lose some of their units, and what they keep."""
+    return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
 
 
 @contextlib.contextmanager
@@ -79,6 +163,60 @@ def _identity(layer: nn.Module) -> Iterator[None]:
         yield
     finally:
         del layer.forward
+
+
+def _checked(
+    model: nn.Module, structure: Structure, plan: Plan, corrections: Mapping[str, Correction]
+) -> list[tuple[nn.Linear, Group, Correction]]:
+    groups = {structure.by_name[name].members[-1].module: structure.by_name[name] for name in _partial(plan)}
+    if foreign := corrections.keys() - groups.keys():
+        raise ValueError(f"correction of {min(foreign)}: the plan removes nothing that it reads")
+    targets = []
+    for path, correction in corrections.items():
+        linear, group = get_linear(model, path), groups[path]
+        out = linear.weight.shape[0]
+        expected = {"weight": (out, len(plan.keep[group.name]) * group.members[-1].width), "bias": (out,)}
+        for part, shape in expected.items():
+            values = getattr(correction, part)
+            if values is not None and tuple(values.shape) != shape:
+                raise ValueError(f"correction of {path}: {part} is {tuple(values.shape)}, expected {shape}")
+        targets.append((linear, group, correction))
+    return targets
+
+
+@contextlib.contextmanager
+def _corrected(linear: nn.Linear, group: Group, kept: tuple[int, ...], correction: Correction) -> Iterator[None]:
+    weight, bias = linear.weight, linear.bias
+    full = correction.weight
+    if full is not None:
+        index = unit_slices(_as_tensor(kept), group.members[-1].width).to(weight.device)
+        full = torch.zeros_like(weight).index_copy_(1, index, correction.weight.to(weight))
+    _correct(linear, Correction(full, correction.bias))
+    try:
+        yield
+    finally:
+        linear.weight, linear.bias = weight, bias
+
+
+def _correct(linear: nn.Linear, correction: Correction) -> None:
+    like = linear.weight
+    if correction.weight is not None:
+        _replace(linear, "weight", correction.weight.to(like))
+    if correction.bias is not None:
+        linear.bias = nn.Parameter(correction.bias.to(like), requires_grad=like.requires_grad)
+
+
+def _complete_biases(model: nn.Module, structure: Structure) -> None:
+    layers = model.get_submodule(structure.family.layers)
+    for path in (structure.family.attention_out, structure.family.mlp_out):
+        if not any(layer.get_submodule(path).bias is not None for layer in layers):
+            continue
+        flag, sharing = structure.family.bias_flag(path)
+        for linear in (layer.get_submodule(p) for layer in layers for p in sharing):
+            if linear.bias is None:
+                _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
+        if flag is not None:
+            setattr(model.config, flag, True)
 
 
 def _as_tensor(units: tuple[int, ...]) -> Tensor:
@@ -91,9 +229,12 @@ def _kept(units: int, kept: tuple[int, ...]) -> Tensor:
     return torch.zeros(units).index_fill_(0, _as_tensor(kept), 1)
 
 
-def _multiply_hook(linear: nn.Linear, out: Member, gates: Tensor):
+def _multiply_hook(linear: nn.Linear, out: Member, gates: Tensor, mean: Tensor | None):
     factors = gates.to(linear.weight).repeat_interleave(out.width)
-    return lambda _module, args: (args[0] * factors, *args[1:])
+    if mean is None:
+        return lambda _module, args: (args[0] * factors, *args[1:])
+    constant = mean.to(linear.weight) * (1 - factors)
+    return lambda _module, args: (args[0] * factors + constant, *args[1:])
 
 
 def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:

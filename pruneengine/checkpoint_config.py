@@ -29,8 +29,8 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
 
     Equal widths give a config that plain transformers loads. transformers' LlamaConfig refuses a number of heads that
     does not divide the hidden size even with ``head_dim`` given; without biases such a model is written as its twin
-    Mistral without a sliding window, the same function under a config that takes it. Everything else names the
-    modelling file that travels along.
+    Mistral without a sliding window, the same function under a config that takes it. Everything else, biases that no
+    flag of the config gives among it, names the modelling file that travels along.
 
     Raises:
         ValueError: as :func:`sync_config`; or the widths differ in a family the modelling file lacks.
@@ -52,13 +52,16 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
         values.setdefault("pruneengine_widths", layer_widths(find_groups(model)))
         heads, hidden = values["num_attention_heads"], values["hidden_size"]
         values["num_attention_heads"] = next(n for n in range(heads, hidden + 1) if hidden % n == 0)
-    per_layer = "pruneengine_widths" in values
-    if per_layer and family not in FAMILIES:
-        raise ValueError(f"layers of different widths can be saved for {', '.join(FAMILIES)}, not for {family!r}")
-    if per_layer:
+    shipped = bool({"pruneengine_widths", "pruneengine_biases"} & values.keys())
+    if shipped and family not in FAMILIES:
+        raise ValueError(
+            f"layers of different widths, or with biases of their own, can be saved for {', '.join(FAMILIES)}, not for "
+            f"{family!r}"
+        )
+    if shipped:
         values["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_MODULE}.{FAMILIES[family][1]}"}
     plain, pruned = FAMILIES.get(family, (type(model).__name__, None))
-    values["architectures"] = [pruned if per_layer else plain]
+    values["architectures"] = [pruned if shipped else plain]
     return dict(sorted(values.items()))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.allocate import ALLOCATIONS, PROTOCOLS
+from pruneengine.compensate import check_choice
 from pruneengine.extras import needs
 from pruneengine.fusion import FUSIONS, HyWIA, needs_of
 from pruneengine.plan import SHAPES
@@ -32,6 +33,8 @@ class PruneConfig:
         layers: first and end (exclusive) decoder layer that may change; None for all.
         aggregate, fold: how members of a group are combined (:func:`pruneengine.score`).
         round_to: MLP widths become multiples of this; None chooses 8 below a billion parameters and 64 above.
+        compensate, compensate_mode: what the kept units do for the removed ones: "none", "bias" or "least-squares",
+            "one-shot" or "sequential" (:func:`pruneengine.compensate.compensate`), fitted on the calibration text.
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
         nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling, of the random metric and of a fit.
@@ -50,6 +53,8 @@ class PruneConfig:
     aggregate: str = "sum"
     fold: str = "gqa"
     round_to: int | None = None
+    compensate: str = "none"
+    compensate_mode: str = "sequential"
     calibration: str = "builtin"
     nsamples: int | None = None
     seqlen: int = 128
@@ -77,6 +82,11 @@ class PruneConfig:
         _choice("protocol", self.protocol, PROTOCOLS)
         _choice("aggregate", self.aggregate, tuple(AGGREGATES))
         _choice("fold", self.fold, FOLDS)
+        check_choice(self.compensate, self.compensate_mode)
+        if self.compensates and set(self.structure) == {"layers"}:
+            raise ValueError(
+                f"compensate is {self.compensate!r}: whole layers leave no channel that could make up for them"
+            )
         for name in ("seqlen", "batch_size", "hywia_steps", "hywia_samples"):
             _positive(name, getattr(self, name))
         for name in ("round_to", "nsamples"):
@@ -130,6 +140,11 @@ class PruneConfig:
     def needs(self) -> frozenset[str]:
         """Quantities of the statistics that the method and the allocation read."""
         return needs_of(self.method) | ({"squares"} if self.reads_profile else frozenset())
+
+    @property
+    def compensates(self) -> bool:
+        """Whether the kept units are changed to make up for the removed ones."""
+        return self.compensate != "none"
 
     @property
     def reads_profile(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pruneengine.allocate import allocate
 from pruneengine.apply import compact
 from pruneengine.calibrate import calibrate
+from pruneengine.compensate import Compensation, compensate
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, as_samples
 from pruneengine.fusion import HyWIA
@@ -26,7 +27,10 @@ from pruneengine.unstructured import sparsity_profile
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What was done: the plan, what it was decided from (``fit``: of a fitted method), and every stage's seconds."""
+    """What was done: the plan, what it was decided from, what makes up for removed units, and every stage's seconds.
+
+    ``fit`` is that of a fitted method; ``compensation`` is None until a model was compensated.
+    """
 
     config: PruneConfig
     plan: Plan
@@ -34,6 +38,7 @@ class PruneReport:
     statistics: Statistics | None
     seconds: dict[str, float]
     fit: Fit | None = None
+    compensation: Compensation | None = None
 
     def __str__(self) -> str:
         plan = self.plan
@@ -69,8 +74,27 @@ def prune(
     if statistics is not None:
         statistics.check(model=model_fingerprint(model))
     report = decide(model, structure, batches, config, statistics=statistics, clock=clock)
+    return carry_out(model, structure, batches, report, clock)
+
+
+def carry_out(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    report: PruneReport,
+    clock: Stopwatch,
+) -> PruneReport:
+    """What :func:`decide` decided, done to the model in place: compensated as its config asks for, and compacted."""
+    config, corrections = report.config, None
+    if config.compensates:
+        with clock("compensate"):
+            compensation = compensate(
+                model, report.plan, batches, config.compensate,
+                structure=structure, mode=config.compensate_mode, batch_size=config.batch_size,
+            )  # fmt: skip
+        report, corrections = replace(report, compensation=compensation), compensation.corrections
     with clock("compact"):
-        compact(model, report.plan, structure=structure)
+        compact(model, report.plan, structure=structure, corrections=corrections)
     return report
 
 
@@ -86,6 +110,10 @@ def decide(
     """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
     clock = clock or Stopwatch()
     layers = config.layer_range(structure.num_layers)
+    if config.compensates and (batches is None or len(as_samples(batches)) < 2):
+        raise ValueError(
+            f"compensation {config.compensate!r} needs at least 2 calibration samples, one of them held out"
+        )
     if batches is None and config.holds_out:
         raise ValueError(f"method {config.method!r} is fitted on calibration batches, got none")
     held_out = None

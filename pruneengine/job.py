@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.apply import compact
 from pruneengine.calibrate import calibrate
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
-from pruneengine.engine import PruneReport, Stopwatch, decide, rehearse, split_samples
+from pruneengine.engine import PruneReport, Stopwatch, carry_out, decide, rehearse, split_samples
 from pruneengine.evaluate import (
     PerplexityResult,
     SpeedResult,
@@ -128,8 +127,9 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         dense = replace(dense, perplexity=_perplexity(model, evaluation, dtype))
     original_config = model.config.to_dict()
     original = copy.deepcopy(model) if options.speed else None
-    with clock("compact"):
-        compact(model, report.plan, structure=structure)
+    report = carry_out(model, structure, calibration, report, clock)
+    if report.compensation is not None:
+        warnings += report.compensation.warnings
     pruned = Measures(*model_size(model))
     with clock("evaluate"):
         pruned = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
@@ -175,7 +175,7 @@ def _texts(
 ) -> tuple[Samples | None, Samples | None, tuple[str, ...]]:
     calibration = evaluation = None
     warnings = []
-    if config.needs:
+    if config.needs or config.compensates:
         calibration = load_samples(
             config.calibration, tokenizer, config.nsamples, config.seqlen, config.seed,
             pack=config.pack, model=model,
@@ -247,7 +247,7 @@ def _summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: t
         "method": report.config.method,
         "ratio asked": plan.asked,
         "ratio reached": plan.reached,
-        "parameters": {"dense": plan.params_before, "pruned": plan.params_after},
+        "parameters": {"dense": plan.params_before, "pruned": pruned.params},
     }
     if dense.perplexity and pruned.perplexity:
         loss = paired_difference(dense.perplexity, pruned.perplexity) if len(dense.perplexity.per_window) > 1 else None
@@ -260,6 +260,8 @@ def _summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: t
         summary["tokens per second"] = {"dense": asdict(dense.speed), "pruned": asdict(pruned.speed)}
     if report.fit is not None:
         summary["fit"] = {"loss by step": report.fit.checks, "step kept": report.fit.best}
+    if report.compensation is not None:
+        summary["compensation"] = report.compensation.to_dict()
     if warnings:
         summary["warnings"] = list(warnings)
     return json.loads(json.dumps(summary))

@@ -33,7 +33,7 @@ def load_model(
         dtype: type of the weights; GGUF weights are dequantised to it.
         device: where the model goes.
         trust_remote_code: run modelling code that comes with the model. Checkpoints written by pruneengine with
-            layers of different widths need no permission as long as their modelling file is unchanged.
+            layers of different widths, or with biases, need no permission as long as their modelling file is unchanged.
 
     Raises:
         FileNotFoundError: the path does not exist.

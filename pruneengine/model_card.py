@@ -32,9 +32,11 @@ tokenizer = AutoTokenizer.from_pretrained(path)
 {sizes}
 {sections}"""
 
-PER_LAYER_NOTE = """
-The layers differ in width, so the call runs `modeling_pruned.py` of this folder; it needs transformers only.
+SHIPPED_NOTE = """
+{reason}, so the call runs `modeling_pruned.py` of this folder; it needs transformers only.
 """
+WIDTHS_REASON = "The layers differ in width"
+BIASES_REASON = "Biases stand in for what removed units gave on average, and this architecture's config has none there"
 
 TWIN_NOTE = """
 The numbers of heads do not divide the hidden size, which transformers refuses in a Llama config. The model is written
@@ -82,7 +84,8 @@ def model_card(
     if rows:
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
     twin = dense_config is not None and dense_config.get("model_type") != config["model_type"]
-    note = PER_LAYER_NOTE if "auto_map" in config else TWIN_NOTE if twin else ""
+    reason = WIDTHS_REASON if "pruneengine_widths" in config else BIASES_REASON
+    note = SHIPPED_NOTE.format(reason=reason) if "auto_map" in config else TWIN_NOTE if twin else ""
     return TEMPLATE.format(
         title=title, family=config["model_type"], loader=loader, note=note, sizes="\n".join(sizes), sections=sections
     )

@@ -1,8 +1,10 @@
-"""Causal language models whose decoder layers differ in width, for Llama, Mistral, Qwen2 and Qwen3.
+"""Causal language models whose decoder layers differ in width or have more biases, for Llama, Mistral, Qwen2 and Qwen3.
 
 This file travels inside a checkpoint and needs transformers only. ``config.json`` names a class below in ``auto_map``
 and gives the widths in ``pruneengine_widths``: one ``{"num_attention_heads", "num_key_value_heads",
 "intermediate_size"}`` per decoder layer. The same names in the config itself give at least the widest layer's numbers.
+``pruneengine_biases`` names linears of a layer, e.g. ``"mlp.down_proj"``, that have a bias in every layer. Either may
+be absent.
 """
 
 from torch import nn
@@ -33,16 +35,27 @@ def resize_layer(layer: nn.Module, num_attention_heads: int, num_key_value_heads
     mlp.intermediate_size = intermediate_size
 
 
+def add_bias(layer: nn.Module, path: str) -> None:
+    """Give the linear at ``path`` of a decoder layer a bias."""
+    linear = layer.get_submodule(path)
+    weight = linear.weight
+    biased = nn.Linear(linear.in_features, linear.out_features, True, device=weight.device, dtype=weight.dtype)
+    layer.set_submodule(path, biased)
+
+
 class PerLayerWidths:
-    """Mixin in front of a causal language model: resizes every layer before the weights are loaded."""
+    """Mixin in front of a causal language model: prepares every layer before the weights are loaded."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        widths = config.pruneengine_widths
-        if len(widths) != len(self.model.layers):
+        widths = getattr(config, "pruneengine_widths", None) or []
+        if widths and len(widths) != len(self.model.layers):
             raise ValueError(f"pruneengine_widths has {len(widths)} entries for {len(self.model.layers)} layers")
         for layer, layer_widths in zip(self.model.layers, widths):  # noqa: B905
             resize_layer(layer, **layer_widths)
+        for layer in self.model.layers:
+            for path in getattr(config, "pruneengine_biases", None) or ():
+                add_bias(layer, path)
 
 
 class PrunedLlamaForCausalLM(PerLayerWidths, LlamaForCausalLM):

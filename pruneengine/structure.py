@@ -29,13 +29,26 @@ class Family:
     attention_out: str = "self_attn.o_proj"
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     mlp_out: str = "mlp.down_proj"
+    # (config flag, linears that it gives a bias)
+    bias_flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def bias_flag(self, linear: str) -> tuple[str | None, tuple[str, ...]]:
+        """The config flag that gives a linear its bias, and all that it gives one; None and itself without a flag."""
+        return next(((flag, paths) for flag, paths in self.bias_flags if linear in paths), (None, (linear,)))
 
     @property
     def linears(self) -> tuple[str, ...]:
         return (self.query, self.key, self.value, self.attention_out, *self.mlp_in, self.mlp_out)
 
 
-FAMILIES = (Family(model_types=("llama", "mistral", "qwen2", "qwen3")),)
+_ATTENTION_BIAS = ("attention_bias", (Family.query, Family.key, Family.value, Family.attention_out))
+_MLP_BIAS = ("mlp_bias", (*Family.mlp_in, Family.mlp_out))
+
+FAMILIES = (
+    Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(model_types=("qwen3",), bias_flags=(_ATTENTION_BIAS,)),
+    Family(model_types=("mistral", "qwen2")),
+)
 
 
 @dataclass(frozen=True)

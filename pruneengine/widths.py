@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from pruneengine.structure import Structure, find_groups
@@ -28,6 +30,7 @@ def sync_config(model: nn.Module) -> None:
 
     Sets the number of layers, their attention types, the head size, the tie flag and the widths. Where layers differ
     the config carries the widest one's numbers, and ``config.pruneengine_widths`` those of each layer by name.
+    ``config.pruneengine_biases`` names the linears of a layer whose bias no flag of the config can give.
 
     Raises:
         ValueError: as :func:`find_groups`; or the removed layers' attention types cannot be told.
@@ -40,10 +43,25 @@ def sync_config(model: nn.Module) -> None:
     _sync_layer_types(model, structure)
     for name in widths[0]:
         setattr(config, name, max(layer[name] for layer in widths))
-    if all(layer == widths[0] for layer in widths):
-        config.__dict__.pop("pruneengine_widths", None)
+    _set(config, "pruneengine_widths", widths if any(layer != widths[0] for layer in widths) else None)
+    _set(config, "pruneengine_biases", _unflagged_biases(model, structure))
+
+
+def _set(config: Any, name: str, value: list | None) -> None:
+    if value:
+        setattr(config, name, value)
     else:
-        config.pruneengine_widths = widths
+        config.__dict__.pop(name, None)
+
+
+def _unflagged_biases(model: nn.Module, structure: Structure) -> list[str]:
+    family = structure.family
+    layer = model.get_submodule(structure.layer_path(0))
+    return [
+        path
+        for path in (family.attention_out, family.mlp_out)
+        if layer.get_submodule(path).bias is not None and family.bias_flag(path)[0] is None
+    ]
 
 
 def _sync_layer_types(model: nn.Module, structure: Structure) -> None:

@@ -23,6 +23,10 @@ def prune(
     aggregate: Annotated[str | None, typer.Option(help="sum, mean, prod, max, first or last member.")] = None,
     fold: Annotated[str | None, typer.Option(help="gqa, or llm-pruner: its misaligned fold, to compare.")] = None,
     round_to: Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")] = None,
+    compensate: Annotated[
+        str | None, typer.Option(help="none, bias or least-squares: kept units make up for removed ones.")
+    ] = None,
+    compensate_mode: Annotated[str | None, typer.Option(help="sequential or one-shot.")] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="SPEC", help="builtin, self, a file, a hub name, or a mix a:64,b:64.")
     ] = None,
@@ -59,7 +63,8 @@ def prune(
     given = {
         "method": method, "ratio": ratio, "structure": structure,
         "allocation": allocation, "shape": shape, "protocol": protocol, "layers": layers,
-        "aggregate": aggregate, "fold": fold, "round_to": round_to, "calibration": calibration,
+        "aggregate": aggregate, "fold": fold, "round_to": round_to, "compensate": compensate,
+        "compensate_mode": compensate_mode, "calibration": calibration,
         "nsamples": nsamples, "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
         "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature, "hywia_blend": hywia_blend,
         "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
@@ -83,6 +88,8 @@ def prune(
         tables.show_times(out, result.seconds)
         return
     tables.show_target(out, result.report)
+    if result.report.compensation is not None:
+        tables.show_compensation(out, result.report, result.pruned.params)
     tables.show_result(out, result, title=f"{config.method} on {model}")
     if eval_text.startswith("builtin") or config.calibration == "builtin":
         out.print(tables.SMOKE_TEXT)

@@ -135,6 +135,19 @@ def show_target(console: Console, report: PruneReport) -> None:
         console.print("these are the nearest legal widths: whole heads and layers, rounded multiples of channels")
 
 
+def show_compensation(console: Console, report: PruneReport, params: int) -> None:
+    """How far the kept units make up for the removed ones, on samples held out of the fit."""
+    found, added = report.compensation, params - report.plan.params_after
+    before, after = (
+        sum(getattr(group, name) for group in found.groups) / len(found.groups) for name in ("before", "after")
+    )
+    console.print(
+        f"compensation by {found.how}, {found.mode}: {len(found.corrections)} of {len(found.groups)} groups changed; "
+        f"held-out squared error of their outputs {before:.2%} => {after:.2%} on average"
+        + (f"; biases add {added:,} parameters" if added else "")
+    )
+
+
 def show_result(console: Console, result: JobResult, title: str) -> None:
     """Dense beside pruned, then where the time went."""
     dense, pruned = result.dense, result.pruned

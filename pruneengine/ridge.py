@@ -1,0 +1,81 @@
+"""What is missing from a linear's output, regressed on the inputs it keeps, from sums alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over tokens for the regression ``missing ~ delta @ x``; what they hold grows with channels, not tokens.
+
+    Attributes:
+        gram: sum of ``x x^T``, float64 ``[K, K]``.
+        cross: sum of ``missing x^T``, float64 ``[H, K]``.
+        missing: sum of the missing output, float64 ``[H]``.
+        energy: sum of its squares.
+        wanted: sum of the squares of the whole output that is wanted, which errors are held against.
+        tokens: how many.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    missing: Tensor
+    energy: float = 0.0
+    wanted: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, inputs: int, outputs: int, device: torch.device) -> Moments:
+        zeros = [
+            torch.zeros(s, dtype=torch.float64, device=device) for s in ((inputs,) * 2, (outputs, inputs), (outputs,))
+        ]
+        return cls(*zeros)
+
+    def add(self, x: Tensor, missing: Tensor, wanted: Tensor) -> None:
+        """One batch, ``x`` ``[..., K]``, ``missing`` and ``wanted`` ``[..., H]``: float32 products, float64 sums."""
+        x, missing, wanted = (t.flatten(0, -2).float() for t in (x, missing, wanted))
+        self.gram += x.T @ x
+        self.cross += missing.T @ x
+        self.missing += missing.sum(0, dtype=torch.float64)
+        self.energy += float(missing.double().square().sum())
+        self.wanted += float(wanted.double().square().sum())
+        self.tokens += len(x)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.gram.isfinite().all() and self.cross.isfinite().all()) and abs(self.energy) < float("inf")
+
+    def error(self, delta: Tensor | None = None, bias: Tensor | None = None) -> float:
+        """Sum over tokens of ``|missing - delta x - bias|^2``, one of the two at most; no token is needed for it."""
+        if delta is not None:
+            # sum(delta * (delta G - 2 C)): the quadratic form's trace without a third product.
+            return self.energy + float((delta * (delta @ self.gram - 2 * self.cross)).sum())
+        if bias is not None:
+            return self.energy + float((bias * (self.tokens * bias - 2 * self.missing)).sum())
+        return self.energy
+
+
+def solve(moments: Moments, ridge: float) -> tuple[Tensor, float]:
+    """The delta that minimises the squared error plus ``ridge * mean(diag G) * |delta|^2``: ``C (G + ...)^-1``.
+
+    Returns:
+        delta, float64 ``[H, K]``, and the ridge it took: ten times as much, as often as needed, where the Cholesky
+        factor of float64 does not exist. Without any input the delta is zero.
+    """
+    scale = float(moments.gram.diagonal().mean())
+    if scale == 0:
+        return torch.zeros_like(moments.cross), ridge
+    while True:
+        damped = moments.gram.clone()
+        damped.diagonal().add_(ridge * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return torch.cholesky_solve(moments.cross.T, factor).T, ridge
+        ridge *= 10
