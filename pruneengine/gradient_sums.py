@@ -18,7 +18,7 @@ from pruneengine import ops
 WHOLE_SET = frozenset({"abs_mean", "mix"})
 
 # A tile of the weight, large enough for the matrix product and small enough for caches.
-_ROWS, _COLUMNS = 128, 512
+_ROWS, _COLUMNS = 96, 768
 # Samples whose gradients of one tile exist at once, and the most that they and the sums of all sets may take.
 _SAMPLES, _BYTES = 32, 256 * 2**20
 
@@ -90,7 +90,7 @@ class ManySets:
                 mean, squares = self._moments(x[:, :, columns], delta[:, :, rows])
                 forms = {"abs_mean": mean}
                 if squares is not None:
-                    forms["mix"] = torch.addcmul(mean, tile.float(), squares, value=-0.5)
+                    forms["mix"] = squares.mul_(tile.float() * -0.5).add_(mean)
                 for quantity, total in found.items():
                     for of_set, gradient in zip(total, forms[quantity], strict=True):
                         of_set[(rows, columns)[axis]] += _absolute(tile, gradient)[axis]
@@ -103,8 +103,7 @@ class ManySets:
         squares = torch.zeros_like(mean) if "mix" in self.wanted else None
         chunks = zip(*(t.split(_SAMPLES, dim) for t, dim in ((x, 0), (delta, 0), (self.membership, 1))), strict=True)
         for x_n, delta_n, share in chunks:
-            gradients = torch.bmm(delta_n.float().transpose(1, 2), x_n.float()).flatten(1)
-            gradients /= self.scale
+            gradients = torch.bmm(delta_n.float().transpose(1, 2) / self.scale, x_n.float()).flatten(1)
             mean.addmm_(share, gradients)
             if squares is not None:
                 squares.addmm_(share, gradients.square_())
