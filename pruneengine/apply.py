@@ -67,7 +67,7 @@ def mask(
         raise ValueError("means and corrections make up for the same units; give one of them")
     chosen = set(range(structure.num_layers) if layers is None else layers)
     partial = {n: kept for n, kept in _partial(plan).items() if structure.by_name[n].layer in chosen}
-    gates = {n: _kept(plan.units[n], kept) for n, kept in partial.items()}
+    gates = {n: kept_mask(plan.units[n], kept) for n, kept in partial.items()}
     targets = _checked(model, structure, plan, corrections or {})
     with contextlib.ExitStack() as undo:
         undo.enter_context(skip(model, structure, chosen - set(plan.kept_layers)))
@@ -101,15 +101,16 @@ def gate(
     Args:
         model: whose o_proj and down_proj are hooked.
         structure: of the model.
-        gates: ``[units]`` per group name; 1 changes nothing, 0 is what :func:`mask` does to a removed unit.
-        means: ``[units * width]`` per group name; zero where absent.
+        gates: ``[units]`` per group name; 1 changes nothing, 0 is what :func:`mask` does to a removed unit. Or
+            ``[rows, units]``, with gates of its own for every row of the batch.
+        means: ``[units * width]`` or ``[rows, units * width]`` per group name; zero where absent.
     """
     with contextlib.ExitStack() as undo:
         for name, values in gates.items():
             out = structure.by_name[name].members[-1]
             linear = get_linear(model, out.module)
-            mean = None if means is None else means[name]
-            undo.enter_context(linear.register_forward_pre_hook(_multiply_hook(linear, out, values, mean)))
+            hook = _gate_hook(linear, out, values, (means or {}).get(name))
+            undo.enter_context(linear.register_forward_pre_hook(hook))
         yield model
 
 
@@ -224,17 +225,23 @@ def _as_tensor(units: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.fromiter(units, np.int64, len(units)))
 
 
-def _kept(units: int, kept: tuple[int, ...]) -> Tensor:
+def kept_mask(units: int, kept: tuple[int, ...]) -> Tensor:
     """1 for the units that stay, else 0: float32 ``[units]``."""
     return torch.zeros(units).index_fill_(0, _as_tensor(kept), 1)
 
 
-def _multiply_hook(linear: nn.Linear, out: Member, gates: Tensor, mean: Tensor | None):
-    factors = gates.to(linear.weight).repeat_interleave(out.width)
-    if mean is None:
+def _gate_hook(linear: nn.Linear, out: Member, gates: Tensor, means: Tensor | None):
+    factors = gates.to(linear.weight).repeat_interleave(out.width, -1)
+    if means is None:
+        factors = _per_row(factors)
         return lambda _module, args: (args[0] * factors, *args[1:])
-    constant = mean.to(linear.weight) * (1 - factors)
+    factors, constant = _per_row(factors), _per_row(means.to(linear.weight) * (1 - factors))
     return lambda _module, args: (args[0] * factors + constant, *args[1:])
+
+
+def _per_row(values: Tensor) -> Tensor:
+    """``[rows, C]`` -> ``[rows, 1, C]``, to go with activations ``[rows, tokens, C]``."""
+    return values[:, None] if values.dim() == 2 else values
 
 
 def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:

@@ -184,8 +184,8 @@ class PruneConfig:
         return cls(**values)
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML recipe: its keys, or those under ``config`` in the recipe that a checkpoint carries."""
+def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
+    """The options in a YAML recipe: its keys, or those under ``section`` in the recipe that a checkpoint carries."""
     with needs("cli"):
         import yaml
 
@@ -195,7 +195,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
-    return content.get("config", content)
+    return content.get(section, content)
 
 
 def _kinds(value: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from pruneengine.cli import bench, evaluate, inspect, prune
+    from pruneengine.cli import bench, evaluate, inspect, prune, search
     from pruneengine.cli.app import app, err
 except ImportError as missing:
     sys.exit(f"error: the command line needs {missing.name}: pip install 'pruneengine[cli]'")
@@ -14,6 +14,7 @@ except ImportError as missing:
 # In the order in which --help lists them.
 app.command()(inspect.inspect)
 app.command()(prune.prune)
+app.command()(search.search)
 app.command("eval")(evaluate.evaluate)
 app.command()(bench.bench)
 

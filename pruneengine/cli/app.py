@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -41,3 +43,13 @@ def parse_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
     return name
+
+
+def read_config(kind: type, recipe: Path | None, given: Mapping[str, Any], section: str = "config"):
+    """A config from a recipe and what was given on the command line, which wins; None was not given."""
+    from pruneengine.config import read_recipe
+
+    values = (read_recipe(recipe, section) if recipe else {}) | {k: v for k, v in given.items() if v is not None}
+    if "ratio" not in values:
+        raise ValueError("give --ratio R (or a --recipe that holds one)")
+    return kind.from_dict(values)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype
+from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype, read_config
 
 
 def prune(
@@ -58,6 +58,7 @@ def prune(
 ) -> None:
     """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
     from pruneengine.cli import tables
+    from pruneengine.config import PruneConfig
     from pruneengine.job import JobOptions, run
 
     given = {
@@ -69,7 +70,7 @@ def prune(
         "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature, "hywia_blend": hywia_blend,
         "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
     }  # fmt: skip
-    config = _config(recipe, {name: value for name, value in given.items() if value is not None})
+    config = read_config(PruneConfig, recipe, given)
     if out_dir is None and not dry_run:
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
@@ -102,12 +103,3 @@ def prune(
     if result.text is not None:
         out.print(f"there it continues {prompt!r}: {result.text!r}")
     out.print(f"saved {result.saved.path} ({result.saved.bytes / 1e6:.1f} MB)")
-
-
-def _config(recipe: Path | None, given: dict[str, Any]):
-    from pruneengine.config import PruneConfig, read_recipe
-
-    values = (read_recipe(recipe) if recipe else {}) | given
-    if "ratio" not in values:
-        raise ValueError("give --ratio R (or a --recipe that holds one)")
-    return PruneConfig.from_dict(values)

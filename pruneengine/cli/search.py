@@ -1,0 +1,90 @@
+"""The verb search: the best plan found, applied and saved as by prune."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype, read_config
+
+
+def search(
+    model: Model,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")],
+    method: Annotated[str, typer.Option(help="adapruner.")] = "adapruner",
+    ratio: Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to evaluate (100).")] = None,
+    shape: Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")] = None,
+    structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")] = None,
+    round_to: Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
+    stop: Annotated[str | None, typer.Option(help="p-value at which a trial is stopped early (0.1), or none.")] = None,
+    calibration: Annotated[str | None, typer.Option(metavar="SPEC", help="Text of the calibration pool.")] = None,
+    pool: Annotated[int | None, typer.Option(help="Samples in the pool (128).")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Tokens a sample, comma separated (128).")] = None,
+    counts: Annotated[str | None, typer.Option(help="Sizes of subsets, comma separated (16,32,64,128).")] = None,
+    selectors: Annotated[str | None, typer.Option(help="random-K,low-loss,middle-loss,high-loss,diverse.")] = None,
+    search_text: Annotated[str | None, typer.Option("--eval", metavar="SPEC", help="Text of the objective.")] = None,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens a window of it (256).")] = None,
+    windows: Annotated[int | None, typer.Option(help="Windows that trials see (16).")] = None,
+    held_out: Annotated[int | None, typer.Option(help="Windows that only finalists see (16).")] = None,
+    finalists: Annotated[int | None, typer.Option(help="Trials compared there (5).")] = None,
+    compensate: Annotated[str | None, typer.Option(help="Choices for the winner: none,bias,least-squares.")] = None,
+    together: Annotated[int | None, typer.Option(help="Candidates that share a forward pass (1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the pool, the sampler and random subsets.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
+    study: Annotated[str, typer.Option(metavar="NAME", help="Of the Optuna study.")] = "adapruner",
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="journal:FILE or a database URL (a journal beside --out).")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes on this study.")] = 1,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which no trial is begun.")] = None,
+    eval_text: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Text of the report, which is never searched on.")
+    ] = None,
+    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of it.")] = 512,
+    eval_windows: Annotated[int | None, typer.Option(help="How many.")] = 64,
+    proof: Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Search calibration data, metric and allocation; save the best plan. Run it again to go on after a stop."""
+    from pruneengine.cli import tables_search as tables
+    from pruneengine.search.config import SearchConfig
+    from pruneengine.search.job import SearchOptions, run
+
+    if method != "adapruner":
+        raise ValueError(f"unknown method {method!r}; choose from adapruner")
+    given = {
+        "ratio": ratio, "trials": trials, "shape": shape, "structure": structure, "layers": layers,
+        "round_to": round_to, "sampler": sampler, "calibration": calibration, "pool": pool, "lengths": lengths,
+        "counts": counts, "selectors": selectors, "search_text": search_text, "seqlen": seqlen, "windows": windows,
+        "held_out": held_out, "finalists": finalists, "compensate": compensate, "together": together, "seed": seed,
+    }  # fmt: skip
+    config = read_config(SearchConfig, recipe, given, section="search")
+    if stop is not None:
+        config = replace(config, stop=None if stop == "none" else _p_value(stop))
+    options = SearchOptions(
+        source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
+        study=study, storage=storage, workers=workers, time_limit=time_limit,
+        eval_text=eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
+        proof=proof, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    found = run(config, options, say=lambda line: err.print(line, style="dim"))
+    for warning in found.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    tables.show_search(out, found)
+    out.print(f"saved {found.saved.path} ({found.saved.bytes / 1e6:.1f} MB)")
+
+
+def _p_value(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"stop must be a p-value or none, got {text!r}") from None

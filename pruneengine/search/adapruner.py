@@ -1,0 +1,167 @@
+"""The search: calibration data, metric and allocation chosen jointly, after AdaPruner (Kong et al., AAAI 2025).
+
+Statistics of the whole calibration pool are collected once. A trial combines the rows of its samples, scores,
+allocates, plans and masks in milliseconds, and is judged by the masked model's loss on fixed text, block by block. The
+best trials meet again on text that the search never saw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.engine import Stopwatch, rehearse
+from pruneengine.samples import Samples
+from pruneengine.search import baselines as fixed
+from pruneengine.search.config import SearchConfig
+from pruneengine.search.decide import Decider
+from pruneengine.search.finals import decide_winner
+from pruneengine.search.heads import legal_heads
+from pruneengine.search.objective import Objective
+from pruneengine.search.pool import SubsetOptions, collect_pool
+from pruneengine.search.records import importance, trial_records
+from pruneengine.search.result import SearchResult
+from pruneengine.search.space import Space
+from pruneengine.search.study import ORIGIN, open_study
+from pruneengine.search.trials import TrialLoop
+from pruneengine.search.workers import run_workers
+from pruneengine.statistics import QUANTITIES
+from pruneengine.structure import find_groups, model_fingerprint
+
+
+@dataclass(frozen=True)
+class SearchTexts:
+    """The texts of a search; none of them may be the text that results are reported on.
+
+    Attributes:
+        pool: calibration samples by their length.
+        search: blocks of the objective, in the order in which they are evaluated.
+        held_out: blocks that only finalists see.
+    """
+
+    pool: Mapping[int, Samples]
+    search: Samples
+    held_out: Samples
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """How a search runs; nothing here changes what it finds, but for how long it may take.
+
+    Attributes:
+        study: its name in the storage.
+        storage: as :func:`pruneengine.search.study.open_study` takes it.
+        cache: folder of the pool's statistics; None keeps them in memory only.
+        workers: processes on one study; each has its share of the threads.
+        time_limit: seconds after which no trial is begun; None for none.
+        dtype: what the objective computes in; None for the model's own.
+    """
+
+    study: str
+    storage: str
+    cache: Path | None = None
+    workers: int = 1
+    time_limit: float | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise ValueError(f"time limit must be positive, got {self.time_limit}")
+
+
+def search(
+    model: nn.Module,
+    texts: SearchTexts,
+    config: SearchConfig,
+    run: SearchRun,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> SearchResult:
+    """Search for the best plan; the model is not changed.
+
+    A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
+
+    Args:
+        model: the dense model.
+        texts: tokens of the pool, the objective and the held-out blocks.
+        config: the target and the space.
+        run: where the study is kept, and how many work on it.
+        say: told what is being done.
+
+    Raises:
+        ValueError: a target or space without a legal plan, texts that do not fit, a study about something else; all
+            before a forward pass is spent on it.
+        ConnectionError: the storage does not answer.
+    """
+    clock = Stopwatch()
+    begun = time.monotonic()
+    structure = find_groups(model)
+    rehearse(structure, config.prune_config)
+    kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
+    study = open_study(run.study, run.storage, _identity(model, texts, config))
+    say("collecting statistics of the calibration pool")
+    layers = config.layer_range(structure.num_layers)
+    with clock("statistics"):
+        pool = collect_pool(
+            model, texts.pool, quantities(), _subsets(texts, config),
+            structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size, cache=run.cache,
+        )  # fmt: skip
+    with clock("dense"):
+        objective = Objective(model, texts.search, structure=structure, dtype=run.dtype)
+        held_out = Objective(model, texts.held_out, structure=structure, dtype=run.dtype)
+    decider = Decider(model, structure, pool, config)
+    space = Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
+    with clock("baselines"):
+        baselines = fixed.evaluate(study, decider, objective, held_out)
+    if config.sampler == "tpe" and not study.get_trials(deepcopy=False):
+        for candidate in fixed.starts(decider, space):
+            study.enqueue_trial(space.params(candidate), user_attrs={ORIGIN: "start"})
+    say(f"searching: {config.trials} trials on {len(objective)} blocks")
+    loop = TrialLoop(study, space, decider, objective, config, {b.mask: list(b.losses) for b in baselines if b.losses})
+    deadline = None if run.time_limit is None else begun + run.time_limit
+    with clock("trials"):
+        run_workers(loop, run.storage, run.workers, deadline, say)
+    with clock("finalists"):
+        outcome = decide_winner(study, space, decider, objective, held_out, baselines)
+    return SearchResult(
+        config=config,
+        plan=outcome.masked.plan,
+        winner=outcome.winner,
+        candidate=outcome.candidate,
+        corrections=outcome.corrections,
+        finalists=outcome.finalists,
+        baselines=tuple(baselines),
+        trials=trial_records(study),
+        importance=importance(study),
+        dense={"search": float(objective.dense.mean()), "held out": float(held_out.dense.mean())},
+        seconds=clock.seconds,
+    )
+
+
+def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig) -> dict[str, Any]:
+    return {
+        "model": model_fingerprint(model),
+        "pool": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
+        "search text": texts.search.hash[:16],
+        "held-out text": texts.held_out.hash[:16],
+        **config.identity,
+    }
+
+
+def _subsets(texts: SearchTexts, config: SearchConfig) -> SubsetOptions:
+    """All of the pool, and smaller subsets of it or of one of its sources."""
+    counts = tuple(sorted({*config.counts, *map(len, texts.pool.values())}))
+    return SubsetOptions(counts, config.selectors, lengths=tuple(texts.pool))
+
+
+def quantities() -> frozenset[str]:
+    """What the pool's statistics must hold: all that a point of the family can read."""
+    return frozenset(QUANTITIES)

@@ -1,0 +1,114 @@
+"""The end of a search: its best trials, and the best fixed metric, meet on text that the search never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pruneengine.apply import Correction, mask
+from pruneengine.compensate import bias_corrections, compensate
+from pruneengine.evaluate import perplexity
+from pruneengine.progress import track
+from pruneengine.search.baselines import Baseline, masked
+from pruneengine.search.candidate import Candidate
+from pruneengine.search.decide import Decider
+from pruneengine.search.objective import Masked, Objective
+from pruneengine.search.result import Finalist
+from pruneengine.search.space import Space
+from pruneengine.search.study import MASK
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Who won, and against whom.
+
+    Attributes:
+        winner: the first of ``finalists``.
+        candidate: its point of the space; None for a baseline.
+        corrections: of its compensation, for :func:`pruneengine.apply.compact`.
+    """
+
+    winner: Finalist
+    masked: Masked
+    candidate: Candidate | None
+    finalists: tuple[Finalist, ...]
+    corrections: dict[str, Correction]
+
+
+def decide_winner(
+    study: optuna.Study,
+    space: Space,
+    decider: Decider,
+    objective: Objective,
+    held_out: Objective,
+    baselines: list[Baseline],
+) -> Outcome:
+    """Compare the best trials on the held-out blocks, and try to compensate the winner.
+
+    The winner has the lowest mean loss over search and held-out blocks together, among those that are no worse on the
+    search blocks than every baseline. Compensation is kept where it lowers the held-out loss; its own ridge is chosen
+    on calibration text.
+
+    Raises:
+        ValueError: neither a baseline nor a trial gave a legal plan.
+    """
+    legal = [b for b in baselines if b.losses]
+    best = min(legal, key=lambda b: b.value, default=None)
+    entrants: list[tuple[Finalist, Masked, Candidate | None]] = []
+    if best is not None:
+        entrants.append((Finalist(best.name, best.value, best.held_out), masked(best, decider), None))
+    trials = _best_trials(study, decider.config.finalists, best.value if best else float("inf"))
+    for trial in track(trials, "finalists"):
+        candidate = space.suggest(_replay(trial))
+        chosen = decider.decide(candidate)
+        loss = held_out.evaluate([chosen])[0].mean
+        entrants.append((Finalist(f"trial {trial.number}", trial.value, loss), chosen, candidate))
+    if not entrants:
+        reason = next((b.illegal for b in baselines if b.illegal), "no trial was complete")
+        raise ValueError(f"the search found no legal plan: {reason}")
+    weights = len(objective), len(held_out)
+    entrants.sort(key=lambda e: (e[0].value * weights[0] + e[0].held_out * weights[1]) / sum(weights))
+    winner, chosen, candidate = entrants[0]
+    winner, corrections = _compensated(winner, chosen, decider, held_out)
+    return Outcome(winner, chosen, candidate, (winner, *(e[0] for e in entrants[1:])), corrections)
+
+
+def _best_trials(study: optuna.Study, count: int, bound: float) -> list[optuna.trial.FrozenTrial]:
+    """The best complete trials with masks of their own, none of them above the bound."""
+    import optuna
+
+    done = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    chosen: dict[str, optuna.trial.FrozenTrial] = {}
+    for trial in sorted(done, key=lambda t: (t.value, t.number)):
+        if trial.value <= bound and len(chosen) < count:
+            chosen.setdefault(trial.user_attrs[MASK], trial)
+    return list(chosen.values())
+
+
+def _replay(trial: optuna.trial.FrozenTrial) -> optuna.trial.FixedTrial:
+    import optuna
+
+    return optuna.trial.FixedTrial(trial.params)
+
+
+def _compensated(
+    winner: Finalist, chosen: Masked, decider: Decider, held_out: Objective
+) -> tuple[Finalist, dict[str, Correction]]:
+    """The winner with the compensation that does best on the held-out blocks, if one helps."""
+    model, structure, plan = decider.model, decider.structure, chosen.plan
+    best, corrections = winner, {}
+    if chosen.means:
+        # The plan was judged with mean inputs: a bias is what holds them.
+        best = replace(winner, compensation="bias")
+        corrections = bias_corrections(model, structure, plan, chosen.means)
+    samples = decider.pool.chosen(decider.pool.largest)
+    for how in track([h for h in decider.config.compensate if h not in ("none", best.compensation)], "compensate"):
+        found = compensate(model, plan, samples, how, structure=structure)
+        with mask(model, plan, structure=structure, corrections=found.corrections):
+            loss = perplexity(model, held_out.blocks).nll - float(held_out.dense.mean())
+        if loss < best.held_out:
+            best, corrections = replace(winner, held_out=loss, compensation=how), found.corrections
+    return best, corrections

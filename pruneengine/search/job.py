@@ -1,0 +1,215 @@
+"""A search from the model's name to a measured and proved checkpoint. What ``pruneengine search`` runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.apply import compact
+from pruneengine.checkpoint import SavedCheckpoint, check_output, save
+from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
+from pruneengine.engine import Stopwatch, rehearse
+from pruneengine.evaluate import best_dtype, model_size, perplexity
+from pruneengine.files import check_writable
+from pruneengine.job import Measures, versions
+from pruneengine.loading import load_model
+from pruneengine.search.adapruner import SearchRun, SearchTexts, search
+from pruneengine.search.config import SearchConfig
+from pruneengine.search.result import SearchResult
+from pruneengine.structure import find_groups
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Everything about a search job but the search itself.
+
+    Attributes:
+        source: model folder, GGUF file or hub name.
+        out: the checkpoint's folder.
+        study, storage: of the Optuna study; None for "adapruner" in a journal file in the folder ``<out>-search``,
+            where the pool's statistics are kept too.
+        workers, time_limit: as of :class:`SearchRun`.
+        eval_text, eval_seqlen, eval_windows: the text of the report, which the search never sees; None for none.
+    """
+
+    source: str
+    out: Path
+    overwrite: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    study: str = "adapruner"
+    storage: str | None = None
+    workers: int = 1
+    time_limit: float | None = None
+    eval_text: str | None = None
+    eval_seqlen: int = 512
+    eval_windows: int | None = 64
+    proof: bool = True
+    trust_remote_code: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the search keeps what it can go on from."""
+        return self.out.with_name(f"{self.out.name}-search")
+
+
+@dataclass(frozen=True)
+class SearchJobResult:
+    """What came out of a search job."""
+
+    result: SearchResult
+    dense: Measures
+    pruned: Measures
+    saved: SavedCheckpoint
+    texts: dict[str, dict[str, Any]]
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None] = lambda _: None) -> SearchJobResult:
+    """Load, search, compact, measure, save and prove.
+
+    A job that was stopped goes on where it was when it is started again with the same arguments.
+
+    Raises:
+        ValueError, OSError: before work is spent wherever that can be known.
+    """
+    clock = Stopwatch()
+    out = check_output(options.out, options.overwrite)
+    check_spec(config.calibration, config.pool, default=config.pool)
+    check_spec(config.search_text, config.windows + config.held_out, default=1)
+    if options.eval_text:
+        check_spec(options.eval_text, options.eval_windows, default=1)
+    check_writable(options.folder)
+    say(f"loading {options.source}")
+    with clock("load"):
+        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    rehearse(find_groups(model), config.prune_config)
+    with clock("text"):
+        texts, report = _texts(config, options, model, tokenizer)
+        described, warnings = describe(config, options, texts, report)
+    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
+    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
+    run_as = SearchRun(options.study, storage, options.folder, options.workers, options.time_limit, dtype)
+    result = search(model, texts, config, run_as, say=say)
+    dense = Measures(*model_size(model))
+    if report is not None:
+        say("measuring dense and pruned")
+        with clock("evaluate"):
+            dense = replace(dense, perplexity=perplexity(model, report, dtype=dtype))
+    dense_config = model.config.to_dict()
+    with clock("compact"):
+        compact(model, result.plan, corrections=result.corrections)
+    pruned = Measures(*model_size(model))
+    if report is not None:
+        with clock("evaluate"):
+            pruned = replace(pruned, perplexity=perplexity(model, report, dtype=dtype))
+    say(f"saving {out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    recipe = {
+        "search": config.to_dict(),
+        "source": options.source,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "study": options.study,
+        "versions": versions(),
+    }
+    values = result.to_dict() | {"texts": described, "versions": versions(), "warnings": list(warnings)}
+    search_json = json.dumps(values, indent=1) + "\n"
+    with clock("save"):
+        saved = save(
+            model, tokenizer, out,
+            plan=result.plan, recipe=recipe, report=summary(result, dense, pruned), overwrite=options.overwrite,
+            dense_config=dense_config, proof=options.proof, extra_files={"search.json": search_json},
+        )  # fmt: skip
+    seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
+    return SearchJobResult(result, dense, pruned, saved, described, warnings, seconds)
+
+
+def search_blocks(config: SearchConfig, tokenizer: Any) -> tuple[Samples, Samples]:
+    """Search and held-out blocks, drawn by the seed from all windows of the text: no two share tokens.
+
+    Raises:
+        ValueError: the text has fewer windows.
+    """
+    windows = evaluation_windows(config.search_text, tokenizer, config.seqlen)
+    wanted = config.windows + config.held_out
+    if len(windows) < wanted:
+        raise ValueError(
+            f"{config.search_text}: {len(windows)} windows of {config.seqlen} tokens; wanted "
+            f"{config.windows} to search on and {config.held_out} to hold out"
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
+    parts = order[: config.windows].tolist(), order[config.windows : wanted].tolist()
+    return tuple(Samples(windows.tokens[part], tuple(windows.source[i] for i in part)) for part in parts)
+
+
+def _texts(
+    config: SearchConfig, options: SearchOptions, model: nn.Module, tokenizer: Any
+) -> tuple[SearchTexts, Samples | None]:
+    pool = {
+        length: load_samples(config.calibration, tokenizer, config.pool, length, config.seed, model=model)
+        for length in config.lengths
+    }
+    blocks, held_out = search_blocks(config, tokenizer)
+    report = None
+    if options.eval_text:
+        report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+    return SearchTexts(pool, blocks, held_out), report
+
+
+def describe(
+    config: SearchConfig, options: SearchOptions, texts: SearchTexts, report: Samples | None
+) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """What each text is, and the proof that none is another: overlap is the share of windows with a run of 32 tokens
+    that an earlier text has.
+
+    Raises:
+        ValueError: the report's text was searched on.
+    """
+    named = {f"calibration, {length} tokens": (config.calibration, of) for length, of in texts.pool.items()}
+    named |= {"search": (config.search_text, texts.search), "held out": (config.search_text, texts.held_out)}
+    if report is not None:
+        named["report"] = (options.eval_text, report)
+    described: dict[str, dict[str, Any]] = {}
+    warnings = []
+    for position, (name, (spec, samples)) in enumerate(named.items()):
+        earlier = list(named.items())[:position]
+        shared = {other: check_overlap(of, samples)["overlap"] for other, (_, of) in earlier}
+        described[name] = {
+            "spec": spec,
+            "windows": len(samples),
+            "tokens": samples.tokens.numel(),
+            "hash": samples.hash,
+            "overlap": shared,
+        }
+        for other, part in shared.items():
+            if part and name == "report" and other in ("search", "held out"):
+                raise ValueError(
+                    f"evaluation text {spec}: {part:.1%} of its windows are in the search's text {config.search_text}; "
+                    "results must be reported on text that the search never saw"
+                )
+            if part and not (name.startswith("calibration") and other.startswith("calibration")):
+                warnings.append(f"{part:.1%} of the {name} windows share 32 tokens or more with the {other} text")
+    return described, tuple(warnings)
+
+
+def summary(result: SearchResult, dense: Measures, pruned: Measures) -> dict[str, Any]:
+    """The few numbers that a model card shows."""
+    values: dict[str, Any] = {
+        "method": "adapruner",
+        "ratio asked": result.plan.asked,
+        "ratio reached": result.plan.reached,
+        "parameters": {"dense": dense.params, "pruned": pruned.params},
+        "winner": result.winner.name,
+        "compensation": result.winner.compensation,
+        "trials": len(result.trials),
+    }
+    if dense.perplexity and pruned.perplexity:
+        values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
+        values["perplexity tokens"] = dense.perplexity.tokens
+    return values

@@ -1,0 +1,148 @@
+"""The Optuna study of a search: where it is kept, who may go on with it, what its next trial is drawn by."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruneengine.extras import needs
+
+if TYPE_CHECKING:
+    import optuna
+
+# Names of what a study and its trials carry.
+IDENTITY, BASELINE = "identity", "baseline: "
+WORKER, MASK, ORIGIN, SECONDS, ILLEGAL = "worker", "mask", "origin", "seconds", "illegal"
+
+
+def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Study:
+    """Create a study, or go on with the one that is there.
+
+    Args:
+        name: of the study in the storage.
+        storage: ``journal:FILE``, which needs nothing and survives a killed process, or the URL of a database that
+            SQLAlchemy knows (``sqlite:///FILE``, ``postgresql://...``), which workers on several machines can share.
+        identity: what the study is about; the study of another model, text or space is refused.
+
+    Raises:
+        ValueError: a storage of unknown kind, or a study of this name about something else (says what differs).
+        ConnectionError: the storage does not answer.
+    """
+    with needs("search"):
+        import optuna
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        place = _storage(storage)
+        study = optuna.create_study(study_name=name, storage=place, direction="minimize", load_if_exists=True)
+        known = study.user_attrs.get(IDENTITY)
+    except ValueError:
+        raise
+    # SQLAlchemy, its drivers and the journal raise errors of many types.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConnectionError(f"storage {storage} cannot be used: {reason}") from None
+    if known is None:
+        study.set_user_attr(IDENTITY, identity)
+    else:
+        _same(name, known, json.loads(json.dumps(identity)))
+    return study
+
+
+def reopen_study(name: str, storage: str) -> optuna.Study:
+    """A study that :func:`open_study` opened, in another process."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.load_study(study_name=name, storage=_storage(storage))
+
+
+def fail_abandoned(study: optuna.Study) -> int:
+    """Mark trials whose process died as failed; returns how many. Trials of other machines are left alone."""
+    import optuna
+
+    abandoned = 0
+    for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+        host, _, process = trial.user_attrs.get(WORKER, "").rpartition(":")
+        if host == socket.gethostname() and not _alive(int(process)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            abandoned += 1
+    return abandoned
+
+
+def this_worker() -> str:
+    """Who runs a trial: ``host:process``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def counted(study: optuna.Study) -> int:
+    """Trials that were drawn and not lost: running, stopped early or complete."""
+    import optuna
+
+    return sum(
+        trial.state not in (optuna.trial.TrialState.FAIL, optuna.trial.TrialState.WAITING)
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def sampler(kind: str, seed: int, position: int, startup: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one trial. A fresh one, seeded by its position in the study, so that a search that was killed and
+    resumed draws what an unbroken one would have drawn: no state lives in a process.
+    """
+    import optuna
+
+    seeded = (seed * 1_000_003 + position) % 2**32
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=seeded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seeded, n_startup_trials=startup, multivariate=True, group=True)
+
+
+def pruner(stop: float | None) -> optuna.pruners.BasePruner:
+    """Optuna's Wilcoxon signed-rank test against the best trial, block by block; or none."""
+    import optuna
+
+    if stop is None:
+        return optuna.pruners.NopPruner()
+    with needs("search"):
+        # Now, and not within the first trial that is tested.
+        import scipy.stats  # noqa: F401
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.pruners.WilcoxonPruner(p_threshold=stop)
+
+
+def _storage(url: str) -> Any:
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    kind, colon, rest = url.partition(":")
+    if not colon or not rest:
+        raise ValueError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE")
+    if kind == "journal":
+        Path(rest).absolute().parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(rest))
+    return RDBStorage(url)
+
+
+def _same(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in known | wanted:
+        if known.get(key) != wanted.get(key):
+            raise ValueError(
+                f"study {name!r} is about something else: its {key} is {known.get(key)!r}, this search's is "
+                f"{wanted.get(key)!r}; choose another --study or --storage"
+            )
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

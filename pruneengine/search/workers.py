@@ -1,0 +1,62 @@
+"""Several processes on one study: weights and statistics are shared memory, trials meet in the study's storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from pruneengine.search.study import counted, fail_abandoned, reopen_study
+from pruneengine.search.trials import TrialLoop
+
+
+def run_workers(
+    loop: TrialLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]
+) -> None:
+    """Run a loop here, and in ``workers - 1`` further processes.
+
+    A worker that dies costs its trial: the trial is marked as failed and another is drawn.
+
+    Args:
+        loop: what every worker runs.
+        storage: of the loop's study.
+        workers: processes in all; each gets its share of the threads.
+        deadline: as of :meth:`TrialLoop.run`.
+        say: told of a worker that died.
+    """
+    if workers == 1:
+        return loop.run(deadline)
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    context = torch.multiprocessing.get_context("spawn")
+    name = loop.study.study_name
+    bare = replace(loop, study=None)
+    processes = [
+        context.Process(target=_work, args=(bare, name, storage, share, deadline, os.getpid()), daemon=True)
+        for _ in range(workers - 1)
+    ]
+    torch.set_num_threads(share)
+    try:
+        for process in processes:
+            process.start()
+        loop.run(deadline, workers)
+        for process in processes:
+            process.join()
+            if process.exitcode:
+                say(f"a worker ended with exit status {process.exitcode}; its trial is lost")
+        fail_abandoned(loop.study)
+        if counted(loop.study) < loop.config.trials:
+            loop.run(deadline)
+    finally:
+        torch.set_num_threads(threads)
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+
+
+def _work(loop: TrialLoop, name: str, storage: str, threads: int, deadline: float | None, parent: int) -> None:
+    torch.set_num_threads(threads)
+    mine = replace(loop, study=reopen_study(name, storage))
+    mine.run(deadline, wanted=lambda: os.getppid() == parent)

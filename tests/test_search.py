@@ -1,0 +1,248 @@
+"""The whole search on a tiny model: never worse than the fixed metrics, resumable, and shared by several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import pruneengine as pe
+from pruneengine.samples import Samples
+
+pytest.importorskip("optuna")
+
+from pruneengine.search.adapruner import SearchRun, SearchTexts, search
+from pruneengine.search.config import SearchConfig
+from pruneengine.search.study import reopen_study
+from tests.tiny import tiny_model, tiny_tokens
+
+CONFIG = SearchConfig(
+    ratio=0.4, trials=14, startup=8, pool=12, counts=(4, 8), lengths=(16,), seqlen=20, windows=8, held_out=6,
+    round_to=1, compensate=("none",),
+)  # fmt: skip
+
+
+def samples(count, length, seed):
+    return Samples(tiny_tokens(count, length, seed), ("text",) * count)
+
+
+TEXTS = SearchTexts({16: samples(12, 16, 3)}, samples(8, 20, 4), samples(6, 20, 5))
+
+
+def run_in(folder, name="study", **changes):
+    return SearchRun(name, f"journal:{folder}/study.journal", folder, **changes)
+
+
+@pytest.mark.parametrize("shape", ["uniform", "per-layer"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_winner_is_no_worse_than_any_fixed_metric(tmp_path, shape, sampler):
+    model = tiny_model()
+    config = replace(CONFIG, shape=shape, sampler=sampler)
+    found = search(model, TEXTS, config, run_in(tmp_path))
+    legal = [baseline for baseline in found.baselines if baseline.losses]
+    assert len(legal) >= 6
+    assert found.winner.value <= min(baseline.value for baseline in legal)
+    assert found.plan.shape in (shape, "uniform")
+    assert found.plan.reached == pytest.approx(0.4, abs=0.03)
+    assert len(found.trials) == config.trials
+    with pe.mask(model, found.plan):
+        loss = pe.perplexity(model, TEXTS.held_out).nll
+    assert loss - found.dense["held out"] == pytest.approx(found.winner.held_out, abs=1e-5)
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["best"]["name"] == found.winner.name
+    assert {trial["state"] for trial in values["trials"]} <= {"complete", "pruned"}
+
+
+def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
+    model = tiny_model()
+    first = search(model, TEXTS, CONFIG, run_in(tmp_path))
+    forward = []
+    monkeypatch.setattr(type(model.model.layers[0]), "forward", counting(type(model.model.layers[0]).forward, forward))
+    again = search(model, TEXTS, CONFIG, run_in(tmp_path))
+    assert again.to_dict() | {"seconds": 0} == first.to_dict() | {"seconds": 0}
+    # Only the dense model on both texts, and the finalists on the held-out one.
+    pieces = {"dense": 4 + 3, "finalists": 3 * len(first.finalists)}
+    assert len(forward) <= sum(pieces.values()) * len(model.model.layers)
+    longer = search(model, TEXTS, replace(CONFIG, trials=16), run_in(tmp_path))
+    assert [t.params for t in longer.trials[:14]] == [t.params for t in first.trials]
+    assert len(longer.trials) == 16
+
+
+def counting(method, calls):
+    def counted(self, *args, **kwargs):
+        calls.append(self)
+        return method(self, *args, **kwargs)
+
+    return counted
+
+
+def test_a_mask_that_was_seen_is_answered_from_cache(tmp_path):
+    found = search(tiny_model(), TEXTS, CONFIG, run_in(tmp_path))
+    repeats = [trial for trial in found.trials if trial.origin == "repeat"]
+    # The first trials of a uniform search are the fixed metrics, which are known by then.
+    assert len(repeats) >= 7
+    values = {round(baseline.value, 9) for baseline in found.baselines}
+    assert all(round(trial.value, 9) in values for trial in found.trials[:7])
+    assert all("evaluate" not in trial.seconds for trial in repeats)
+
+
+def test_candidates_that_share_a_forward_pass_get_the_same_losses(tmp_path):
+    alone = search(tiny_model(), TEXTS, replace(CONFIG, sampler="random", stop=None), run_in(tmp_path, "alone"))
+    config = replace(CONFIG, sampler="random", stop=None, together=3)
+    together = search(tiny_model(), TEXTS, config, run_in(tmp_path, "together"))
+    assert [t.params for t in together.trials] == [t.params for t in alone.trials]
+    for one, other in zip(alone.trials, together.trials, strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-5)
+
+
+def test_stopped_trials_are_worse_than_the_best_of_their_time(tmp_path):
+    config = replace(CONFIG, trials=30, shape="per-layer", sampler="random")
+    found = search(tiny_model(), TEXTS, config, run_in(tmp_path))
+    stopped = [trial for trial in found.trials if trial.state == "pruned" and trial.blocks]
+    assert stopped
+    for trial in stopped:
+        done = [t for t in found.trials[: trial.number] if t.state == "complete"]
+        best = min(done, key=lambda t: t.value)
+        assert sum(trial.blocks) > sum(best.blocks[: len(trial.blocks)])
+        assert trial.value is None
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from dataclasses import replace
+from tests.test_search import CONFIG, TEXTS, run_in, search, tiny_model
+search(tiny_model(), TEXTS, replace(CONFIG, trials=40), run_in(Path(sys.argv[1])))
+"""
+
+
+def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_ends(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], cwd=root)
+    journal = tmp_path / "study.journal"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_text().count('"state"') > 25:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = [t for t in reopen_study("study", f"journal:{journal}").trials if t.state.is_finished()]
+    assert 5 < len(done) < 40
+    config = replace(CONFIG, trials=40)
+    resumed = search(tiny_model(), TEXTS, config, run_in(tmp_path))
+    kept = {trial.number: trial.params for trial in resumed.trials}
+    assert all(kept[trial.number] == trial.params for trial in done)
+    assert sum(trial.state == "fail" for trial in resumed.trials) <= 1
+    unbroken = search(tiny_model(), TEXTS, config, run_in(tmp_path, "unbroken"))
+    drawn = [trial.params for trial in resumed.trials if trial.state != "fail"]
+    assert drawn == [trial.params for trial in unbroken.trials]
+    assert resumed.plan == unbroken.plan
+    assert resumed.winner.value == unbroken.winner.value
+
+
+def test_two_workers_share_a_study(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    other = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], cwd=root)
+    found = search(tiny_model(), TEXTS, replace(CONFIG, trials=40), run_in(tmp_path, workers=2))
+    assert other.wait(120) == 0
+    trials = reopen_study("study", f"journal:{tmp_path}/study.journal").trials
+    assert 40 <= sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) <= 43
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert found.winner.value <= min(trial.value for trial in trials if trial.value is not None)
+
+
+def test_a_worker_that_dies_costs_its_trial_only(tmp_path, monkeypatch):
+    from pruneengine.search import workers
+
+    monkeypatch.setattr(workers, "_work", _die)
+    said = []
+    found = search(tiny_model(), TEXTS, CONFIG, run_in(tmp_path, workers=2), say=said.append)
+    assert len([t for t in found.trials if t.state != "fail"]) == CONFIG.trials
+    assert any("exit status" in line for line in said)
+
+
+def _die(*_):
+    os._exit(3)
+
+
+def test_a_time_limit_ends_the_search_with_what_there_is(tmp_path):
+    found = search(tiny_model(), TEXTS, CONFIG, run_in(tmp_path, time_limit=1e-6))
+    assert not found.trials
+    assert found.winner.name in {baseline.name for baseline in found.baselines}
+    assert found.candidate is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 0}, "trials must be a whole number from 1, got 0"),
+        ({"pool": 8, "counts": (16,)}, "a subset of 16 samples is larger than the pool of 8"),
+        ({"ratio": 1.2}, r"ratio must lie in \(0, 1\), got 1.2"),
+        ({"structure": ("layers",)}, "heads, mlp or both"),
+        ({"selectors": ("best",)}, "unknown selector 'best'"),
+        ({"compensate": ("magic",)}, "unknown compensation 'magic'"),
+        ({"sampler": "grid"}, "unknown sampler 'grid'; choose from tpe, random"),
+        ({"shape": "round"}, "unknown shape 'round'"),
+        ({"stop": 0.0}, "p-value"),
+        ({"layers": (0, 2)}, "shape"),
+        ({"lengths": (1,)}, "lengths must be a whole number from 2"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_a_target_without_a_legal_plan_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="out of reach"):
+        search(tiny_model(), TEXTS, replace(CONFIG, ratio=0.95), run_in(tmp_path))
+    assert not (tmp_path / "study.journal").exists()
+
+
+def test_the_study_of_another_model_or_space_is_refused(tmp_path):
+    search(tiny_model(), TEXTS, replace(CONFIG, trials=1), run_in(tmp_path))
+    with pytest.raises(ValueError, match="its model is"):
+        search(tiny_model(seed=1), TEXTS, CONFIG, run_in(tmp_path))
+    with pytest.raises(ValueError, match="its counts is"):
+        search(tiny_model(), TEXTS, replace(CONFIG, counts=(4,)), run_in(tmp_path))
+    other = replace(TEXTS, search=samples(8, 20, 9))
+    with pytest.raises(ValueError, match="its search text is"):
+        search(tiny_model(), other, CONFIG, run_in(tmp_path))
+
+
+def test_a_config_survives_its_recipe():
+    config = replace(CONFIG, shape="per-layer", layers="1:3")
+    assert SearchConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match=r"unknown option 'trial'; known: .*trials"):
+        SearchConfig.from_dict({"trial": 3})
+
+
+def test_compensation_is_kept_where_it_helps(tmp_path):
+    model = tiny_model()
+    config = replace(CONFIG, compensate=("none", "least-squares"))
+    found = search(model, TEXTS, config, run_in(tmp_path))
+    plain = search(model, TEXTS, CONFIG, run_in(tmp_path))
+    assert found.winner.held_out <= plain.winner.held_out
+    assert (found.winner.compensation == "least-squares") == bool(found.corrections)
+    with pe.mask(model, found.plan, corrections=found.corrections):
+        loss = pe.perplexity(model, TEXTS.held_out).nll
+    assert loss - found.dense["held out"] == pytest.approx(found.winner.held_out, abs=1e-5)
+
+
+def test_a_winner_with_means_gets_their_bias(tmp_path):
+    config = replace(CONFIG, compensate=("none", "bias"), shape="per-layer", trials=20)
+    found = search(tiny_model(), TEXTS, config, run_in(tmp_path))
+    fills = {trial.params.get("fill") for trial in found.trials if trial.params}
+    assert fills == {"zero", "mean"}
+    if found.candidate is not None and found.candidate.fill == "mean":
+        assert found.winner.compensation == "bias"
+    assert torch.isfinite(torch.tensor(found.winner.held_out))

@@ -1,0 +1,103 @@
+"""The study of a search: storages, identity, abandoned trials, samplers that a restart does not change."""
+
+import os
+import socket
+
+import pytest
+
+optuna = pytest.importorskip("optuna")
+
+from pruneengine.search import study as module  # noqa: E402
+
+IDENTITY = {"model": "abc", "ratio": 0.2, "counts": (4, 8)}
+
+
+def journal(tmp_path, name="study.journal"):
+    return f"journal:{tmp_path / name}"
+
+
+def quadratic(study, trials, kind="tpe", seed=0, startup=3):
+    for _ in range(trials):
+        study.sampler = module.sampler(kind, seed, module.counted(study), startup)
+        trial = study.ask()
+        x = trial.suggest_float("x", -1, 1)
+        if trial.suggest_categorical("part", ("plain", "shifted")) == "shifted":
+            x += trial.suggest_float("shift", 0, 1)
+        study.tell(trial, x * x)
+    return [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
+
+
+@pytest.mark.parametrize("storage", ["journal:{}/s.journal", "sqlite:///{}/s.db"])
+def test_a_study_goes_on_where_it_was(tmp_path, storage):
+    url = storage.format(tmp_path)
+    first = quadratic(module.open_study("s", url, IDENTITY), 3)
+    again = module.open_study("s", url, IDENTITY)
+    assert [trial.params for trial in again.trials] == first
+    assert module.counted(again) == 3
+
+
+def test_another_identity_is_refused_and_named(tmp_path):
+    module.open_study("s", journal(tmp_path), IDENTITY)
+    with pytest.raises(ValueError, match=r"its ratio is 0.2, this search's is 0.5; choose another --study"):
+        module.open_study("s", journal(tmp_path), IDENTITY | {"ratio": 0.5})
+    assert module.open_study("other", journal(tmp_path), IDENTITY | {"ratio": 0.5}).user_attrs
+
+
+@pytest.mark.parametrize("storage", ["study.journal", "journal:", ""])
+def test_a_storage_of_unknown_kind_is_refused(storage):
+    with pytest.raises(ValueError, match="expected journal:FILE or a database URL"):
+        module.open_study("s", storage, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "storage", ["sqlite:////no/such/folder/s.db", "journal:/proc/none/s.journal", "nosuchdb://x/y"]
+)
+def test_a_storage_out_of_reach_is_one_line(storage):
+    with pytest.raises(ConnectionError, match="cannot be used") as raised:
+        module.open_study("s", storage, IDENTITY)
+    assert "\n" not in str(raised.value)
+
+
+def test_trials_of_dead_processes_here_are_failed(tmp_path):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    dead, alive, elsewhere = (study.ask() for _ in range(3))
+    dead.set_user_attr(module.WORKER, f"{socket.gethostname()}:{2**22 + 1}")
+    alive.set_user_attr(module.WORKER, module.this_worker())
+    elsewhere.set_user_attr(module.WORKER, f"another-host:{os.getpid()}")
+    assert module.fail_abandoned(study) == 1
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING", "RUNNING"]
+    assert module.counted(study) == 2
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_restarted_search_draws_what_an_unbroken_one_draws(tmp_path, kind):
+    unbroken = quadratic(module.open_study("a", journal(tmp_path), IDENTITY), 12, kind)
+    quadratic(module.open_study("b", journal(tmp_path), IDENTITY), 7, kind)
+    # Killed in the middle of the eighth trial.
+    killed = module.open_study("b", journal(tmp_path), IDENTITY)
+    killed.ask().set_user_attr(module.WORKER, f"{socket.gethostname()}:{2**22 + 1}")
+    resumed = module.open_study("b", journal(tmp_path), IDENTITY)
+    module.fail_abandoned(resumed)
+    assert quadratic(resumed, 5, kind) == unbroken
+    other = quadratic(module.open_study("c", journal(tmp_path), IDENTITY), 12, kind, seed=1)
+    assert other != unbroken
+
+
+def test_the_pruner_stops_what_is_worse_block_by_block(tmp_path):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    study.pruner = module.pruner(0.1)
+    best = study.ask()
+    for block in range(8):
+        best.report(float(block), block)
+    study.tell(best, 3.5)
+    worse, equal = study.ask(), study.ask()
+    stopped = []
+    for block in range(8):
+        worse.report(block + 0.1, block)
+        stopped.append(worse.should_prune())
+        equal.report(block + (0.1 if block % 2 else -0.1), block)
+        assert not equal.should_prune()
+    assert True in stopped
+    assert not stopped[0]
+    study.pruner = module.pruner(None)
+    assert not worse.should_prune()
