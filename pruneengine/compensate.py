@@ -200,7 +200,8 @@ class _Fits:
                         with self.walk.recording([path]) as seen:
                             self.walk.run(layer, h)
                         x, y = seen[path]
-                        sums[batch >= self.train].add(x[..., kept], wanted[path][batch] - y, wanted[path][batch])
+                        target = wanted[path][batch].float()
+                        sums[batch >= self.train].add(x[..., kept], target - y, target)
                 self._settle(group, *sums)
             with self._pruned(layer):
                 for batch, h in enumerate(pruned or ()):

@@ -46,8 +46,8 @@ _MLP_BIAS = ("mlp_bias", (*Family.mlp_in, Family.mlp_out))
 
 FAMILIES = (
     Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
-    Family(model_types=("qwen3",), bias_flags=(_ATTENTION_BIAS,)),
     Family(model_types=("mistral", "qwen2")),
+    Family(model_types=("qwen3",), bias_flags=(_ATTENTION_BIAS,)),
 )
 
 

@@ -114,6 +114,23 @@ def test_prune_saves_reports_and_reloads(folder, tmp_path):
     assert f"perplexity {report['perplexity']['pruned']:.4f}" in evaluated.stdout
 
 
+def test_compensation_is_printed_reported_and_kept_in_the_recipe(folder, tmp_path):
+    out = tmp_path / "pruned"
+    asked = ("--method", "magnitude_l1", "--ratio", 0.4, "--compensate", "bias", "--compensate-mode", "one-shot")
+    done = run(*prune_arguments(folder, *asked, "--out", out, "--no-proof"))
+    assert done.returncode == 0, done.stderr
+    assert "compensation by bias, one-shot: 6 of 6 groups changed" in done.stdout
+    report = json.loads((out / "report.json").read_text())
+    rows = report["compensation"]["held-out error"]
+    assert [row["group"] for row in rows] == [f"layers.{i}.{kind}" for i in range(3) for kind in ("heads", "mlp")]
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == report["parameters"]["pruned"]
+    assert report["parameters"]["pruned"] > json.loads((out / "plan.json").read_text())["params_after"]
+    recipe = (out / "recipe.yaml").read_text()
+    assert "compensate: bias" in recipe
+    assert "compensate_mode: one-shot" in recipe
+
+
 def test_hywia_prunes_and_its_recipe_does_it_again(folder, tmp_path):
     fitted = ("--method", "hywia", "--hywia-variant", "c", "--hywia-steps", 2, "--hywia-samples", 2)
     out = tmp_path / "pruned"
