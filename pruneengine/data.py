@@ -17,7 +17,16 @@ from pruneengine.progress import track
 from pruneengine.samples import Samples, as_samples, check_overlap
 from pruneengine.text import ROLES, check_source, documents
 
-__all__ = ["Samples", "as_samples", "check_overlap", "check_spec", "evaluation_windows", "load_samples", "parse_spec"]
+__all__ = [
+    "Samples",
+    "all_windows",
+    "as_samples",
+    "check_overlap",
+    "check_spec",
+    "evaluation_windows",
+    "load_samples",
+    "parse_spec",
+]
 
 # Windows are drawn from the first documents, in random order, that hold this many times the tokens asked for:
 # enough to mix documents, without reading a whole web crawl.
@@ -71,6 +80,17 @@ def load_samples(
         reports.append({"source": name, **report})
     settings = {"spec": spec, "role": role, "seqlen": seqlen, "seed": seed, "pack": pack}
     return _compose(tokens, reports, settings)
+
+
+def all_windows(name: str, tokenizer: Any, seqlen: int) -> Samples:
+    """Every window of one source's calibration text, in order, the tokenizer's EOS between documents.
+
+    Raises:
+        ValueError: a bad argument, or too little text for one window.
+    """
+    _check_window(seqlen)
+    windows, report = _pack(name, documents(name), tokenizer, None, seqlen, seed=0)
+    return _compose([windows], [{"source": name, **report}], {"spec": name, "role": "calibration", "seqlen": seqlen})
 
 
 def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None = None) -> Samples:

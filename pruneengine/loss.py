@@ -54,7 +54,7 @@ def token_nll(
     nll = torch.zeros(wanted.shape, dtype=torch.float32, device=hidden.device)
     for start in range(0, len(wanted), chunk):
         part = slice(start, start + chunk)
-        logits = _logits(flat[part], head, scale, softcap)
+        logits = head_logits(flat[part], head, scale, softcap)
         nll[part], _ = _nll_and_exponentials_(logits, wanted[part])
     return nll.view(targets.shape)
 
@@ -96,7 +96,7 @@ def token_nll_backward(
     gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
     for start in range(0, len(wanted), chunk):
         part = slice(start, start + chunk)
-        logits = _logits(flat[part], head, scale, softcap)
+        logits = head_logits(flat[part], head, scale, softcap)
         slope = None if softcap is None else logits.div(softcap).square_().neg_().add_(1)
         nll[part], total = _nll_and_exponentials_(logits, wanted[part])
         error = logits.div_(total)
@@ -120,14 +120,19 @@ def _check(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int | None, 
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap={softcap}: expected a positive number or None")
     if chunk is None:
-        return max(1, LOGIT_BYTES // (4 * weight.shape[0]))
+        return chunk_tokens(head)
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: expected at least 1 token")
     return chunk
 
 
-def _logits(hidden: Tensor, head: nn.Module, scale: float, softcap: float | None) -> Tensor:
-    """Logits ``[M, V]`` in at least float32, safe to overwrite."""
+def chunk_tokens(head: nn.Module) -> int:
+    """Tokens whose float32 logits take about :data:`LOGIT_BYTES`."""
+    return max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+
+
+def head_logits(hidden: Tensor, head: nn.Module, scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """Logits ``[M, V]`` of hidden states ``[M, H]`` in at least float32, safe to overwrite."""
     logits = F.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if scale != 1.0:

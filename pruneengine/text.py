@@ -80,7 +80,7 @@ def documents(name: str, role: str = "calibration") -> Sequence[str]:
     path = Path(name)
     if path.suffix == ".txt":
         return _paragraphs(path.read_text(encoding="utf-8"))
-    return rows_to_text(_read_parquet(path) if path.suffix == ".parquet" else _read_json(path), name)
+    return rows_to_text(_file_rows(path), name)
 
 
 def check_source(name: str) -> None:
@@ -108,6 +108,38 @@ def alpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:
         f"request.\n\n### Instruction:\n{row['instruction']}\n\n{paired}### Response:\n"
     )
     return prompt, row["output"]
+
+
+def instructions(name: str) -> list[tuple[str, str]] | None:
+    """Prompt and answer of every row of an instruction data set; None where the source holds running text.
+
+    Args:
+        name: ``alpaca``, or a .json, .jsonl or .parquet file with columns instruction, output and optionally input.
+
+    Raises:
+        ValueError: no rows; columns that are neither instructions nor text (it names those found and expected); a row
+            without its instruction or output.
+        OSError, ImportError: as :func:`documents`.
+    """
+    check_source(name)
+    if name != "alpaca" and (name in BUILTIN or name in HUB or Path(name).suffix == ".txt"):
+        return None
+    rows = _hub_rows(name, "calibration").to_list() if name in HUB else _file_rows(Path(name))
+    if not rows:
+        raise ValueError(f"{name}: no rows")
+    columns = set(rows[0]) if isinstance(rows[0], Mapping) else set()
+    if isinstance(rows[0], str) or columns & set(TEXT_COLUMNS):
+        return None
+    if not {"instruction", "output"} <= columns:
+        raise ValueError(
+            f"{name}: columns {', '.join(sorted(columns)) or 'none'}; expected instruction, output and optionally "
+            f"input, or text in one of {', '.join(TEXT_COLUMNS)}"
+        )
+    for number, row in enumerate(rows, 1):
+        values = [row.get(column) for column in ("instruction", "output")] if isinstance(row, Mapping) else [None]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{name}: row {number} has no instruction and output like row 1")
+    return [alpaca_prompt(row) for row in rows]
 
 
 def rows_to_text(rows: Sequence[Any], name: str) -> Sequence[str]:
@@ -184,6 +216,10 @@ def _paragraphs(text: str) -> list[str]:
     return ["\n".join(block) for block in blocks if block]
 
 
+def _file_rows(path: Path) -> list[Any]:
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
+
+
 def _read_json(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
@@ -213,6 +249,14 @@ def _read_parquet(path: Path) -> list[Any]:
 
 
 def _hub_documents(name: str, role: str) -> Sequence[str]:
+    rows = _hub_rows(name, role)
+    column = next((column for column in TEXT_COLUMNS if column in rows.column_names), None)
+    texts = rows[column] if column else rows_to_text(rows.to_list(), name)
+    return ["\n\n".join(texts)] if HUB[name].joined else texts
+
+
+def _hub_rows(name: str, role: str) -> Any:
+    """The rows as a ``datasets.Dataset``."""
     source = HUB[name]
     where = source.calibration if role == "calibration" else source.evaluation
     if where is None:
@@ -222,7 +266,7 @@ def _hub_documents(name: str, role: str) -> Sequence[str]:
     except ImportError as error:
         raise ImportError(f"text source {name!r} needs datasets: pip install 'pruneengine[data]'") from error
     try:
-        rows = load_dataset(source.path, **where)
+        return load_dataset(source.path, **where)
     except Exception as error:  # datasets raises a dozen types for "no network"
         tried = ", ".join(f"{key} {value}" for key, value in where.items())
         reason = str(error).strip().split("\n")[0]
@@ -230,6 +274,3 @@ def _hub_documents(name: str, role: str) -> Sequence[str]:
             f"{name}: {source.path} ({tried}) could not be loaded: {type(error).__name__}: {reason}; "
             "offline, name builtin, self or a text file"
         ) from error
-    column = next((column for column in TEXT_COLUMNS if column in rows.column_names), None)
-    texts = rows[column] if column else rows_to_text(rows.to_list(), name)
-    return ["\n\n".join(texts)] if source.joined else texts

@@ -9,6 +9,7 @@ from pruneengine.blends import blends
 from pruneengine.engine import PruneReport
 from pruneengine.job import JobResult, Measures
 from pruneengine.predict import Prediction
+from pruneengine.recovery import RecoverReport
 from pruneengine.structure import Structure
 
 SMOKE_TEXT = (
@@ -160,6 +161,30 @@ def show_result(console: Console, result: JobResult, title: str) -> None:
     if dense.perplexity is not None:
         console.print(f"perplexity over {dense.perplexity.tokens:,} tokens, computed in {dense.perplexity.dtype}")
     show_times(console, result.seconds)
+
+
+def show_recovery(console: Console, report: RecoverReport, before: Measures, after: Measures, title: str) -> None:
+    """Before beside after the recovery, and the losses on the way."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = []
+    if before.perplexity and after.perplexity:
+        rows.append(("perplexity", before.perplexity.perplexity, after.perplexity.perplexity))
+    if report.validation:
+        rows.append(("validation loss, nats", report.validation[0], report.validation[report.best_step]))
+    for name, old, new in rows:
+        table.add_row(name, f"{old:.4g}", f"{new:.4g}", f"{new / old - 1:+.1%}")
+    if rows:
+        console.print(table)
+    went_on = f", going on from step {report.resumed_from}" if report.resumed_from is not None else ""
+    console.print(
+        f"{report.steps} steps over {report.rows:,} rows ({report.tokens:,} predicted tokens), {report.trained:,} "
+        f"parameters trained{went_on}; step {report.best_step} was kept"
+    )
+    if report.validation:
+        checks = ", ".join(f"{step}: {loss:.4f}" for step, loss in report.validation.items())
+        console.print(f"validation loss by step: {checks}")
 
 
 def show_times(console: Console, seconds: dict[str, float]) -> None:

@@ -1,0 +1,97 @@
+"""The verb recover: LoRA after pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype
+
+
+def recover(
+    model: Model,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the recovered checkpoint goes.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="alpaca, an instruction or text file, builtin, c4:2000, ...")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
+    rows: Annotated[int | None, typer.Option(help="At most this many rows or windows.")] = None,
+    val_rows: Annotated[int | None, typer.Option(help="Rows for validation (2000, at most 10%); 0 for none.")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="The same as a fraction.")] = None,
+    cutoff: Annotated[int | None, typer.Option(help="Tokens a row (256).")] = None,
+    targets: Annotated[str | None, typer.Option(help="Linears with an adapter: q_proj,v_proj or re:... (all).")] = None,
+    lora_r: Annotated[int | None, typer.Option(help="Rank (8).")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Scale (16).")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Dropout (0.05).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (1e-4).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the rows (2).")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Exactly this many steps instead.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step (64).")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows a forward pass (4).")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rising rate (100, at most a tenth).")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between validations and checkpoints (100).")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="Less memory, a third slower.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Dense model to imitate too.")] = None,
+    distill_weight: Annotated[float | None, typer.Option(help="Share of the imitation, 0 to 1 (0.5).")] = None,
+    distill_temperature: Annotated[float | None, typer.Option(help="Softening of both (2).")] = None,
+    distill_topk: Annotated[int | None, typer.Option(help="Logits of the teacher told apart (64).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of adapters, order and dropout.")] = None,
+    eval_text: Annotated[
+        str, typer.Option(metavar="SPEC", help="Text of the perplexity before and after; none for none.")
+    ] = "builtin-eval",
+    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of that text.")] = 256,
+    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text (16).")] = None,
+    proof: Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Train LoRA adapters on a pruned model, merge them, save, prove, and show before beside after.
+
+    A run that was stopped goes on with the same command.
+    """
+    from pruneengine.cli import tables
+    from pruneengine.recover_job import RecoverOptions, run
+
+    given = {
+        "data": data, "rows": rows, "val_rows": val_rows, "val_fraction": val_fraction, "cutoff": cutoff,
+        "targets": targets, "lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "lr": lr,
+        "epochs": epochs, "max_steps": max_steps, "batch": batch, "micro_batch": micro_batch, "warmup": warmup,
+        "eval_every": eval_every, "gradient_checkpointing": gradient_checkpointing, "teacher": teacher,
+        "distill_weight": distill_weight, "distill_temperature": distill_temperature, "distill_topk": distill_topk,
+        "seed": seed,
+    }  # fmt: skip
+    config = _config(recipe, {name: value for name, value in given.items() if value is not None})
+    options = RecoverOptions(
+        source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
+        eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
+        proof=proof, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    result = run(config, options, say=lambda line: err.print(line, style="dim"))
+    for warning in result.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    tables.show_recovery(out, result.report, result.before, result.after, title=f"recovery of {model}")
+    tables.show_times(out, result.seconds)
+    if eval_text.startswith("builtin") or config.data.startswith("builtin"):
+        out.print(tables.SMOKE_TEXT)
+    if result.saved.proof is not None:
+        checked = result.saved.proof
+        out.print(
+            f"reloaded in a fresh process with {checked.loader}: logits within {checked.max_difference:.1e}, "
+            f"next tokens equal at {checked.argmax_agreement:.1%} of positions"
+        )
+    out.print(f"saved {result.saved.path} ({result.saved.bytes / 1e6:.1f} MB)")
+
+
+def _config(recipe: Path | None, given: dict[str, Any]):
+    from pruneengine.recovery import RecoverConfig, read_recovery_recipe
+
+    values = (read_recovery_recipe(recipe) if recipe else {}) | given
+    if "data" not in values:
+        raise ValueError("give --data SPEC (or a --recipe that holds it): alpaca, a file, or builtin for a smoke test")
+    return RecoverConfig.from_dict(values)

@@ -1,0 +1,184 @@
+"""Recovery as a job: a checkpoint in, a better, measured and proved one out. What ``pruneengine recover`` runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruneengine.checkpoint import SavedCheckpoint, check_output, save
+from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows
+from pruneengine.engine import Stopwatch
+from pruneengine.evaluate import best_dtype, model_size, paired_difference, perplexity
+from pruneengine.extras import needs
+from pruneengine.job import Measures, versions
+from pruneengine.loading import load_model
+from pruneengine.recovery import RecoverConfig, RecoverReport, TokenRows, load_rows, recover
+
+
+@dataclass(frozen=True)
+class RecoverOptions:
+    """Everything about a recovery job but the training itself.
+
+    Attributes:
+        source: model folder (its plan, recipe and report are carried along), GGUF file or hub name.
+        out: the recovered checkpoint's folder; checkpoints of the training lie beside it until it is there.
+        eval_text, eval_seqlen, eval_windows: as in :class:`pruneengine.job.JobOptions`.
+    """
+
+    source: str
+    out: Path
+    overwrite: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    eval_text: str | None = "builtin-eval"
+    eval_seqlen: int = 256
+    eval_windows: int | None = None
+    proof: bool = True
+    trust_remote_code: bool = False
+
+    @property
+    def work(self) -> Path:
+        return work_folder(self.out)
+
+
+@dataclass(frozen=True)
+class RecoverResult:
+    """What came out of it."""
+
+    report: RecoverReport
+    before: Measures
+    after: Measures
+    saved: SavedCheckpoint
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def work_folder(out: Path) -> Path:
+    """Where a recovery into ``out`` keeps its checkpoints: beside it, so that they are on the same disk."""
+    out = Path(out).expanduser().resolve()
+    return out.with_name(f"{out.name}.recovery")
+
+
+def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], None] = lambda _: None) -> RecoverResult:
+    """Load, measure, train, merge, measure, save and prove.
+
+    Raises:
+        ValueError, OSError: before work is spent wherever that can be known.
+        FloatingPointError: as :func:`pruneengine.recovery.recover`; the work folder stays.
+    """
+    clock = Stopwatch()
+    options = _checked(config, options)
+    say(f"loading {options.source}")
+    with clock("load"):
+        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    with clock("text"):
+        rows = load_rows(config, tokenizer, model)
+        evaluation = None
+        if options.eval_text:
+            evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+    warnings = overlap_warnings(rows, evaluation)
+    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
+    measure = (lambda: None) if evaluation is None else (lambda: perplexity(model, evaluation, dtype=dtype))
+    with clock("evaluate"):
+        before = Measures(*model_size(model), perplexity=measure())
+    say(f"training on {len(rows)} rows; checkpoints in {options.work}, from which the same command goes on")
+    report = recover(model, tokenizer, config, data=rows, work_dir=options.work)
+    for stage, seconds in report.seconds.items():
+        clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
+    with clock("evaluate"):
+        after = replace(before, perplexity=measure())
+    warnings += no_gain_warnings(report)
+    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    carried = _carried(Path(options.source))
+    with clock("save"):
+        saved = save(
+            model, tokenizer, options.out,
+            recipe=_recipe(carried, config, options, report), report=_summary(carried, report, before, after, warnings),
+            overwrite=options.overwrite, proof=options.proof,
+            extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
+        )  # fmt: skip
+    shutil.rmtree(options.work, ignore_errors=True)
+    return RecoverResult(report, before, after, saved, warnings, clock.seconds)
+
+
+def recovery_recipe(report: RecoverReport) -> dict[str, Any]:
+    """What a recipe holds under ``recovery``."""
+    with needs("recover"):
+        import peft
+    return {
+        "config": report.config.to_dict(),
+        "data_hash": report.data_hash,
+        "versions": versions() | {"peft": peft.__version__},
+    }
+
+
+def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, ...]:
+    """Whether the evaluation measures what was trained on."""
+    if evaluation is None:
+        return ()
+    stream = torch.cat(rows.tokens)[None]
+    shared = check_overlap(Samples(stream, ("recovery",)), evaluation)
+    if not shared["overlapping_windows"]:
+        return ()
+    return (
+        f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} tokens or "
+        "more with the recovery text: the perplexity is optimistic",
+    )
+
+
+def no_gain_warnings(report: RecoverReport) -> tuple[str, ...]:
+    """Whether the training was for nothing."""
+    if report.best_step:
+        return ()
+    return (f"no step had a lower validation loss than the start ({report.validation[0]:.4f}): weights unchanged",)
+
+
+def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
+    out = check_output(options.out, options.overwrite)
+    if out == Path(options.source).expanduser().resolve():
+        raise ValueError(f"output folder {out} is the model itself; choose another")
+    config.check_sources()
+    if options.eval_text:
+        windows = check_spec(options.eval_text, options.eval_windows, default=16)
+        options = replace(options, eval_windows=windows)
+        if options.eval_seqlen < 2:
+            raise ValueError(f"evaluation windows of {options.eval_seqlen} token(s): expected at least 2")
+    return options
+
+
+def _carried(source: Path) -> dict[str, str]:
+    """The texts of a pruned checkpoint that tell how it came about."""
+    names = ("plan.json", "recipe.yaml", "report.json")
+    return {name: (source / name).read_text() for name in names if (source / name).is_file()}
+
+
+def _recipe(
+    carried: dict[str, str], config: RecoverConfig, options: RecoverOptions, report: RecoverReport
+) -> dict[str, Any]:
+    with needs("cli"):
+        import yaml
+    pruned = yaml.safe_load(carried.get("recipe.yaml", "{}"))
+    recovery = {"source": options.source, "dtype": str(options.dtype).removeprefix("torch.")} | recovery_recipe(report)
+    return pruned | {"recovery": recovery}
+
+
+def _summary(
+    carried: dict[str, str], report: RecoverReport, before: Measures, after: Measures, warnings: tuple[str, ...]
+) -> dict[str, Any]:
+    recovery = report.to_dict()
+    if before.perplexity and after.perplexity:
+        recovery["perplexity"] = {"before": before.perplexity.perplexity, "after": after.perplexity.perplexity}
+        recovery["perplexity tokens"] = before.perplexity.tokens
+        recovery["perplexity dtype"] = before.perplexity.dtype
+        if len(before.perplexity.per_window) > 1:
+            loss = paired_difference(before.perplexity, after.perplexity)
+            recovery["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
+    if warnings:
+        recovery["warnings"] = list(warnings)
+    return json.loads(carried.get("report.json", "{}")) | {"recovery": json.loads(json.dumps(recovery))}

@@ -1,0 +1,8 @@
+"""Recovery after pruning: LoRA adapters trained on a little text and merged into the weights."""
+
+from pruneengine.recovery.config import RecoverConfig, read_recovery_recipe
+from pruneengine.recovery.engine import RecoverReport, recover
+from pruneengine.recovery.instructions import load_rows
+from pruneengine.recovery.rows import TokenRows
+
+__all__ = ["RecoverConfig", "RecoverReport", "TokenRows", "load_rows", "read_recovery_recipe", "recover"]

@@ -1,0 +1,171 @@
+"""How to recover, as a value: validated where it is made, written to and read from a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruneengine.data import parse_spec
+from pruneengine.extras import needs
+from pruneengine.text import check_source
+
+VAL_ROWS = 2000
+VAL_FRACTION = 0.1
+WARMUP_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class RecoverConfig:
+    """How to train LoRA adapters on a pruned model. The defaults are those of LLM-Pruner's script.
+
+    Attributes:
+        data: what to train on: a text spec as for calibration, packed into windows, or instruction data (``alpaca``,
+            or a file with columns instruction, output and optionally input), whose prompts are not trained on.
+        rows: at most this many rows or windows, chosen by ``seed``; None for all, or the counts in ``data``.
+        val_rows, val_fraction: rows kept for validation, by number or as a fraction of all; None for 2,000, capped to
+            10% of the rows. ``val_rows=0``: no validation, the last step is kept.
+        cutoff: tokens a window, and the most an instruction row keeps.
+        targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths;
+            None for every linear of the decoder layers.
+        lora_r, lora_alpha, lora_dropout: rank, scale (the update is ``alpha / r`` times B A x) and dropout of x.
+        lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows a step; the rate rises over
+            ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
+        micro_batch: rows a forward pass; ``batch`` must be a multiple.
+        max_steps: exactly this many steps, whatever ``epochs`` says.
+        eval_every: steps between validations (and checkpoints); None for 100, or a quarter of a shorter run.
+        gradient_checkpointing: recompute activations: less memory, about a third slower.
+        teacher: model whose logits are imitated too (a folder, GGUF file or hub name), see
+            :mod:`pruneengine.recovery.distill`.
+        distill_weight, distill_temperature, distill_topk: share of the imitation in the loss, in [0, 1]; softening of
+            both distributions; logits of the teacher told apart, the rest is one class.
+        seed: of the adapters, the order of the rows, the dropout and the choice of rows.
+    """
+
+    data: str = "alpaca"
+    rows: int | None = None
+    val_rows: int | None = None
+    val_fraction: float | None = None
+    cutoff: int = 256
+    targets: tuple[str, ...] | None = None
+    lora_r: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.05
+    lr: float = 1e-4
+    epochs: float = 2.0
+    batch: int = 64
+    micro_batch: int = 4
+    warmup: int = 100
+    max_steps: int | None = None
+    eval_every: int | None = None
+    gradient_checkpointing: bool = False
+    teacher: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 2.0
+    distill_topk: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        targets = self.targets.split(",") if isinstance(self.targets, str) else self.targets
+        object.__setattr__(self, "targets", None if targets is None else tuple(targets))
+        if not isinstance(self.data, str):
+            raise TypeError(f"data must be a text spec, got {self.data!r}")
+        parse_spec(self.data, self.rows)
+        for name in ("lora_r", "batch", "micro_batch", "distill_topk"):
+            _whole(name, getattr(self, name), least=1)
+        for name in ("rows", "max_steps", "eval_every"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least=1)
+        _whole("cutoff", self.cutoff, least=2)
+        _whole("warmup", self.warmup, least=0)
+        _whole("seed", self.seed, least=0)
+        for name in ("lora_alpha", "lr", "epochs", "distill_temperature"):
+            _within(name, getattr(self, name), "positive and finite", lambda v: 0 < v < math.inf)
+        _within("lora_dropout", self.lora_dropout, "in [0, 1)", lambda v: 0 <= v < 1)
+        _within("distill_weight", self.distill_weight, "in [0, 1]", lambda v: 0 <= v <= 1)
+        if self.val_rows is not None:
+            _whole("val_rows", self.val_rows, least=0)
+        if self.val_fraction is not None:
+            _within("val_fraction", self.val_fraction, "in (0, 1)", lambda v: 0 < v < 1)
+        if self.val_rows is not None and self.val_fraction is not None:
+            raise ValueError(f"val_rows {self.val_rows} and val_fraction {self.val_fraction}: give one of them")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch must be a multiple of micro_batch {self.micro_batch}, got {self.batch}")
+        if self.targets is not None and not all(self.targets):
+            raise ValueError(f"targets must be names of linears, got {self.targets!r}")
+        if type(self.gradient_checkpointing) is not bool:
+            raise TypeError(f"gradient_checkpointing must be bool, got {self.gradient_checkpointing!r}")
+
+    def check_sources(self) -> None:
+        """Whether the text exists, before a model is loaded; ValueError if not."""
+        for name, _ in parse_spec(self.data, self.rows):
+            if name != "self":
+                check_source(name)
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a run over so many training rows."""
+        return self.max_steps or max(1, math.ceil(rows * self.epochs / self.batch))
+
+    def warmup_steps(self, steps: int) -> int:
+        return min(self.warmup, int(steps * WARMUP_FRACTION))
+
+    def eval_steps(self, steps: int) -> int:
+        return self.eval_every or min(100, max(1, steps // 4))
+
+    def validation_rows(self, rows: int) -> int:
+        """How many of all rows are kept from training."""
+        if self.val_rows is not None:
+            count = self.val_rows
+        elif self.val_fraction is not None:
+            count = max(1, round(rows * self.val_fraction))
+        else:
+            count = min(VAL_ROWS, int(rows * VAL_FRACTION))
+        if count >= rows:
+            raise ValueError(f"{count} of {rows} rows for validation leave none to train on")
+        return count
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what a recipe holds under ``recovery: config``."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RecoverConfig:
+        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := values.keys() - known:
+            raise ValueError(f"unknown option {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
+    """The recovery's options in a YAML file: its keys, or those under ``recovery: config`` of a checkpoint's recipe.
+
+    Raises:
+        ValueError: the file cannot be read as YAML keys and values, or is the recipe of a model never recovered.
+    """
+    with needs("cli"):
+        import yaml
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+    if "config" in content and "recovery" not in content:
+        raise ValueError(f"{path}: holds how the model was pruned and nothing of a recovery")
+    return content["recovery"]["config"] if "recovery" in content else content
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _within(name: str, value: Any, expected: str, holds: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not holds(value):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -1,0 +1,37 @@
+"""Token loss with a gradient at the hidden states, through a head whose full logits never exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruneengine.loss import token_nll_backward
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The closed-form gradient is made in the forward pass, while a chunk's logits are there, and kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: nn.Module, targets: Tensor, options: dict[str, Any]) -> Tensor:
+        nll, gradient = token_nll_backward(hidden, head, targets, **options)
+        ctx.save_for_backward(gradient)
+        return nll.sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None
+
+
+def head_loss(hidden: Tensor, head: nn.Module, targets: Tensor, **options: Any) -> Tensor:
+    """Sum of the negative log-likelihoods in nats, float32 scalar, differentiable in ``hidden`` alone.
+
+    Args:
+        hidden: the head's input ``[M, H]``.
+        head: frozen linear layer, as in :func:`pruneengine.loss.token_nll`.
+        targets: int64 ``[M]``, -100 ignored.
+        options: ``chunk``, ``softcap`` and ``scale`` of :func:`pruneengine.loss.token_nll`.
+    """
+    return _HeadLoss.apply(hidden, head, targets, options)

@@ -1,0 +1,97 @@
+"""Text to token rows: instructions with masked prompts, plain text packed into windows.
+
+An instruction becomes Stanford Alpaca's prompt (:func:`pruneengine.text.alpaca_prompt`), the answer and the tokenizer's
+EOS. The prompt is read, not trained on. What goes beyond the cutoff is cut at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.data import Samples, all_windows, as_samples, load_samples, parse_spec
+from pruneengine.progress import track
+from pruneengine.recovery.config import RecoverConfig
+from pruneengine.recovery.rows import TokenRows
+from pruneengine.text import instructions
+
+
+def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = None) -> TokenRows:
+    """All rows of ``config.data``, training and validation together.
+
+    Args:
+        config: reads ``data``, ``rows``, ``cutoff`` and ``seed``.
+        tokenizer: a transformers tokenizer.
+        model: what the source ``self`` samples from.
+
+    Raises:
+        ValueError: no rows, columns that are not known, too little text, or no answer that fits the cutoff.
+        OSError, ImportError: as :func:`pruneengine.text.documents`.
+    """
+    parts = []
+    for name, count in parse_spec(config.data, config.rows):
+        pairs = None if name == "self" else instructions(name)
+        if pairs is not None:
+            parts.append(instruction_rows(name, pairs, tokenizer, config.cutoff, count, config.seed))
+        elif name != "self" and count is None:
+            parts.append(as_rows(all_windows(name, tokenizer, config.cutoff)))
+        else:
+            parts.append(as_rows(load_samples(name, tokenizer, count, config.cutoff, config.seed, model=model)))
+    tokens = tuple(row for part in parts for row in part.tokens)
+    masked = tuple(count for part in parts for count in part.masked)
+    return TokenRows(tokens, masked, {"spec": config.data, "sources": [part.report for part in parts]})
+
+
+def as_rows(samples: Any) -> TokenRows:
+    """Rows as they are, or token windows (:func:`pruneengine.data.as_samples`) predicted from their second token."""
+    if isinstance(samples, TokenRows):
+        return samples
+    samples: Samples = as_samples(samples)
+    report = samples.report.get("sources", [{"source": samples.source[0]}])[0] | {"rows": len(samples)}
+    return TokenRows(tuple(samples.tokens), (1,) * len(samples), report)
+
+
+def instruction_rows(
+    name: str, pairs: Sequence[tuple[str, str]], tokenizer: Any, cutoff: int, count: int | None = None, seed: int = 0
+) -> TokenRows:
+    """Prompts and answers as rows; ``count`` of them at random, or all.
+
+    The mask ends where the tokens of prompt and answer together leave those of the prompt alone, because a tokenizer
+    may join the two at their border.
+
+    Raises:
+        ValueError: fewer than ``count`` rows, or no row whose prompt leaves room for an answer in ``cutoff`` tokens.
+    """
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist() if count else None
+    tokens, masked, cut, dropped = [], [], 0, 0
+    for index in track(order or range(len(pairs)), f"tokenise {name}"):
+        prompt, answer = pairs[index]
+        ids = tokenizer(prompt + answer, verbose=False)["input_ids"]
+        border = _common(ids, tokenizer(prompt, verbose=False)["input_ids"])
+        if tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
+            ids = [*ids, tokenizer.eos_token_id]
+        cut += len(ids) > cutoff
+        ids, border = ids[:cutoff], max(1, border)
+        if border >= len(ids):
+            dropped += 1
+            continue
+        tokens.append(torch.tensor(ids, dtype=torch.int64))
+        masked.append(border)
+        if len(tokens) == count:
+            break
+    if len(tokens) < (count or 1):
+        raise ValueError(
+            f"{name}: {len(tokens)} rows with an answer within {cutoff} tokens, {count or 1} needed "
+            f"({len(pairs)} rows, {dropped} without an answer or whose prompt fills the cutoff)"
+        )
+    report = {"source": name, "rows": len(tokens), "rows_cut": cut, "rows_without_answer": dropped}
+    return TokenRows(tuple(tokens), tuple(masked), report)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common start."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -1,0 +1,90 @@
+"""What is minimised: the token loss of the student and, with a teacher, how far it is from the teacher's choices."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from pruneengine.decoder import causal_parts
+from pruneengine.evaluate import best_dtype
+from pruneengine.loss import IGNORED, token_nll
+from pruneengine.recovery.config import RecoverConfig
+from pruneengine.recovery.distill import distill_loss, teacher_targets
+from pruneengine.recovery.head_loss import head_loss
+
+
+class Objective:
+    """Losses of a model whose adapters, if any, are in place already.
+
+    Only the hidden states of predicted tokens reach the head, a chunk at a time; under a float32 model everything runs
+    in bfloat16 autocast where the device multiplies it in hardware.
+
+    Args:
+        model: the causal language model itself, not a wrapper.
+        config: reads the distillation's options.
+        teacher: a causal language model in evaluation mode with the same vocabulary, or None.
+
+    Raises:
+        ValueError: the teacher's vocabulary has another size.
+    """
+
+    def __init__(self, model: nn.Module, config: RecoverConfig, teacher: nn.Module | None = None) -> None:
+        self.body, self.head, self.options = causal_parts(model)
+        self.config = config
+        self.teacher = None if teacher is None else causal_parts(teacher)
+        if self.teacher is not None and self.teacher[1].weight.shape[0] != self.head.weight.shape[0]:
+            raise ValueError(
+                f"the teacher's vocabulary has {self.teacher[1].weight.shape[0]} tokens, the model's "
+                f"{self.head.weight.shape[0]}: expected the model that was pruned, or one with its tokenizer"
+            )
+        weight = self.head.weight
+        self.device = weight.device
+        self.autocast = best_dtype(weight.device) if weight.dtype == torch.float32 else weight.dtype
+
+    def __call__(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of all predicted tokens, with a graph: float32 scalar.
+
+        Args:
+            input_ids: int64 ``[B, L]`` on the model's device.
+            labels: int64 ``[B, L]``, -100 where nothing is predicted.
+        """
+        targets, chosen = _targets(labels)
+        with self._cast():
+            hidden = self._hidden(self.body, input_ids, chosen)
+            share = self.config.distill_weight if self.teacher is not None else 0.0
+            loss = hidden.new_zeros((), dtype=torch.float32)
+            if share < 1:
+                loss = (1 - share) * head_loss(hidden, self.head, targets, **self.options)
+            if share > 0:
+                body, head, options = self.teacher
+                with torch.no_grad():
+                    dense = self._hidden(body, input_ids, chosen)
+                temperature = self.config.distill_temperature
+                wanted = teacher_targets(dense, head, self.config.distill_topk, temperature, **options)
+                loss = loss + share * distill_loss(hidden, self.head, wanted, temperature, **self.options)
+        return loss
+
+    @torch.no_grad()
+    def nll(self, input_ids: Tensor, labels: Tensor) -> tuple[float, int]:
+        """Sum of the token losses, nats, and how many tokens are predicted."""
+        targets, chosen = _targets(labels)
+        with self._cast():
+            hidden = self._hidden(self.body, input_ids, chosen)
+            losses = token_nll(hidden, self.head, targets, **self.options)
+        return float(losses.double().sum()), len(targets)
+
+    def _hidden(self, body: nn.Module, input_ids: Tensor, chosen: Tensor) -> Tensor:
+        return body(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][chosen]
+
+    def _cast(self) -> AbstractContextManager:
+        half = self.head.weight.dtype == torch.float32 and self.autocast != torch.float32
+        return torch.autocast(self.device.type, self.autocast) if half else nullcontext()
+
+
+def _targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets ``[M]`` and the mask ``[B, L - 1]`` of the positions that predict them."""
+    shifted = labels[:, 1:]
+    chosen = shifted != IGNORED
+    return shifted[chosen], chosen

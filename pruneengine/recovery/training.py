@@ -1,0 +1,233 @@
+"""The loop: transformers' Trainer on the adapters, with our loss, our progress and checkpoints that are whole.
+
+Imported only where transformers is there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from pruneengine.decoder import inference
+from pruneengine.progress import track
+from pruneengine.recovery.config import RecoverConfig
+from pruneengine.recovery.objective import Objective
+from pruneengine.recovery.rows import TokenRows, collate, training_order
+from pruneengine.recovery.work import list_checkpoints, step_of, whole_or_nothing
+
+SAVE_AFTER_S = 600.0
+LOGGED_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished loop leaves: the adapters of ``best_step`` are in the model."""
+
+    steps: int
+    best_step: int
+    losses: dict[int, float]
+    validation: dict[int, float]
+
+
+class RunRows(Dataset):
+    """The rows of a whole run in the order in which they are read."""
+
+    def __init__(self, rows: TokenRows, order: list[int]) -> None:
+        self.rows, self.order = rows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.rows[self.order[index]]
+
+
+class Watch(TrainerCallback):
+    """Stops at gradients that are not finite; validates and saves the last step, and saves long runs by the clock."""
+
+    def __init__(self, validates: bool) -> None:
+        self.validates = validates
+        self.saved_at = time.monotonic()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
+            raise FloatingPointError(f"the gradient of step {state.global_step + 1} is not finite")
+
+    def on_step_end(self, args, state, control, **_):
+        last = state.global_step >= state.max_steps
+        control.should_evaluate |= last and self.validates
+        control.should_save |= last or time.monotonic() - self.saved_at > SAVE_AFTER_S
+
+    def on_save(self, args, state, control, **_):
+        self.saved_at = time.monotonic()
+
+
+class LoraTrainer(Trainer):
+    """Trainer with the chunked loss summed over a step's tokens, validation by tokens and no bars of its own."""
+
+    def __init__(self, objective: Objective, validation: TokenRows | None, micro_batches: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.objective, self.validation = objective, validation
+        # Counts the predicted tokens of a whole step, over all its micro-batches.
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(Watch(validation is not None))
+        self.micro_batches, self._ticks = micro_batches, None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        loss = self.objective(inputs["input_ids"], inputs["labels"]) / num_items_in_batch
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.state.global_step + 1} is {loss.item():g}")
+        return loss
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        if self._ticks is None:
+            done = self.state.global_step * self.args.gradient_accumulation_steps
+            self._ticks = track(range(self.micro_batches - done), "recover")
+        next(self._ticks, None)
+        return super().training_step(*arguments, **options)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        size = self.args.per_device_train_batch_size
+        total, count = 0.0, 0
+        with inference(self.model):
+            batches = track(self.validation.batches(size), "validate", -(-len(self.validation) // size))
+            for batch in batches:
+                loss, tokens = self.objective.nll(**{k: v.to(self.args.device) for k, v in batch.items()})
+                total, count = total + loss, count + tokens
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the validation loss of step {self.state.global_step} is {total:g}")
+        metrics = {f"{metric_key_prefix}_loss": total / count}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        with whole_or_nothing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*arguments, **options)
+
+
+def train(
+    wrapped: Any,
+    objective: Objective,
+    rows: TokenRows,
+    validation: TokenRows | None,
+    config: RecoverConfig,
+    work: Path,
+    checkpoint: Path | None = None,
+) -> Trained:
+    """Train the adapters of a ``peft.PeftModel``; at the end it holds those of the best step.
+
+    Args:
+        wrapped: the model with adapters, on the device it shall train on.
+        objective: its losses.
+        rows: what to train on.
+        validation: what chooses the best step, or None for the last.
+        config: how.
+        work: folder of the checkpoints.
+        checkpoint: the one to go on from.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; it names the step and the last good state.
+        OSError: a checkpoint could not be written; the earlier ones are kept.
+    """
+    epochs = None if config.max_steps else config.epochs
+    steps = config.steps(len(rows))
+    order = training_order([len(row) for row in rows.tokens], steps, config.batch, epochs, config.seed)
+    device = next(wrapped.parameters()).device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), _quiet():
+        trainer = LoraTrainer(
+            objective, validation, -(-len(order) // config.micro_batch),
+            model=wrapped, args=_arguments(config, steps, device, work, validation is not None, checkpoint is None),
+            train_dataset=RunRows(rows, order), eval_dataset=validation, data_collator=collate,
+        )  # fmt: skip
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except FloatingPointError as error:
+            kept = list_checkpoints(work)
+            where = f"step {step_of(kept[-1])}, adapters in {kept[-1]}" if kept else "none, no checkpoint before it"
+            raise FloatingPointError(f"{error}: stopped; last good state: {where}. A smaller lr may help") from None
+        finally:
+            if trainer._ticks is not None:
+                trainer._ticks.close()
+    history = trainer.state.log_history
+    checked = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    return Trained(
+        steps=steps,
+        best_step=min(checked, key=checked.get) if checked else steps,
+        losses={entry["step"]: entry["loss"] for entry in history if "loss" in entry},
+        validation=checked,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Trainer's remarks on file times, pinned memory and the resumed scheduler, which nobody can act on."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _arguments(
+    config: RecoverConfig, steps: int, device: torch.device, work: Path, validates: bool, fresh: bool
+) -> TrainingArguments:
+    every = config.eval_steps(steps)
+    arguments = TrainingArguments(
+        output_dir=os.fspath(work),
+        max_steps=steps,
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=config.batch // config.micro_batch,
+        learning_rate=config.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_steps(steps),
+        optim="adamw_torch",
+        weight_decay=0.0,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=every,
+        eval_on_start=validates and fresh,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=validates,
+        metric_for_best_model="loss" if validates else None,
+        greater_is_better=False if validates else None,
+        logging_steps=max(1, steps // LOGGED_STEPS),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        seed=config.seed,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+    )
+    # More than one GPU in sight would make Trainer copy the model to all of them.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,110 @@
+"""The folder in which a run keeps its checkpoints, so that the same command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pruneengine.files import check_writable, write_atomically
+
+RUN_FILE = "run.json"
+# transformers' Trainer writes this file last of a checkpoint.
+STATE_FILE = "trainer_state.json"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def open_work(folder: Path, run: Mapping[str, Any]) -> Path | None:
+    """Make the folder, or go on in it.
+
+    Args:
+        folder: the work folder.
+        run: what makes the run, flat and plain: a run with another value anywhere is another run.
+
+    Returns:
+        The newest whole checkpoint, or None. Broken ones, left by a kill in the middle of a write, are removed.
+
+    Raises:
+        ValueError: the folder holds another run (it says what differs), or files that are no run at all.
+        PermissionError: it cannot be written to.
+    """
+    check_writable(folder)
+    plain = json.loads(json.dumps(run))
+    file = folder / RUN_FILE
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"work folder {folder} holds other things than a recovery; it is not used")
+        write_atomically(file, json.dumps(plain, indent=2) + "\n")
+        return None
+    try:
+        held = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
+    differ = [name for name in plain.keys() | held.keys() if plain.get(name) != held.get(name)]
+    if differ:
+        changes = ", ".join(f"{name} {held.get(name)!r}, now {plain.get(name)!r}" for name in sorted(differ))
+        raise ValueError(
+            f"work folder {folder} holds an unfinished run with other settings: {changes}; repeat it with the same "
+            "ones, or delete the folder to begin anew"
+        )
+    whole = list_checkpoints(folder)
+    for path in folder.glob("checkpoint-*"):
+        if path not in whole:
+            shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints, by step."""
+    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and _whole(path)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextmanager
+def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
+    """Remove a checkpoint that could not be written to its end.
+
+    Raises:
+        OSError: whatever the writers raise on a full disk (torch's is a RuntimeError), with what is kept.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        # safetensors has an error type of its own, known only by name where it is not installed.
+        if not isinstance(error, (OSError, RuntimeError)) and type(error).__name__ != "SafetensorError":
+            raise
+        kept = list_checkpoints(checkpoint.parent)
+        where = f"the state of step {step_of(kept[-1])} is kept in {kept[-1]}" if kept else "no earlier state was kept"
+        free = shutil.disk_usage(checkpoint.parent).free
+        raise OSError(
+            f"the checkpoint of step {step_of(checkpoint)} could not be written ({free / 1e6:.0f} MB free): {error}; "
+            f"{where}; make room and repeat the command to go on"
+        ) from error
+
+
+def check_room(folder: Path, trained_bytes: int) -> None:
+    """Whether the checkpoints kept at a time fit: the adapters and AdamW's two moments, three times.
+
+    Raises:
+        OSError: they do not.
+    """
+    needed, free = 9 * trained_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"checkpoints of {needed / 1e6:.0f} MB do not fit in {folder}: {free / 1e6:.0f} MB free")
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
