@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import json
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,16 @@ from pruneengine.evaluate import (
 )
 from pruneengine.files import check_writable
 from pruneengine.loading import load_model
+from pruneengine.recovery import (
+    RecoverConfig,
+    RecoverReport,
+    load_rows,
+    no_gain_warnings,
+    overlap_warnings,
+    recover,
+    summarise,
+    work_folder,
+)
 from pruneengine.reload import reload_and_generate
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Structure, find_groups, model_fingerprint
@@ -58,6 +69,7 @@ class JobOptions:
         speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
         statistics: file to reuse, or to leave the statistics in.
         prompt: continued by the reloaded checkpoint in a fresh process.
+        recover: train the pruned model before it is saved; None for not.
     """
 
     source: str
@@ -73,6 +85,7 @@ class JobOptions:
     proof: bool = True
     prompt: str | None = None
     trust_remote_code: bool = False
+    recover: RecoverConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class JobResult:
     report: PruneReport
     dense: Measures
     pruned: Measures | None = None
+    recovered: Measures | None = None
+    recovery: RecoverReport | None = None
     saved: SavedCheckpoint | None = None
     text: str | None = None
     warnings: tuple[str, ...] = ()
@@ -111,6 +126,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         held.check(model=model_fingerprint(model))
     with clock("text"):
         calibration, evaluation, warnings = _texts(config, options, model, tokenizer)
+        rows = load_rows(options.recover, tokenizer, model) if options.recover and options.out else None
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
     statistics = held
     if options.statistics is not None and calibration is not None:
@@ -138,19 +154,32 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             before, after = measure_speed_pair(original, model)
         del original
         dense, pruned = replace(dense, speed=before), replace(pruned, speed=after)
+    recipe, summary = _recipe(config, options, model, calibration), _summary(report, dense, pruned, warnings)
+    recovery = recovered = None
+    if rows is not None:
+        say(f"recovering on {len(rows)} rows; checkpoints in {work_folder(options.out)}")
+        with clock("recover"):
+            recovery = recover(model, tokenizer, options.recover, data=rows, work_dir=work_folder(options.out))
+        with clock("evaluate"):
+            recovered = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
+        cautions = overlap_warnings(rows, evaluation) + no_gain_warnings(recovery)
+        warnings += cautions
+        summary["recovery"] = summarise(recovery, pruned.perplexity, recovered.perplexity, cautions)
+        recipe["recovery"] = recovery.recipe()
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     with clock("save"):
         saved = save(
             model, tokenizer, options.out,
-            plan=report.plan, recipe=_recipe(config, options, model, calibration),
-            report=_summary(report, dense, pruned, warnings), overwrite=options.overwrite,
+            plan=report.plan, recipe=recipe, report=summary, overwrite=options.overwrite,
             dense_config=original_config, proof=options.proof,
         )  # fmt: skip
+    if rows is not None:
+        shutil.rmtree(work_folder(options.out), ignore_errors=True)
     text = None
     if options.prompt:
         with clock("generate"):
             text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
-    return JobResult(structure, report, dense, pruned, saved, text, warnings, clock.seconds)
+    return JobResult(structure, report, dense, pruned, recovered, recovery, saved, text, warnings, clock.seconds)
 
 
 def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
@@ -167,6 +196,8 @@ def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, Job
             raise ValueError(f"evaluation windows of {options.eval_seqlen} token(s): expected at least 2")
     if options.statistics is not None:
         check_writable(options.statistics.parent)
+    if options.recover is not None:
+        options.recover.check_sources()
     return config, options
 
 
@@ -233,7 +264,7 @@ def _recipe(config: PruneConfig, options: JobOptions, model: nn.Module, calibrat
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("pruneengine", "torch", "transformers", "triton"):
+    for name in ("pruneengine", "torch", "transformers", "peft", "triton"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -12,13 +12,22 @@ from typing import Any
 import torch
 
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
-from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows
+from pruneengine.data import check_spec, evaluation_windows
 from pruneengine.engine import Stopwatch
-from pruneengine.evaluate import best_dtype, model_size, paired_difference, perplexity
+from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.extras import needs
 from pruneengine.job import Measures, versions
 from pruneengine.loading import load_model
-from pruneengine.recovery import RecoverConfig, RecoverReport, TokenRows, load_rows, recover
+from pruneengine.recovery import (
+    RecoverConfig,
+    RecoverReport,
+    load_rows,
+    no_gain_warnings,
+    overlap_warnings,
+    recover,
+    summarise,
+    work_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,6 @@ class RecoverResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def work_folder(out: Path) -> Path:
-    """Where a recovery into ``out`` keeps its checkpoints: beside it, so that they are on the same disk."""
-    out = Path(out).expanduser().resolve()
-    return out.with_name(f"{out.name}.recovery")
-
-
 def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], None] = lambda _: None) -> RecoverResult:
     """Load, measure, train, merge, measure, save and prove.
 
@@ -96,47 +99,16 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     warnings += no_gain_warnings(report)
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     carried = _carried(Path(options.source))
+    summary = summarise(report, before.perplexity, after.perplexity, warnings)
     with clock("save"):
         saved = save(
-            model, tokenizer, options.out,
-            recipe=_recipe(carried, config, options, report), report=_summary(carried, report, before, after, warnings),
+            model, tokenizer, options.out, recipe=_recipe(carried, options, report),
+            report=json.loads(carried.get("report.json", "{}")) | {"recovery": summary},
             overwrite=options.overwrite, proof=options.proof,
             extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
         )  # fmt: skip
     shutil.rmtree(options.work, ignore_errors=True)
     return RecoverResult(report, before, after, saved, warnings, clock.seconds)
-
-
-def recovery_recipe(report: RecoverReport) -> dict[str, Any]:
-    """What a recipe holds under ``recovery``."""
-    with needs("recover"):
-        import peft
-    return {
-        "config": report.config.to_dict(),
-        "data_hash": report.data_hash,
-        "versions": versions() | {"peft": peft.__version__},
-    }
-
-
-def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, ...]:
-    """Whether the evaluation measures what was trained on."""
-    if evaluation is None:
-        return ()
-    stream = torch.cat(rows.tokens)[None]
-    shared = check_overlap(Samples(stream, ("recovery",)), evaluation)
-    if not shared["overlapping_windows"]:
-        return ()
-    return (
-        f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} tokens or "
-        "more with the recovery text: the perplexity is optimistic",
-    )
-
-
-def no_gain_warnings(report: RecoverReport) -> tuple[str, ...]:
-    """Whether the training was for nothing."""
-    if report.best_step:
-        return ()
-    return (f"no step had a lower validation loss than the start ({report.validation[0]:.4f}): weights unchanged",)
 
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
@@ -158,27 +130,10 @@ def _carried(source: Path) -> dict[str, str]:
     return {name: (source / name).read_text() for name in names if (source / name).is_file()}
 
 
-def _recipe(
-    carried: dict[str, str], config: RecoverConfig, options: RecoverOptions, report: RecoverReport
-) -> dict[str, Any]:
+def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:
     with needs("cli"):
         import yaml
     pruned = yaml.safe_load(carried.get("recipe.yaml", "{}"))
-    recovery = {"source": options.source, "dtype": str(options.dtype).removeprefix("torch.")} | recovery_recipe(report)
+    dtype = str(options.dtype).removeprefix("torch.")
+    recovery = report.recipe() | {"source": options.source, "dtype": dtype, "versions": versions()}
     return pruned | {"recovery": recovery}
-
-
-def _summary(
-    carried: dict[str, str], report: RecoverReport, before: Measures, after: Measures, warnings: tuple[str, ...]
-) -> dict[str, Any]:
-    recovery = report.to_dict()
-    if before.perplexity and after.perplexity:
-        recovery["perplexity"] = {"before": before.perplexity.perplexity, "after": after.perplexity.perplexity}
-        recovery["perplexity tokens"] = before.perplexity.tokens
-        recovery["perplexity dtype"] = before.perplexity.dtype
-        if len(before.perplexity.per_window) > 1:
-            loss = paired_difference(before.perplexity, after.perplexity)
-            recovery["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
-    if warnings:
-        recovery["warnings"] = list(warnings)
-    return json.loads(carried.get("report.json", "{}")) | {"recovery": json.loads(json.dumps(recovery))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +42,10 @@ def prune(
     hywia_samples: Annotated[int | None, typer.Option(help="Samples held out for the fit (8).")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
     statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
+    recover: Annotated[bool, typer.Option("--recover", help="Train LoRA on the pruned model, see recover.")] = False,
+    recover_data: Annotated[str | None, typer.Option(metavar="SPEC", help="What to train on.")] = None,
+    recover_steps: Annotated[int | None, typer.Option(help="Steps, in place of 2 epochs.")] = None,
+    recover_recipe: Annotated[Path | None, typer.Option(help="YAML file of recover's options; flags win.")] = None,
     eval_text: Annotated[
         str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")
     ] = "builtin-eval",
@@ -71,6 +75,8 @@ def prune(
         "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
     }  # fmt: skip
     config = read_config(PruneConfig, recipe, given)
+    trained = {"data": recover_data, "max_steps": recover_steps}
+    recovery = _recovery(recover, recover_recipe, {name: value for name, value in trained.items() if value is not None})
     if out_dir is None and not dry_run:
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
@@ -78,6 +84,7 @@ def prune(
         dtype=parse_dtype(dtype), device=parse_device(device),
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         speed=speed, statistics=statistics, proof=proof, prompt=prompt, trust_remote_code=trust_remote_code,
+        recover=recovery,
     )  # fmt: skip
     result = run(config, options, say=lambda line: err.print(line, style="dim"))
     for warning in result.warnings:
@@ -92,6 +99,8 @@ def prune(
     if result.report.compensation is not None:
         tables.show_compensation(out, result.report, result.pruned.params)
     tables.show_result(out, result, title=f"{config.method} on {model}")
+    if result.recovery is not None:
+        tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
     if eval_text.startswith("builtin") or config.calibration == "builtin":
         out.print(tables.SMOKE_TEXT)
     if result.saved.proof is not None:
@@ -103,3 +112,14 @@ def prune(
     if result.text is not None:
         out.print(f"there it continues {prompt!r}: {result.text!r}")
     out.print(f"saved {result.saved.path} ({result.saved.bytes / 1e6:.1f} MB)")
+
+
+def _recovery(asked: bool, recipe: Path | None, given: dict[str, Any]):
+    from pruneengine.recovery import RecoverConfig, read_recovery_recipe
+
+    if not asked and (given or recipe):
+        raise ValueError("options of the recovery without --recover")
+    values = (read_recovery_recipe(recipe) if recipe else {}) | given
+    if asked and "data" not in values:
+        raise ValueError("--recover needs --recover-data SPEC (or a --recover-recipe that holds it)")
+    return RecoverConfig.from_dict(values) if asked else None

@@ -4,5 +4,18 @@ from pruneengine.recovery.config import RecoverConfig, read_recovery_recipe
 from pruneengine.recovery.engine import RecoverReport, recover
 from pruneengine.recovery.instructions import load_rows
 from pruneengine.recovery.rows import TokenRows
+from pruneengine.recovery.summary import no_gain_warnings, overlap_warnings, summarise
+from pruneengine.recovery.work import work_folder
 
-__all__ = ["RecoverConfig", "RecoverReport", "TokenRows", "load_rows", "read_recovery_recipe", "recover"]
+__all__ = [
+    "RecoverConfig",
+    "RecoverReport",
+    "TokenRows",
+    "load_rows",
+    "no_gain_warnings",
+    "overlap_warnings",
+    "read_recovery_recipe",
+    "recover",
+    "summarise",
+    "work_folder",
+]

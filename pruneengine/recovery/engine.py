@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -67,8 +66,12 @@ class RecoverReport:
             checked = f", validation loss {before:.4f} -> {after:.4f} at step {self.best_step}"
         return f"{self.steps} steps over {self.rows} rows, {self.trained:,} parameters trained{checked} ({spent})"
 
+    def recipe(self) -> dict[str, Any]:
+        """What a recipe holds under ``recovery``."""
+        return {"config": self.config.to_dict(), "data_hash": self.data_hash}
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON value: what ``report.json`` holds under ``recovery``; losses as pairs of step and loss."""
+        """JSON value of the results; losses as pairs of step and loss."""
         return {
             "steps": self.steps,
             "best step": self.best_step,
@@ -79,7 +82,7 @@ class RecoverReport:
             "resumed from step": self.resumed_from,
             "loss by step": list(self.losses.items()),
             "validation loss by step": list(self.validation.items()),
-            "text": json.loads(json.dumps(self.text)),
+            "text": self.text,
             "seconds": self.seconds,
         }
 

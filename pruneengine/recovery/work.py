@@ -18,6 +18,12 @@ STATE_FILE = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
+def work_folder(out: Path) -> Path:
+    """Where a recovery into the checkpoint folder ``out`` keeps its state: beside it, on the same disk."""
+    out = Path(out).expanduser().resolve()
+    return out.with_name(f"{out.name}.recovery")
+
+
 def open_work(folder: Path, run: Mapping[str, Any]) -> Path | None:
     """Make the folder, or go on in it.
 
@@ -35,23 +41,13 @@ def open_work(folder: Path, run: Mapping[str, Any]) -> Path | None:
     check_writable(folder)
     plain = json.loads(json.dumps(run))
     file = folder / RUN_FILE
-    if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"work folder {folder} holds other things than a recovery; it is not used")
-        write_atomically(file, json.dumps(plain, indent=2) + "\n")
-        return None
-    try:
-        held = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
-    differ = [name for name in plain.keys() | held.keys() if plain.get(name) != held.get(name)]
-    if differ:
-        changes = ", ".join(f"{name} {held.get(name)!r}, now {plain.get(name)!r}" for name in sorted(differ))
-        raise ValueError(
-            f"work folder {folder} holds an unfinished run with other settings: {changes}; repeat it with the same "
-            "ones, or delete the folder to begin anew"
-        )
+    if not file.exists() and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"work folder {folder} holds other things than a recovery; it is not used")
     whole = list_checkpoints(folder)
+    if whole:
+        _check_same(file, plain)
+    else:
+        write_atomically(file, json.dumps(plain, indent=2) + "\n")
     for path in folder.glob("checkpoint-*"):
         if path not in whole:
             shutil.rmtree(path)
@@ -100,6 +96,20 @@ def check_room(folder: Path, trained_bytes: int) -> None:
     needed, free = 9 * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"checkpoints of {needed / 1e6:.0f} MB do not fit in {folder}: {free / 1e6:.0f} MB free")
+
+
+def _check_same(file: Path, plain: Mapping[str, Any]) -> None:
+    try:
+        held = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
+    differ = sorted(name for name in plain.keys() | held.keys() if plain.get(name) != held.get(name))
+    if differ:
+        changes = ", ".join(f"{name} {held.get(name)!r}, now {plain.get(name)!r}" for name in differ)
+        raise ValueError(
+            f"work folder {file.parent} holds an unfinished run with other settings: {changes}; repeat it with the "
+            "same ones, or delete the folder to begin anew"
+        )
 
 
 def _whole(checkpoint: Path) -> bool:

@@ -1,0 +1,54 @@
+"""What a checkpoint's report says of its recovery, and what its reader should be warned of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pruneengine.data import Samples, check_overlap
+from pruneengine.evaluate import PerplexityResult, paired_difference
+from pruneengine.recovery.engine import RecoverReport
+from pruneengine.recovery.rows import TokenRows
+
+
+def summarise(
+    report: RecoverReport,
+    before: PerplexityResult | None = None,
+    after: PerplexityResult | None = None,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """JSON value: what ``report.json`` holds under ``recovery``."""
+    summary = report.to_dict()
+    if before and after:
+        summary["perplexity"] = {"before": before.perplexity, "after": after.perplexity}
+        summary["perplexity tokens"] = before.tokens
+        summary["perplexity dtype"] = before.dtype
+        if len(before.per_window) > 1:
+            loss = paired_difference(before, after)
+            summary["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
+    if warnings:
+        summary["warnings"] = list(warnings)
+    return json.loads(json.dumps(summary))
+
+
+def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, ...]:
+    """Whether the evaluation measures what was trained on."""
+    if evaluation is None:
+        return ()
+    shared = check_overlap(Samples(torch.cat(rows.tokens)[None], ("recovery",)), evaluation)
+    if not shared["overlapping_windows"]:
+        return ()
+    return (
+        f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} tokens or "
+        "more with the recovery text: the perplexity is optimistic",
+    )
+
+
+def no_gain_warnings(report: RecoverReport) -> tuple[str, ...]:
+    """Whether the training was for nothing."""
+    if report.best_step:
+        return ()
+    return (f"no step had a lower validation loss than the start ({report.validation[0]:.4f}): weights unchanged",)

@@ -1,0 +1,122 @@
+"""The recovery from the command line: recover DIR, and prune --recover."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.test_cli import folder, prune_arguments, run  # noqa: F401
+from tests.test_recovery import at_micro_batch
+
+SMALL = ("--cutoff", 24, "--batch", 4, "--micro-batch", 2, "--max-steps", 4, "--eval-every", 2, "--val-rows", 4)
+
+
+@pytest.fixture(scope="module")
+def pruned(folder, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("recover") / "pruned"
+    options = ("--method", "magnitude_l1", "--ratio", 0.4, "--shape", "per-layer", "--allocation", "global")
+    done = run(*prune_arguments(folder, *options, "--no-proof", "--out", out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def recover_arguments(pruned, folder, *more):  # noqa: F811
+    text = folder / "text.txt"
+    evaluation = ("--eval-text", "builtin-eval", "--eval-seqlen", 32, "--eval-windows", 4)
+    return ("recover", pruned, "--data", text, *SMALL, *evaluation, *more)
+
+
+def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tmp_path):  # noqa: F811
+    out = tmp_path / "better"
+    done = run(*recover_arguments(pruned, folder, "--lr", 0.01, "--out", out))
+    assert done.returncode == 0, done.stderr
+    for expected in ("perplexity", "validation loss by step: 0: ", "4 steps over", "reloaded in a fresh process"):
+        assert expected in done.stdout
+    assert (out / "plan.json").read_text() == (pruned / "plan.json").read_text()
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert recipe["config"]["method"] == "magnitude_l1"
+    assert recipe["recovery"]["config"]["lr"] == 0.01
+    report = json.loads((out / "report.json").read_text())
+    assert report["method"] == "magnitude_l1"
+    assert [step for step, _ in report["recovery"]["loss by step"]] == [1, 2, 3, 4]
+    assert report["recovery"]["perplexity"]["before"] != report["recovery"]["perplexity"]["after"]
+    assert [path.name for path in tmp_path.iterdir()] == ["better"]
+    again = run("recover", pruned, "--recipe", out / "recipe.yaml", "--eval-text", "none", "--no-proof",
+                "--out", tmp_path / "again")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    name = "model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_stopped_command_goes_on_and_another_recipe_does_not(pruned, folder, tmp_path):  # noqa: F811
+    arguments = recover_arguments(pruned, folder, "--no-proof", "--out", tmp_path / "out")
+
+    def fail(_loss):
+        raise OSError("the machine went away")
+
+    with at_micro_batch(7, fail):
+        assert "went away" in run(*arguments).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.recovery"]
+    other = run(*arguments, "--lr", 0.5)
+    assert other.returncode == 2
+    assert "lr 0.0001, now 0.5" in other.stderr
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 2" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_prune_recovers_in_one_command(folder, tmp_path):  # noqa: F811
+    options = tmp_path / "lora.yaml"
+    options.write_text("cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nlr: 0.01\nlora_r: 4\n")
+    recovery = ("--recover", "--recover-data", "builtin", "--recover-steps", 3, "--recover-recipe", options)
+    out = tmp_path / "out"
+    done = run(*prune_arguments(folder, "--method", "magnitude_l1", "--ratio", 0.4, *recovery, "--out", out))
+    assert done.returncode == 0, done.stderr
+    assert "3 steps over" in done.stdout
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert (recipe["config"]["ratio"], recipe["recovery"]["config"]["lora_r"]) == (0.4, 4)
+    report = json.loads((out / "report.json").read_text())
+    assert report["recovery"]["perplexity"]["before"] == report["perplexity"]["pruned"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.yaml", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--targets", "qproj"), "LoRA target 'qproj' matches no linear of the model; near names: q_proj"),
+        (("--batch", 5), "batch must be a multiple of micro_batch 2, got 5"),
+        (("--data", "absent.jsonl"), "'absent.jsonl' does not exist"),
+        (("--teacher", "absent/folder/x"), "no model at"),
+        (("--distill-topk", 3), "distill_topk is 3: an option of a teacher"),
+        (("--val-rows", 90_000), "leave none to train on"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, options, message):  # noqa: F811
+    done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out", *options))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):  # noqa: F811
+    done = run(*prune_arguments(folder, "--ratio", 0.4, "--recover-steps", 3, "--out", tmp_path / "out"))
+    assert (done.returncode, "without --recover" in done.stderr) == (2, True)
+    done = run(*prune_arguments(folder, "--ratio", 0.4, "--recover", "--out", tmp_path / "out"))
+    assert (done.returncode, "needs --recover-data" in done.stderr) == (2, True)
+    done = run("recover", pruned, "--out", tmp_path / "out")
+    assert (done.returncode, "give --data SPEC" in done.stderr) == (2, True)
+    done = run("recover", pruned, "--recipe", pruned / "recipe.yaml", "--out", tmp_path / "out")
+    assert (done.returncode, "nothing of a recovery" in done.stderr) == (2, True)
+    done = run("recover", pruned, "--data", "builtin", "--out", pruned, "--overwrite")
+    assert (done.returncode, "is the model itself" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):  # noqa: F811
+    with at_micro_batch(7, lambda loss: loss * float("nan")):
+        done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out"))
+    assert done.returncode == 2
+    assert "gradient of step 4 is not finite: stopped; last good state: step 2" in done.stderr
