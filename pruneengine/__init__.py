@@ -19,6 +19,7 @@ from pruneengine.fusion import FUSIONS, HyWIA
 from pruneengine.loading import load_model as load
 from pruneengine.metrics import METRICS, metric
 from pruneengine.plan import Plan, make_plan
+from pruneengine.recovery import RecoverConfig, RecoverReport, recover
 from pruneengine.score import Scores, score
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Group, Structure, find_groups
@@ -36,6 +37,8 @@ __all__ = [
     "Plan",
     "PruneConfig",
     "PruneReport",
+    "RecoverConfig",
+    "RecoverReport",
     "Samples",
     "Scores",
     "Statistics",
@@ -54,6 +57,7 @@ __all__ = [
     "ops",
     "perplexity",
     "prune",
+    "recover",
     "save",
     "score",
 ]

@@ -32,8 +32,8 @@ class RecoverConfig:
         targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths;
             None for every linear of the decoder layers.
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is ``alpha / r`` times B A x) and dropout of x.
-        lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows a step; the rate rises over
-            ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
+        lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows a step, gradients clipped to
+            norm 1; the rate rises over ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
         micro_batch: rows a forward pass; ``batch`` must be a multiple.
         max_steps: exactly this many steps, whatever ``epochs`` says.
         eval_every: steps between validations (and checkpoints); None for 100, or a quarter of a shorter run.

@@ -207,6 +207,7 @@ def _arguments(
         warmup_steps=config.warmup_steps(steps),
         optim="adamw_torch",
         weight_decay=0.0,
+        max_grad_norm=1.0,
         eval_strategy="steps" if validates else "no",
         eval_steps=every,
         eval_on_start=validates and fresh,

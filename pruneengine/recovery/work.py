@@ -74,7 +74,9 @@ def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        # It may be whole: the oldest one is removed last.
+        if not _whole(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
         # safetensors has an error type of its own, known only by name where it is not installed.
         if not isinstance(error, (OSError, RuntimeError)) and type(error).__name__ != "SafetensorError":
             raise
