@@ -201,6 +201,17 @@ def test_micro_batches_do_not_change_the_result_and_checkpointing_neither():
     torch.testing.assert_close(results[2], results[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_in_bfloat16_is_trained_in_float32_adapters():
+    model = tiny_model(dtype=torch.bfloat16)
+    before = weights(model)
+    report = recover(model, config=RecoverConfig(**QUICK), data=WINDOWS[:1].repeat(9, 1))
+    assert report.validation[report.best_step] < report.validation[0]
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert changed(model, before)
+    wrapped = attach(model, RecoverConfig())
+    assert {p.dtype for p in wrapped.parameters() if p.requires_grad} == {torch.float32}
+
+
 def test_a_teacher_pulls_the_student_to_itself():
     teacher = tiny_model()
     model = tiny_model()

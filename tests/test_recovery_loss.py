@@ -1,5 +1,7 @@
 """The losses of the recovery against autograd on full logits."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -103,3 +105,16 @@ def test_validation_is_the_token_loss_and_another_vocabulary_is_refused():
     assert total == pytest.approx(float(token_nll(hidden, model.lm_head, tokens[:, 1:]).sum()), rel=1e-6)
     with pytest.raises(ValueError, match="teacher's vocabulary has 50 tokens, the model's 97"):
         Objective(model, RecoverConfig(), tiny_model(vocab_size=50))
+
+
+def test_under_autocast_both_losses_stay_close():
+    student, teacher, tokens = tiny_model(), tiny_model(seed=3), tiny_tokens(3, 12)
+    exact = Objective(student, RecoverConfig(), teacher)(tokens, tokens)
+    with mock.patch("pruneengine.recovery.objective.best_dtype", return_value=torch.bfloat16):
+        objective = Objective(student, RecoverConfig(), teacher)
+    loss = objective(tokens, tokens)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) != float(exact.detach())
+    torch.testing.assert_close(loss, exact, rtol=3e-2, atol=0)
+    assert student.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
