@@ -1,0 +1,48 @@
+"""A tokenizer of bytes, and task files for lm-eval of a few lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 256
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def write_task(folder: Path, name: str = "piqa_tiny", items: int = 7, version: float = 1.0) -> Path:
+    """A multiple-choice task with both accuracies, whose choices differ in length; returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "goal": f"Add {i} to {i * 3 % 5}.",
+            "choices": [f"It is {i}", f"The sum of both is {i + i * 3 % 5}"],
+            "gold": i % 2,
+        }
+        for i in range(items)
+    ]
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / f"{name}.yaml").write_text(
+        f"""task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder / f"{name}.jsonl"}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{goal}}}}"
+doc_to_target: gold
+doc_to_choice: choices
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+metadata: {{version: {version}}}
+"""
+    )
+    return folder
