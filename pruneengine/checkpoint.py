@@ -70,6 +70,12 @@ def check_output(out: str | Path, overwrite: bool = False) -> Path:
     return path
 
 
+def written_here(folder: Path) -> bool:
+    """Whether ``folder`` is a checkpoint that :func:`save` wrote with its plan or recipe."""
+    files = ("plan.json", "recipe.yaml")
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in files)
+
+
 def save(
     model: nn.Module,
     tokenizer: Any,

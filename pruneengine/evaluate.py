@@ -17,6 +17,7 @@ from pruneengine.loss import token_nll
 from pruneengine.progress import track
 from pruneengine.samples import Samples, as_samples
 from pruneengine.speed import SpeedResult, measure_speed, measure_speed_pair
+from pruneengine.structure import Structure
 
 __all__ = [
     "ModelSize",
@@ -24,6 +25,7 @@ __all__ = [
     "PerplexityResult",
     "SpeedResult",
     "best_dtype",
+    "kv_cache_bytes",
     "measure_speed",
     "measure_speed_pair",
     "model_size",
@@ -143,6 +145,19 @@ def model_size(model: nn.Module) -> ModelSize:
     """Number of parameters and bytes they take."""
     parameters = list(model.parameters())
     return ModelSize(sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
+
+
+def kv_cache_bytes(structure: Structure, itemsize: int) -> int:
+    """Bytes that the cache of keys and values grows by with every token of a sequence.
+
+    Sum over the layers of ``2 * key-value heads * head_dim * itemsize``; a sliding window bounds the cache, not this.
+
+    Args:
+        structure: of the model, of any widths.
+        itemsize: bytes of one entry, e.g. 2 for a cache in bfloat16.
+    """
+    heads = sum(group.units for group in structure.of_kind(("heads",)))
+    return 2 * heads * structure.head_dim * itemsize
 
 
 def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:

@@ -110,7 +110,7 @@ def test_prune_saves_reports_and_reloads(folder, tmp_path):
     )
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again" / "plan.json").read_text()) == plan
-    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--limit", 4)
+    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--windows", 4)
     assert f"perplexity {report['perplexity']['pruned']:.4f}" in evaluated.stdout
 
 
@@ -183,8 +183,56 @@ def test_per_layer_widths_and_removed_layers(folder, tmp_path):
     done = run(*prune_arguments(folder, *options, "--allocation", "global", "--out", out))
     assert done.returncode == 0, done.stderr
     assert "trust_remote_code=True" in done.stdout
-    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--limit", 2)
+    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--windows", 2)
     assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_eval_keeps_results_that_compare_reads(folder, tmp_path):
+    from tests.tiny_tasks import write_task
+
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    tasks = write_task(tmp_path / "tasks", items=4)
+    pruned = tmp_path / "pruned"
+    options = ("--method", "magnitude_l1", "--ratio", 0.4, "--out", pruned, "--no-proof", "--eval-text", "none")
+    assert run("prune", folder / "model", *options).returncode == 0
+    asked = ("--tasks", "piqa_tiny", "--include-path", tasks, "--limit", 3)
+    windows = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 3)
+    done = run("eval", folder / "model", *asked, *windows, "--out", tmp_path / "dense.json")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 4" in done.stdout
+    assert not (folder / "model" / "results.json").exists()
+    assert run("eval", pruned, *asked).returncode == 0
+    done = run("eval", pruned, *windows, "--dense", folder / "model")
+    assert done.returncode == 0, done.stderr
+    assert f"kept in {pruned / 'results.json'}" in done.stdout
+    assert "in turn" in done.stdout
+    kept = json.loads((pruned / "results.json").read_text())
+    assert (list(kept["tasks"]), len(kept["texts"])) == (["piqa_tiny"], 1)
+    done = run("compare", tmp_path / "dense.json", pruned)
+    assert done.returncode == 0, done.stderr
+    for expected in ("dense.json", "pruned", "piqa_tiny, acc_norm", "nats ±", "KV cache", "times the dense model"):
+        assert expected in done.stdout
+    done = run("compare", tmp_path / "dense.json", folder)
+    assert (done.returncode, "no results at" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tasks", "nothing", "--include-path", "nowhere"), "include path 'nowhere'"),
+        (("--tasks", ","), "expected names of tasks"),
+        (("--limit", 0), "limit=0"),
+        (("--windows", 0), "0"),
+        (("--dense", "nowhere/at/all"), "no model at"),
+        (("--out", "recipe.txt"), "no JSON"),
+    ],
+)
+def test_bad_input_to_eval_is_refused_before_the_model_is_loaded(folder, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.txt").write_text("not results")
+    done = run("eval", folder / "model", *options)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "loading" not in done.stderr
 
 
 def test_inspect_needs_no_weights(folder, tmp_path):

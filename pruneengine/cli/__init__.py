@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from pruneengine.cli import bench, evaluate, inspect, prune, recover, search
+    from pruneengine.cli import bench, compare, evaluate, inspect, prune, recover, search
     from pruneengine.cli.app import app, err
 except ImportError as missing:
     sys.exit(f"error: the command line needs {missing.name}: pip install 'pruneengine[cli]'")
@@ -17,6 +17,7 @@ app.command()(prune.prune)
 app.command()(search.search)
 app.command()(recover.recover)
 app.command("eval")(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(bench.bench)
 
 

@@ -2,42 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, out, parse_device, parse_dtype
+from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype
+
+if TYPE_CHECKING:
+    from pruneengine.results import Results
+    from pruneengine.zeroshot import Metric
 
 
 def evaluate(
     model: Model,
-    text: Annotated[str, typer.Option(metavar="SPEC", help="Evaluation text.")] = "builtin-eval",
+    text: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Evaluation text, or none [builtin-eval, none with --tasks].")
+    ] = None,
     seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = 256,
-    limit: Annotated[int | None, typer.Option(help="Only the first windows.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Zero-shot tasks of lm-eval.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Further task files; runs their code.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward of the tasks.")] = 8,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second too.")] = False,
+    dense: Annotated[str | None, typer.Option(metavar="MODEL", help="Measure its speed in turn with MODEL's.")] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Keep the results there [MODEL/results.json if pruneengine wrote MODEL]."
+        ),
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
-    """Window perplexity of a model, its size and, if asked, its speed."""
-    from pruneengine import data, loading
-    from pruneengine import evaluate as measure
+    """Window perplexity of a model, zero-shot accuracy, speed and size; kept in results.json for compare."""
+    from pruneengine.eval_job import EvalOptions, run
 
-    kind, device = parse_dtype(dtype), parse_device(device)
-    data.check_spec(text, limit, default=1)
-    loaded, tokenizer = loading.load_model(model, kind, device, trust_remote_code)
-    windows = data.evaluation_windows(text, tokenizer, seqlen, limit)
-    autocast = measure.best_dtype(device) if dtype == "float32" else None
-    result = measure.perplexity(loaded, windows, dtype=autocast)
-    size = measure.model_size(loaded)
-    out.print(f"{model}: {size.parameters:,} parameters, {size.bytes / 1e6:.1f} MB of weights")
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks is not None else ()
+    if tasks is not None and not names:
+        raise ValueError(f"--tasks {tasks!r}: expected names of tasks, comma separated")
+    if text is None:
+        text = "none" if names else "builtin-eval"
+    options = EvalOptions(
+        source=model, text=None if text == "none" else text, seqlen=seqlen, windows=windows,
+        tasks=names, include_path=include_path, limit=limit, batch_size=batch_size, speed=speed, dense=dense,
+        out=out_file, dtype=parse_dtype(dtype), device=parse_device(device), trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    results = run(options, say=lambda line: err.print(line, style="dim"))
+    _show(results)
+    if options.file is not None:
+        out.print(f"kept in {options.file}")
+
+
+def _show(results: Results) -> None:
+    from pruneengine.cli import tables
+
+    facts = results.model
     out.print(
-        f"perplexity {result.perplexity:.4f} on {text}: {len(windows)} windows of {seqlen} tokens, "
-        f"{result.tokens:,} predicted, {result.dtype}, {result.seconds:.1f} s"
+        f"{facts.source}: {facts.parameters:,} parameters, {facts.weight_bytes / 1e6:.1f} MB of weights, "
+        f"{facts.kv_bytes_per_token:,} bytes of KV cache a token ({facts.dtype})"
     )
-    if speed:
-        rate = measure.measure_speed(loaded)
+    for found in results.texts.values():
         out.print(
-            f"prefill {rate.prefill:.0f} tokens/s ({rate.prompt_tokens} tokens), decode {rate.decode:.1f} tokens/s "
-            f"({rate.new_tokens} tokens), median of {rate.repeats}"
+            f"perplexity {found.perplexity:.4f} on {found.text}: {found.windows} windows of {found.seqlen} tokens, "
+            f"{found.tokens:,} predicted, {found.dtype}, {found.seconds:.1f} s"
         )
+        if found.text.startswith("builtin"):
+            out.print(tables.SMOKE_TEXT)
+    if results.tasks:
+        _show_tasks(results)
+    if results.speed is not None:
+        beside = f" ({results.dense.model.source}, in turn: " if results.dense else ""
+        for name, rate, theirs in (
+            ("prefill", results.speed.prefill, results.dense and results.dense.speed.prefill),
+            ("decode", results.speed.decode, results.dense and results.dense.speed.decode),
+        ):
+            count = results.speed.prompt_tokens if name == "prefill" else results.speed.new_tokens
+            against = f"{beside}{theirs:.1f}, {rate / theirs - 1:+.1%})" if theirs else ""
+            out.print(f"{name} {rate:.1f} tokens/s, {count} tokens, median of {results.speed.repeats}{against}")
+
+
+def _show_tasks(results: Results) -> None:
+    from rich.table import Table
+
+    from pruneengine.zeroshot import mean_accuracy
+
+    table = Table(title="zero-shot", title_justify="left")
+    for column in ("task", "items", "version", "metric", "value", "time"):
+        table.add_column(column, justify="right" if column in ("items", "value", "time") else "left")
+    for found in results.tasks.values():
+        for number, (name, metric) in enumerate(found.metrics.items()):
+            head = (found.task, f"{found.items} of {found.available}", found.version) if number == 0 else ("", "", "")
+            star = " *" if name == found.main else ""
+            table.add_row(*head, name + star, _value(metric), f"{found.seconds:.1f} s" if number == 0 else "")
+    scored = [found for found in results.tasks.values() if found.main]
+    if len(scored) > 1:
+        table.add_row(f"mean of {len(scored)}", "", "", "*", _value(mean_accuracy(scored)), "", style="bold")
+    out.print(table)
+    for found in results.tasks.values():
+        if found.truncated:
+            out.print(f"{found.task}: {found.truncated} prompts were too long for the model and lost their beginning")
+    versions = ", ".join(dict.fromkeys(found.lm_eval for found in results.tasks.values()))
+    out.print(f"* enters the mean; lm-eval {versions}, one standard error")
+
+
+def _value(metric: Metric) -> str:
+    return f"{metric.value:.4f}" + (f" ± {metric.standard_error:.4f}" if metric.standard_error is not None else "")

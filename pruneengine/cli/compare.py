@@ -1,0 +1,70 @@
+"""The verb compare: results of several models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pruneengine.cli.app import out
+
+if TYPE_CHECKING:
+    from pruneengine.comparison import Cell, Row
+
+FORMS = {
+    "count": "{:,.0f}",
+    "bytes": "{:,.0f} B",
+    "perplexity": "{:.3f}",
+    "accuracy": "{:.4f}",
+    "rate": "{:.1f}",
+    "ratio": "{:.2f}x",
+}
+DIFFERENCES = {"perplexity": "{:+.4f} nats", "accuracy": "{:+.4f}"}
+
+
+def compare(
+    results: Annotated[
+        list[str], typer.Argument(metavar="RESULTS...", help="results.json files, or folders that hold one.")
+    ],
+) -> None:
+    """Print results side by side, with the differences to the first and their standard errors."""
+    from rich.table import Table
+
+    from pruneengine.comparison import compare as rows_of
+    from pruneengine.results import read_results
+
+    read = [read_results(path) for path in results]
+    rows = rows_of(read)
+    table = Table(title="differences are to the first column; ± one standard error", title_justify="left")
+    table.add_column("")
+    for path in results:
+        table.add_column(_label(Path(path)))
+    for row in rows:
+        table.add_row(row.name + (" *" if row.main else ""), *(_text(row, cell) for cell in row.cells))
+    out.print(table)
+    cells = [cell for row in rows for cell in row.cells if cell.difference_error is not None]
+    if any(not cell.paired for cell in cells):
+        out.print("i: errors taken for independent; the others are paired by window or item")
+    if any(row.main for row in rows):
+        out.print("*: enters the mean")
+
+
+def _label(path: Path) -> str:
+    """The folder's name where the file's says nothing."""
+    return path.resolve().parent.name if path.name == "results.json" else path.name
+
+
+def _text(row: Row, cell: Cell) -> str:
+    if cell.value is None:
+        return "-"
+    text = FORMS[row.kind].format(cell.value)
+    if cell.standard_error is not None:
+        text += f" ± {cell.standard_error:.4f}"
+    if cell.difference is not None:
+        text += f"\n{DIFFERENCES.get(row.kind, '{:+.1%}').format(cell.difference)}"
+        if cell.difference_error is not None:
+            text += f" ± {cell.difference_error:.4f}" + ("" if cell.paired else " i")
+    if cell.note:
+        text += f"\n[{cell.note}]" if cell.difference is not None else f"\nnot comparable: {cell.note}"
+    return text

@@ -1,0 +1,121 @@
+"""The eval job: load a model, measure what was asked for, keep every result as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine import data, harness, zeroshot
+from pruneengine.checkpoint import written_here
+from pruneengine.evaluate import best_dtype, measure_speed, measure_speed_pair, perplexity
+from pruneengine.files import check_writable
+from pruneengine.job import versions
+from pruneengine.loading import load_model, load_skeleton
+from pruneengine.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to measure.
+
+    Attributes:
+        source: model folder, GGUF file or hub name.
+        text: evaluation text spec, or None for no perplexity.
+        seqlen: tokens a window.
+        windows: only the first; None for all.
+        tasks: names of lm-eval tasks.
+        include_path: folder of further task files.
+        limit: only the first items of each task; None for all.
+        batch_size: sequences a forward of the tasks.
+        speed: measure tokens per second.
+        dense: another model, whose speed is measured in turn with this one's.
+        out: the file of the results; None for ``results.json`` in a folder that pruneengine wrote, else none.
+    """
+
+    source: str
+    text: str | None = None
+    seqlen: int = 256
+    windows: int | None = None
+    tasks: tuple[str, ...] = ()
+    include_path: Path | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    speed: bool = False
+    dense: str | None = None
+    out: Path | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+    @property
+    def file(self) -> Path | None:
+        """Where the results go."""
+        folder = Path(self.source).expanduser()
+        return self.out or (folder / FILE_NAME if written_here(folder) else None)
+
+
+def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Results:
+    """Perplexity, then task by task, then speed. The file is rewritten after each of them.
+
+    What the file already holds of the same weights and is not measured again stays in it; the return value is what
+    was measured now.
+
+    Raises:
+        ValueError, OSError: before the model is loaded wherever that can be known.
+    """
+    manager, earlier = _checked(options)
+    say(f"loading {options.source}")
+    model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    results = Results(ModelFacts.of(model, options.source), versions=versions())
+    autocast = best_dtype(options.device) if options.dtype == torch.float32 else None
+
+    def keep(found: Results) -> None:
+        nonlocal results
+        results = found
+        if options.file is not None:
+            (results.after(earlier) if earlier else results).write(options.file)
+
+    if options.text is not None:
+        windows = data.evaluation_windows(options.text, tokenizer, options.seqlen, options.windows)
+        found = perplexity(model, windows, dtype=autocast)
+        keep(results.with_text(TextResult.of(options.text, options.seqlen, found)))
+    if options.tasks:
+        zeroshot.zero_shot(
+            model, tokenizer, options.tasks, include_path=options.include_path, limit=options.limit,
+            batch_size=options.batch_size, dtype=autocast, manager=manager,
+            done=lambda found: keep(results.with_task(found)),
+        )  # fmt: skip
+    if options.speed or options.dense is not None:
+        keep(_with_speed(results, model, options, say))
+    return results
+
+
+def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
+    """Refuse what can be refused before the model is loaded; lm-eval's task manager and the earlier results."""
+    if options.text is not None:
+        data.check_spec(options.text, options.windows, default=1)
+    zeroshot.check_limit(options.limit)
+    if options.batch_size < 1:
+        raise ValueError(f"batch size {options.batch_size}: expected at least 1")
+    earlier = None
+    if options.file is not None:
+        check_writable(options.file.parent)
+        earlier = read_results(options.file) if options.file.exists() else None
+    if options.dense is not None:
+        load_skeleton(options.dense, options.trust_remote_code)
+    manager = harness.find_tasks(options.tasks, options.include_path) if options.tasks else None
+    return manager, earlier
+
+
+def _with_speed(results: Results, model: nn.Module, options: EvalOptions, say: Callable[[str], None]) -> Results:
+    if options.dense is None:
+        return replace(results, speed=measure_speed(model))
+    say(f"loading {options.dense}")
+    dense, _ = load_model(options.dense, options.dtype, options.device, options.trust_remote_code)
+    theirs, ours = measure_speed_pair(dense, model)
+    return replace(results, speed=ours, dense=Beside(ModelFacts.of(dense, options.dense), theirs))
