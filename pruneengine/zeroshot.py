@@ -81,10 +81,17 @@ class TaskResult:
 
     @property
     def main(self) -> str | None:
-        """The metric that enters a mean over tasks: :data:`MAIN`'s, else acc_norm, else acc, else none."""
-        base = next((known for known in MAIN if f"{self.task}_".startswith(f"{known}_")), None)
-        order = ([MAIN[base]] if base else []) + ["acc_norm", "acc"]
-        return next((name for name in order if name in self.metrics), None)
+        """The metric that enters a mean over tasks, :func:`main_metric`."""
+        return main_metric(self.task, self.metrics)
+
+
+def main_metric(task: str, metrics: Iterable[str]) -> str | None:
+    """Which of a task's metrics stands for it: :data:`MAIN`'s, else acc_norm, else acc, else none.
+
+    A task is known by the beginning of its name: ``piqa_local`` is ``piqa``.
+    """
+    known = next((MAIN[name] for name in MAIN if f"{task}_".startswith(f"{name}_")), None)
+    return next((name for name in (known, "acc_norm", "acc") if name in metrics), None)
 
 
 def mean_accuracy(results: Iterable[TaskResult]) -> Metric:
