@@ -77,6 +77,7 @@ class Study:
         windows: of the perplexity; ``text`` is their name.
         include_path: folder of the task files.
         limit: items of each task, from the first on.
+        code: the commit that measures, recorded with every cell.
     """
 
     models: Models
@@ -85,6 +86,7 @@ class Study:
     include_path: Path | None = None
     limit: int | None = 200
     batch_size: int = 8
+    code: str = field(default_factory=commit)
     _managers: dict[str, Any] = field(default_factory=dict)
 
     def path(self, cell: Cell) -> Path:
@@ -107,7 +109,7 @@ class Study:
         """Measure a cell and keep it."""
         start = time.perf_counter()
         model = self.models.get(cell.variant)
-        found: dict[str, Any] = {"cell": asdict(cell), "commit": commit()}
+        found: dict[str, Any] = {"cell": asdict(cell), "commit": self.code}
         if cell.column == SPEED:
             found |= self._speed(cell)
         elif cell.column == TEXT:

@@ -144,19 +144,22 @@ def _prefix(model: nn.Module, tokenizer: Any) -> int | None:
     raise ValueError("the tokenizer and the config name no BOS and no EOS token: lm-eval needs one")
 
 
-def measure(wrapped: Any, manager: Any, task: Any, limit: int | None) -> dict[str, Any]:
-    """What lm-eval's ``simple_evaluate`` returns for one task object; no seed of this process is set.
+def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
+    """What lm-eval's ``evaluate`` returns for one task object; no seed of this process is set.
 
-    ``wrapped.truncated`` counts the prompts that were too long for the model and lost their beginning.
+    ``simple_evaluate`` would do the same after seeding torch and numpy, and then list the packages of this machine,
+    which takes longer than a small task. ``wrapped.truncated`` counts the prompts that were too long for the model and
+    lost their beginning.
     """
-    from lm_eval import simple_evaluate
+    import lm_eval
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     wrapped.label, wrapped.truncated = task.task_name, 0
     with quiet():
-        return simple_evaluate(
-            model=wrapped, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=1000,
-            random_seed=None, numpy_random_seed=None, torch_random_seed=None,
-        )  # fmt: skip
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        return lm_eval.evaluate(wrapped, {"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=1000)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def zero_shot(
         wrapped = harness.wrap(model, tokenizer, batch_size, cast)
         for name, task in loaded.items():
             start = time.perf_counter()
-            found = harness.measure(wrapped, manager, task, limit)
+            found = harness.measure(wrapped, task, limit)
             results[name] = _read(name, found, limit, computed, wrapped.truncated, time.perf_counter() - start)
             done(results[name])
     return results
