@@ -32,6 +32,7 @@ TASKS = ("hellaswag_local", "piqa_local", "arc_easy_local", "winogrande_local", 
 # Seconds on two cores, of a 135M model: what is said before anything was timed. A task's are for 200 items.
 EXPECTED = {SPEED: 20, TEXT: 75, RECOVERY: 400}
 EXPECTED_TASK = 90
+TASK = "tasks"
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"quality: {error}")
     chosen = cells(study.models, options.rows, options.ratios, options.seeds, options.tasks)
+    chosen = [cell for cell in chosen if (cell.column if cell.column in EXPECTED else TASK) in options.columns]
     absent = [f"{r} at {x:.0%}" for r in options.rows[1:] for x in options.ratios if not study.models.exists(r, x)]
     if absent:
         print(f"left out: {', '.join(absent)}; give each a plan by --plan ROW@RATIO=FILE")
@@ -71,6 +73,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibration samples and recovery")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
+    columns = [*EXPECTED, TASK]
+    parser.add_argument("--columns", nargs="+", choices=columns, default=columns, help="only these (speed: when quiet)")
     parser.add_argument("--limit", type=int, default=200, help="items of each task")
     parser.add_argument("--plan", action="append", default=[], metavar="ROW@RATIO=FILE", help="a plan.json for a row")
     parser.add_argument("--recovery", nargs="*", metavar="NAME=VALUE", help="fields of RecoverConfig", default=[])

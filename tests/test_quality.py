@@ -237,6 +237,7 @@ def test_the_command_line(parts, tmp_path, monkeypatch, capsys):
     assert "text of magnitude_l1 40%, seed 0" in listed
     assert "9 of 9 cells are missing; about" in listed
     assert not (tmp_path / "results").exists()
+    assert "3 of 3 cells are missing" in call("adapruner", "magnitude_l1", "--list", "--columns", "tasks")
     out = call("adapruner", "magnitude_l1")
     assert "0 of 9 cells are here" in out
     assert "| magnitude_l1 |" in out

@@ -165,6 +165,8 @@ def test_other_windows_are_not_subtracted():
     cells = row(rows, "perplexity").cells
     assert (cells[1].difference, cells[1].note) == (None, "other text or tokenizer")
     assert cells[2].value is None
+    rows = compare([results(text([1.0, 2.0])), results(text([1.0, 2.0, 3.0], samples="more"))])
+    assert row(rows, "perplexity").cells[1].note == "3 windows, not 2"
 
 
 def test_the_mean_is_over_tasks_that_all_have():

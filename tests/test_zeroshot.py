@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_bad_arguments_are_refused(model, tasks, options, error, message):
     given = {"tasks": ["piqa_tiny"], "include_path": tasks} | options
     with pytest.raises(error, match=message):
         zero_shot(model, byte_tokenizer(), given.pop("tasks"), **given)
+
+
+def test_without_its_extra_the_error_names_it(tasks, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(ImportError, match=r"pip install 'pruneengine\[eval\]'"):
+        harness.find_tasks(["piqa_tiny"], tasks)
 
 
 def test_missing_data_is_said_before_any_task_is_asked(model, tmp_path):
