@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import json
 import platform
 import shutil
 from collections.abc import Callable
@@ -22,11 +21,9 @@ from pruneengine.data import Samples, check_overlap, check_spec, evaluation_wind
 from pruneengine.engine import PruneReport, Stopwatch, carry_out, decide, rehearse, split_samples
 from pruneengine.evaluate import (
     PerplexityResult,
-    SpeedResult,
     best_dtype,
     measure_speed_pair,
     model_size,
-    paired_difference,
     perplexity,
 )
 from pruneengine.files import check_writable
@@ -42,18 +39,10 @@ from pruneengine.recovery import (
     work_folder,
 )
 from pruneengine.reload import reload_and_generate
+from pruneengine.report import write_report
+from pruneengine.report.values import Measures, details, hashes, summary
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Structure, find_groups, model_fingerprint
-
-
-@dataclass(frozen=True)
-class Measures:
-    """One side of the before-and-after table; None where it was not measured."""
-
-    params: int
-    weight_bytes: int
-    perplexity: PerplexityResult | None = None
-    speed: SpeedResult | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +143,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             before, after = measure_speed_pair(original, model)
         del original
         dense, pruned = replace(dense, speed=before), replace(pruned, speed=after)
-    recipe, summary = _recipe(config, options, model, calibration), _summary(report, dense, pruned, warnings)
+    recipe, numbers = _recipe(config, options, model, calibration), summary(report, dense, pruned, warnings)
     recovery = recovered = None
     if rows is not None:
         say(f"recovering on {len(rows)} rows; checkpoints in {work_folder(options.out)}")
@@ -164,13 +153,13 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             recovered = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
         cautions = overlap_warnings(rows, evaluation) + no_gain_warnings(recovery)
         warnings += cautions
-        summary["recovery"] = summarise(recovery, pruned.perplexity, recovered.perplexity, cautions)
+        numbers["recovery"] = summarise(recovery, pruned.perplexity, recovered.perplexity, cautions)
         recipe["recovery"] = recovery.recipe()
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     with clock("save"):
         saved = save(
             model, tokenizer, options.out,
-            plan=report.plan, recipe=recipe, report=summary, overwrite=options.overwrite,
+            plan=report.plan, recipe=recipe, report=numbers, overwrite=options.overwrite,
             dense_config=original_config, proof=options.proof,
         )  # fmt: skip
     if rows is not None:
@@ -179,7 +168,11 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     if options.prompt:
         with clock("generate"):
             text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
-    return JobResult(structure, report, dense, pruned, recovered, recovery, saved, text, warnings, clock.seconds)
+    result = JobResult(structure, report, dense, pruned, recovered, recovery, saved, text, warnings, clock.seconds)
+    with clock("report"):
+        # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
+        write_report(saved.path, "prune", _report_values(result, numbers, recipe, options), say)
+    return result
 
 
 def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
@@ -272,27 +265,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tuple[str, ...]) -> dict[str, Any]:
-    plan = report.plan
-    summary: dict[str, Any] = {
-        "method": report.config.method,
-        "ratio asked": plan.asked,
-        "ratio reached": plan.reached,
-        "parameters": {"dense": plan.params_before, "pruned": pruned.params},
-    }
-    if dense.perplexity and pruned.perplexity:
-        loss = paired_difference(dense.perplexity, pruned.perplexity) if len(dense.perplexity.per_window) > 1 else None
-        summary["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
-        summary["perplexity tokens"] = dense.perplexity.tokens
-        summary["perplexity dtype"] = dense.perplexity.dtype
-        if loss is not None:
-            summary["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
-    if dense.speed and pruned.speed:
-        summary["tokens per second"] = {"dense": asdict(dense.speed), "pruned": asdict(pruned.speed)}
-    if report.fit is not None:
-        summary["fit"] = {"loss by step": report.fit.checks, "step kept": report.fit.best}
-    if report.compensation is not None:
-        summary["compensation"] = report.compensation.to_dict()
-    if warnings:
-        summary["warnings"] = list(warnings)
-    return json.loads(json.dumps(summary))
+def _report_values(
+    result: JobResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
+) -> dict[str, Any]:
+    values = numbers | details(result.report) | {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
+    if options.eval_text:
+        values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
+    if result.saved.proof is not None:
+        values["proof"] = asdict(result.saved.proof)
+    if result.text is not None:
+        values |= {"prompt": options.prompt, "continuation": result.text}
+    return values | {"seconds": dict(result.seconds)}

@@ -105,6 +105,9 @@ def test_prune_saves_reports_and_reloads(folder, tmp_path):
     assert sum(p.numel() for p in model.parameters()) == plan["params_after"] < plan["params_before"]
     report = json.loads((out / "report.json").read_text())
     assert report["perplexity"]["dense"] != report["perplexity"]["pruned"]
+    assert {"load", "calibrate", "save"} <= report["seconds"].keys()
+    assert report["proof"]["argmax_agreement"] == 1
+    assert "pruned by vectorize" in (out / "report.html").read_text()
     again = run(
         "prune", folder / "model", "--recipe", out / "recipe.yaml", "--eval-text", "none", "--out", tmp_path / "again"
     )

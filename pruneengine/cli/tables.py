@@ -7,9 +7,11 @@ from rich.table import Table
 
 from pruneengine.blends import blends
 from pruneengine.engine import PruneReport
-from pruneengine.job import JobResult, Measures
+from pruneengine.job import JobResult
 from pruneengine.predict import Prediction
 from pruneengine.recovery import RecoverReport
+from pruneengine.report.values import Measures
+from pruneengine.report.words import duration, size
 from pruneengine.structure import Structure
 
 SMOKE_TEXT = (
@@ -56,7 +58,7 @@ def show_sizes(console: Console, structure: Structure, itemsize: int) -> None:
     prunable = structure.prunable_params(("heads", "mlp"))
     for ratio in (0.1, 0.2, 0.3, 0.5):
         left = structure.total_params - round(ratio * prunable)
-        table.add_row(f"{ratio:g}", f"{left:,}", f"{left / structure.total_params:.1%}", _bytes(left * itemsize))
+        table.add_row(f"{ratio:g}", f"{left:,}", f"{left / structure.total_params:.1%}", size(left * itemsize))
     console.print(table)
 
 
@@ -65,7 +67,7 @@ def show_predictions(console: Console, predictions: list[Prediction], title: str
     for column in ("method", "peak memory", "forward passes", "time"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for p in predictions:
-        table.add_row(p.method, _bytes(p.bytes), f"{p.passes:g}", _seconds(p.seconds))
+        table.add_row(p.method, size(p.bytes), f"{p.passes:g}", duration(p.seconds))
     console.print(table)
 
 
@@ -192,14 +194,14 @@ def show_times(console: Console, seconds: dict[str, float]) -> None:
     table.add_column("stage")
     table.add_column("time", justify="right")
     for stage, spent in seconds.items():
-        table.add_row(stage, _seconds(spent))
-    table.add_row("total", _seconds(sum(seconds.values())), style="bold")
+        table.add_row(stage, duration(spent))
+    table.add_row("total", duration(sum(seconds.values())), style="bold")
     console.print(table)
 
 
 def _rows(dense: Measures, pruned: Measures):
     yield "parameters", dense.params, pruned.params, lambda v: f"{v:,}"
-    yield "weights on disk", dense.weight_bytes, pruned.weight_bytes, _bytes
+    yield "weights on disk", dense.weight_bytes, pruned.weight_bytes, size
     if dense.perplexity and pruned.perplexity:
         yield "perplexity", dense.perplexity.perplexity, pruned.perplexity.perplexity, lambda v: f"{v:.2f}"
     if dense.speed and pruned.speed:
@@ -209,13 +211,3 @@ def _rows(dense: Measures, pruned: Measures):
 
 def _span(values: list[int]) -> str:
     return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _seconds(spent: float) -> str:
-    if spent >= 120:
-        return f"{spent / 60:.1f} min"
-    return f"{spent:.2f} s" if spent < 10 else f"{spent:.1f} s"

@@ -1,0 +1,105 @@
+"""A report as a value: headline, sections, tables and figures; and its one HTML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pruneengine.extras import needs
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A main number: what it is, its value, and a line beneath it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        columns: headings; all empty for none.
+        rows: of as many cells as there are columns.
+        caption: shown above it.
+        left: how many columns from the left hold words; the others hold numbers and are set flush right.
+        folded: shown closed, behind its caption, because it is long.
+        total: the last row is the sum of the others.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    left: int = 1
+    folded: bool = False
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing.
+
+    Attributes:
+        svg: one ``<svg>`` element, put into the page as it is (:mod:`pruneengine.report.figures` escapes its text).
+        caption: what to see in it.
+        alt: the same for those who cannot see it.
+        wide: as wide as the page's column, else half of it.
+    """
+
+    svg: str
+    caption: str
+    alt: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands beneath it."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing beneath the heading."""
+        return not (self.paragraphs or self.figures or any(table.rows for table in self.tables))
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report; sections with nothing in them are left out."""
+
+    title: str
+    subtitle: str
+    facts: tuple[Fact, ...]
+    sections: tuple[Section, ...]
+    warnings: tuple[str, ...] = ()
+    footer: str = ""
+
+
+def render(page: Page) -> str:
+    """The page as one HTML file that refers to nothing outside itself; all text is escaped.
+
+    Raises:
+        ImportError: jinja2 is missing; the message names the extra.
+    """
+    return _template().render(page=page, style=_text("style.css"))
+
+
+@cache
+def _template() -> Any:
+    with needs("report"):
+        from jinja2 import Environment, StrictUndefined
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_text("page.html"))
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,183 @@
+"""The page of a prune, from the values of its ``report.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pruneengine.report.figures import lines, loss_curves, plan_picture, score_spread
+from pruneengine.report.page import Fact, Figure, Page, Section
+from pruneengine.report.parts import Row, before_and_after, pairs, provenance, times
+from pruneengine.report.words import change, count, number, percent, short_count, signed, size
+
+KINDS = {"heads": "KV groups", "mlp": "MLP channels", "layers": "layers"}
+
+
+def prune_page(values: Mapping[str, Any]) -> Page:
+    """Every section has what the values hold; only the summary's first four keys must be there.
+
+    Args:
+        values: :func:`pruneengine.report.values.summary`, with what else is known: ``details``, "source", "recipe",
+            "hashes", "proof", "prompt" and "continuation", "seconds", "warnings".
+    """
+    recipe = dict(values.get("recipe") or {})
+    source = str(values.get("source") or recipe.get("source") or "a model")
+    config = recipe.pop("config", {})
+    versions = recipe.pop("versions", None)
+    seeds = {"seed": config["seed"]} if "seed" in config else None
+    return Page(
+        title=f"{PurePath(source).name or source}, pruned by {values['method']}",
+        subtitle=f"{percent(values['ratio asked'], 1)} of the prunable parameters asked for, "
+        f"{percent(values['ratio reached'], 1)} removed",
+        facts=tuple(_facts(values)),
+        sections=(
+            _measured(values),
+            _plan(values),
+            _scores(values),
+            _blend(values),
+            _fit(values),
+            _proof(values),
+            Section("Recipe", tables=(pairs(recipe), pairs(config, "Options"))),
+            times(values.get("seconds")),
+            provenance(versions, values.get("hashes"), seeds),
+        ),
+        warnings=tuple(values.get("warnings", ())),
+        footer="Written by pruneengine; report.json beside this file holds the numbers.",
+    )
+
+
+def _facts(values: Mapping[str, Any]):
+    for label, key, form in (("Parameters", "parameters", short_count), ("Perplexity", "perplexity", number)):
+        if sides := values.get(key):
+            before, after = sides["dense"], sides["pruned"]
+            yield Fact(label, form(after), f"from {form(before)}, {change(before, after)}")
+    if speed := values.get("tokens per second"):
+        for label, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
+            before, after = speed["dense"][key], speed["pruned"][key]
+            yield Fact(label, number(after, 3), f"from {number(before, 3)}, {change(before, after)}")
+
+
+def _measured(values: Mapping[str, Any]) -> Section:
+    rows: list[Row] = []
+    for name, key, form in (
+        ("parameters", "parameters", count),
+        ("weights", "weight bytes", size),
+        ("perplexity", "perplexity", number),
+    ):
+        if sides := values.get(key):
+            rows.append((name, sides["dense"], sides["pruned"], form))
+    paragraphs = []
+    if "perplexity" in values:
+        text = f"Perplexity over {count(values['perplexity tokens'])} tokens, computed in {values['perplexity dtype']}."
+        if evaluation := values.get("evaluation"):
+            text = f"Text: {evaluation['text']}, windows of {evaluation['tokens a window']} tokens. " + text
+        if loss := values.get("loss difference"):
+            cost = f"{signed(loss['mean'])} ± {number(loss['standard error'], 2)}"
+            text += f" Pruning costs {cost} nats a token on the same windows."
+        paragraphs.append(text)
+    if speed := values.get("tokens per second"):
+        dense, pruned = speed["dense"], speed["pruned"]
+        for name, key in (("prefill, tokens/s", "prefill"), ("decode, tokens/s", "decode")):
+            rows.append((name, dense[key], pruned[key], lambda value: number(value, 3)))
+        paragraphs.append(
+            f"Speed with a prompt of {dense['prompt_tokens']} and {dense['new_tokens']} new tokens, {dense['dtype']} "
+            f"on {dense['device']}: medians of {dense['repeats']} rounds, dense and pruned in turn."
+        )
+    return Section("Before and after", tuple(paragraphs), (before_and_after(rows),))
+
+
+def _plan(values: Mapping[str, Any]) -> Section:
+    kinds = " and ".join(KINDS.get(kind, kind) for kind in values.get("kinds", ()))
+    asked, reached = values["ratio asked"], values["ratio reached"]
+    sides = values["parameters"]
+    text = (
+        f"Asked to remove {percent(asked)} of the parameters{' in ' if kinds else ''}{kinds}; the plan removes "
+        f"{percent(reached)}, {count(sides['dense'] - sides['pruned'])} parameters or "
+        f"{percent(1 - sides['pruned'] / sides['dense'], 1)} of the whole model."
+    )
+    if abs(asked - reached) > 0.005:
+        text += " These are the nearest legal widths: whole heads and layers, rounded multiples of channels."
+    plan = values.get("plan")
+    if not plan:
+        return Section("The plan", (text,))
+    heads = next(iter(plan.values()))
+    gone = [layer for layer, kept in enumerate(heads["kept"]) if kept == 0]
+    caption = "Units of every layer: filled ones stay, pale ones go."
+    if gone:
+        caption += f" A cross marks a layer that goes as a whole: {', '.join(map(str, gone))}."
+    alt = "; ".join(f"{KINDS.get(kind, kind)} kept per layer: {_span(rows['kept'])}" for kind, rows in plan.items())
+    picture = plan_picture({KINDS.get(kind, kind): rows for kind, rows in plan.items()})
+    return Section("The plan", (text,), figures=(Figure(picture, caption, alt, wide=True),))
+
+
+def _span(kept: list[int]) -> str:
+    low, high = min(kept, default=0), max(kept, default=0)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _scores(values: Mapping[str, Any]) -> Section:
+    rows = values.get("scores") or ()
+    figures = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        label = KINDS.get(kind, kind)
+        own = [row for row in rows if row["kind"] == kind]
+        medians = [row["median"] for row in own if row["median"] is not None]
+        figures.append(
+            Figure(
+                score_spread([row for row in own if None not in row.values()], f"score of {label}"),
+                f"{label}: median (dot), quartiles (thick) and extremes (thin) of a layer's scores.",
+                f"Median scores of {label} lie between {number(min(medians, default=0), 3)} and "
+                f"{number(max(medians, default=0), 3)} over {len(own)} layers.",
+            )
+        )
+    return Section("Scores", figures=tuple(figures))
+
+
+def _blend(values: Mapping[str, Any]) -> Section:
+    rows = values.get("blends") or ()
+    if not rows:
+        return Section("Blend")
+    figures = []
+    for key, label, caption in (
+        ("share", "share of the fine score", "The fine score's mean share in the blend of a group."),
+        (
+            "correlation",
+            "rank correlation",
+            "How far the coarse and the fine score rank units alike: 1 is the same order.",
+        ),
+    ):
+        series: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            _, layer, kind = row["group"].split(".")
+            if row[key] is not None:
+                series.setdefault(KINDS.get(kind, kind), []).append((int(layer), row[key]))
+        figures.append(Figure(lines(series, "layer", label), caption, f"{caption} One line a kind, over the layers."))
+    return Section("How the scores were blended", figures=tuple(figures))
+
+
+def _fit(values: Mapping[str, Any]) -> Section:
+    fit = values.get("fit")
+    if not fit:
+        return Section("Fit")
+    checks = [(int(step), loss) for step, loss in fit["loss by step"].items() if loss is not None]
+    losses = [(step, loss) for step, loss in enumerate(values.get("fit losses", ())) if loss is not None]
+    best = fit["step kept"]
+    caption = f"Loss under soft masks at every step, and under hard masks on samples held out; step {best} was kept."
+    kept = dict(checks).get(best)
+    alt = f"Held-out loss {number(checks[0][1]) if checks else ''} at first, {number(kept)} at the step kept."
+    return Section("Fit of the blend", figures=(Figure(loss_curves(losses, checks, best), caption, alt, wide=True),))
+
+
+def _proof(values: Mapping[str, Any]) -> Section:
+    paragraphs = []
+    if proof := values.get("proof"):
+        difference, agreement = proof["max_difference"], percent(proof["argmax_agreement"], 1)
+        logits = f"within {difference:.1e} of" if difference else "equal to the bit to"
+        paragraphs.append(
+            f"Reopened in a fresh process by {proof['loader']}: logits {logits} those of the model in memory "
+            f"(tolerance {proof['tolerance']:.1e}), next tokens equal at {agreement} of positions."
+        )
+    if values.get("continuation"):
+        paragraphs.append(f"There it continues “{values.get('prompt', '')}”: {values['continuation']}")
+    return Section("Reload proof", tuple(paragraphs))

@@ -1,0 +1,90 @@
+"""The page of a recovery, from the values of its ``report.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pruneengine.report.figures import loss_curves
+from pruneengine.report.page import Fact, Figure, Page, Section, Table
+from pruneengine.report.parts import pairs, provenance, times
+from pruneengine.report.words import number, plain, signed
+
+
+def recover_page(values: Mapping[str, Any]) -> Page:
+    """Every section has what the values hold; "losses" and "validation" must be there.
+
+    Args:
+        values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
+            number, or mappings of them), "recipe", "seconds", "source", "versions", "seed", "hashes", "warnings".
+    """
+    losses = [pair for pair in values["losses"] if pair[1] is not None]
+    validation = [pair for pair in values["validation"] if pair[1] is not None]
+    before, after = dict(_numbers(values.get("before") or {})), dict(_numbers(values.get("after") or {}))
+    source = values.get("source")
+    steps = int(losses[-1][0]) if losses else 0
+    return Page(
+        title=f"Recovery of {source}" if source else "Recovery",
+        subtitle=f"{steps:,} steps of training" + _kept(values.get("best_step")),
+        facts=tuple(_facts(before, after, validation, values.get("best_step"))),
+        sections=(
+            Section("Before and after", tables=(_beside(before, after),)),
+            _curves(losses, validation, values.get("best_step")),
+            Section("Recipe", tables=(pairs(values.get("recipe") or {}),)),
+            times(values.get("seconds")),
+            provenance(
+                values.get("versions"),
+                values.get("hashes"),
+                None if values.get("seed") is None else {"seed": values["seed"]},
+            ),
+        ),
+        warnings=tuple(values.get("warnings", ())),
+        footer="Written by pruneengine; report.json beside this file holds the numbers.",
+    )
+
+
+def _kept(step: int | None) -> str:
+    return "" if step is None else f"; step {step:,} was kept"
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name} ")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def _beside(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    rows = tuple(
+        (name, number(before.get(name)), number(after.get(name)), _difference(before.get(name), after.get(name)))
+        for name in dict.fromkeys((*before, *after))
+    )
+    return Table(("", "before", "after", "difference"), rows)
+
+
+def _difference(before: float | None, after: float | None) -> str:
+    """Not relative: a percentage of an accuracy would be taken for points."""
+    return signed(None if None in (before, after) else after - before)
+
+
+def _facts(
+    before: Mapping[str, float], after: Mapping[str, float], validation: list[Any], best_step: int | None
+) -> Iterator[Fact]:
+    for name in [name for name in after if name in before][:3]:
+        note = f"from {number(before[name])}, {_difference(before[name], after[name])}"
+        yield Fact(name[:1].upper() + name[1:], number(after[name]), note)
+    if validation:
+        kept = dict(map(tuple, validation)).get(best_step, validation[-1][1])
+        yield Fact("Held-out loss", number(kept), f"from {number(validation[0][1])} at step {plain(validation[0][0])}")
+
+
+def _curves(losses: list[Any], validation: list[Any], best_step: int | None) -> Section:
+    caption = "Mean loss of the training batches and of the text held out, by step" + _kept(best_step) + "."
+    ends = [
+        f"{name} from {number(c[0][1])} to {number(c[-1][1])}"
+        for name, c in (("training", losses), ("held out", validation))
+        if c
+    ]
+    alt = "Losses: " + ("; ".join(ends) or "none")
+    return Section("Loss", figures=(Figure(loss_curves(losses, validation, best_step), caption, alt, wide=True),))

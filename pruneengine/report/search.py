@@ -1,0 +1,195 @@
+"""The page of a search, from the values of its ``search.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pruneengine.report.page import Fact, Figure, Page, Section, Table
+from pruneengine.report.parts import pairs, provenance, stage_table, times
+from pruneengine.report.search_figures import BARS, drawn_baselines, history, importance, pareto, pareto_front
+from pruneengine.report.words import NOTHING, count, duration, number, percent, plain, signed
+
+COSTS = {"parameters": "parameters", "latency": "latency, s"}
+
+
+def search_page(values: Mapping[str, Any]) -> Page:
+    """Every section has what the values hold; "method" and "trials" must be there.
+
+    Args:
+        values: "method", "ratio", "shape", "trials" (``{"number", "state", "value", "params", "seconds", "origin"}``,
+            and "parameters" or "latency" where they differ; smaller values are better), "baselines" (``{"name",
+            "value", "held_out", "reached"}``), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
+            "warnings".
+    """
+    trials = [_trial(trial) for trial in values["trials"]]
+    best = values.get("best") or {}
+    baselines = [{"held_out": None, "reached": None} | dict(b) for b in values.get("baselines") or ()]
+    metric = str(best.get("metric") or "value")
+    asked = "" if values.get("ratio") is None else f"{percent(values['ratio'], 1)} of the prunable parameters, "
+    asked += f"{values['shape']} shape, " if values.get("shape") else ""
+    texts = values.get("texts") or {}
+    return Page(
+        title=f"Search with {values['method']}",
+        subtitle=asked + f"{len(trials)} trials",
+        facts=tuple(_facts(best, baselines, trials, values.get("seconds"))),
+        sections=(
+            _found(best, baselines, metric),
+            _history(trials, baselines, metric),
+            _importance(values.get("importance") or {}),
+            _pareto(trials, baselines, metric),
+            Section("Texts", _text_note(texts), (_texts(texts),)),
+            Section("Recipe", tables=(pairs(values.get("recipe") or {}),)),
+            _times(trials, values.get("seconds")),
+            provenance(values.get("versions"), None, None if values.get("seed") is None else {"seed": values["seed"]}),
+            Section("All trials", tables=(_all(trials),)),
+        ),
+        warnings=tuple(values.get("warnings", ())),
+        footer="Written by pruneengine; report.json beside this file holds the numbers.",
+    )
+
+
+def _trial(trial: Mapping[str, Any]) -> dict[str, Any]:
+    return {"value": None, "params": {}, "seconds": {}, "origin": "sampler"} | dict(trial)
+
+
+def _least(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    return min((row for row in rows if row[key] is not None), key=lambda row: row[key], default=None)
+
+
+def _facts(
+    best: Mapping[str, Any], baselines: list[dict[str, Any]], trials: list[dict[str, Any]], seconds: Any
+) -> Iterator[Fact]:
+    for label, key in (("Best value", "value"), ("The same, held out", "held_out")):
+        if best.get(key) is not None:
+            rival = _least(baselines, key)
+            note = f"best baseline {number(rival[key])}, {rival['name']}" if rival else ""
+            yield Fact(label, number(best[key]), note)
+    states = [trial["state"] for trial in trials]
+    stopped, failed = states.count("pruned"), states.count("fail")
+    yield Fact(
+        "Trials", str(len(trials)), f"{states.count('complete')} complete, {stopped} stopped early, {failed} failed"
+    )
+    total = sum(v or 0 for v in seconds.values()) if isinstance(seconds, Mapping) else seconds
+    if total is not None:
+        yield Fact("Time", duration(total), f"{duration(total / len(trials))} a trial" if trials else "")
+
+
+def _found(best: Mapping[str, Any], baselines: list[dict[str, Any]], metric: str) -> Section:
+    paragraphs = []
+    if best:
+        text = f"Trial {plain(best.get('number'))} was the best by {metric}: {number(best.get('value'))}"
+        if best.get("held_out") is not None:
+            text += f", and {number(best['held_out'])} on text that no trial saw"
+        paragraphs.append(text + ".")
+        if best.get("data"):
+            paragraphs.append(f"Measured on: {best['data']}.")
+    rows = [(b["name"], b["value"], b["held_out"], b["reached"]) for b in baselines]
+    if best and rows:
+        rows.append(("the search's best", best.get("value"), best.get("held_out"), best.get("reached")))
+    reference = best.get("held_out") if best.get("held_out") is not None else best.get("value")
+    column = 2 if best.get("held_out") is not None else 1
+    rows.sort(key=lambda row: (row[column] is None, row[column] or 0))
+    cells = tuple(
+        (name, number(value), number(held), percent(reached, 1), _difference(row[column], reference))
+        for row in rows
+        for name, value, held, reached in [row]
+    )
+    columns = ("", metric, "held out", "removed", "against the best found")
+    tables = [Table(columns, cells, "Beside the baselines")]
+    if best.get("params"):
+        tables.append(pairs(best["params"], "Parameters of the best trial"))
+    return Section("What was found", tuple(paragraphs), tuple(tables))
+
+
+def _difference(value: float | None, reference: float | None) -> str:
+    return NOTHING if value is None or reference is None or value == reference else signed(value - reference)
+
+
+def _history(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metric: str) -> Section:
+    caption = "Every trial's value, smaller is better; the line is the best so far."
+    if shown := len(drawn_baselines(trials, baselines)):
+        some = f"the best {shown} of {len(baselines)} baselines" if shown < len(baselines) else "the baselines"
+        caption += f" Dashed: {some}."
+    done = [trial["value"] for trial in trials if trial["state"] == "complete" and trial["value"] is not None]
+    alt = f"{len(done)} values, the first {number(done[0])}, the best {number(min(done))}." if done else "No values."
+    return Section("History", figures=(Figure(history(trials, baselines, metric), caption, alt, wide=True),))
+
+
+def _importance(shares: Mapping[str, float | None]) -> Section:
+    known = {name: share for name, share in shares.items() if share is not None}
+    if not known:
+        return Section("Importance")
+    ranked = sorted(known.items(), key=lambda item: -item[1])
+    alt = ", ".join(f"{name} {percent(share, 1)}" for name, share in ranked[:5])
+    caption = "Share of the values' variance that a parameter explains"
+    caption += f"; the first {BARS} of {len(known)}." if len(known) > BARS else "."
+    table = Table(
+        ("parameter", "share"), tuple((name, percent(share, 1)) for name, share in ranked), "All shares", folded=True
+    )
+    return Section(
+        "What mattered",
+        figures=(Figure(importance(known), caption, alt),),
+        tables=(table,) if len(known) > BARS else (),
+    )
+
+
+def _pareto(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metric: str) -> Section:
+    figures = []
+    for key, label in COSTS.items():
+        points = [
+            {"x": trial[key], "y": trial["value"], "name": ""}
+            for trial in trials
+            if trial["state"] == "complete" and trial["value"] is not None and trial.get(key) is not None
+        ]
+        if len({point["x"] for point in points}) < 2:
+            continue
+        points += [
+            {"x": b[key], "y": b["value"], "name": b["name"]} for b in baselines if None not in (b.get(key), b["value"])
+        ]
+        front = pareto_front(points)
+        ends = f"from {number(front[0]['y'])} to {number(front[-1]['y'])}"
+        alt = f"{len(points)} points, {len(front)} of them on the front, {ends}."
+        caption = f"{metric[:1].upper()}{metric[1:]} against {key}; what nothing else beats in both is joined."
+        figures.append(Figure(pareto(points, label, metric), caption, alt))
+    return Section("Loss against cost", figures=tuple(figures))
+
+
+def _text_note(texts: Mapping[str, Any]) -> tuple[str, ...]:
+    shared = [name for name, text in texts.items() if text.get("overlap")]
+    return (f"Overlap with other texts was found for: {', '.join(shared)}.",) if shared else ()
+
+
+def _texts(texts: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (
+            name, plain(text.get("spec")), plain(text.get("hash"))[:12], plain(text.get("overlap")),
+            count(text.get("windows")), count(text.get("tokens")),
+        )
+        for name, text in texts.items()
+    )  # fmt: skip
+    return Table(("text", "from", "hash", "overlap", "windows", "tokens"), rows, left=4)
+
+
+def _times(trials: list[dict[str, Any]], seconds: Any) -> Section:
+    stages: dict[str, float] = {}
+    for trial in trials:
+        for stage, spent in trial["seconds"].items():
+            stages[stage] = stages.get(stage, 0.0) + (spent or 0.0)
+    whole = times(seconds)
+    inside = stage_table(stages, "Inside the trials, all together")
+    return Section("Time", whole.paragraphs, (*whole.tables, inside))
+
+
+def _all(trials: list[dict[str, Any]]) -> Table:
+    names = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
+    rows = tuple(
+        (
+            str(trial["number"]), str(trial["origin"]), {"pruned": "stopped early"}.get(trial["state"], trial["state"]),
+            number(trial["value"]), duration(sum(s or 0 for s in trial["seconds"].values())),
+            *(plain(trial["params"].get(name)) for name in names),
+        )
+        for trial in trials
+    )  # fmt: skip
+    columns = ("trial", "origin", "state", "value", "time", *names)
+    return Table(columns, rows, f"{len(trials)} trials with their parameters", left=3, folded=True)

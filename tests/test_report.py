@@ -1,0 +1,374 @@
+"""Reports: well-formed pages that refer to nothing outside, escape what they are given and show what the JSON holds."""
+
+import builtins
+import json
+import math
+import re
+from functools import cache
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from pruneengine.config import PruneConfig
+from pruneengine.engine import decide
+from pruneengine.report import Measures, report_files, write_report
+from pruneengine.report.figures import lines, loss_curves, plan_picture, score_spread
+from pruneengine.report.page import Fact, Figure, Page, Section, Table, render
+from pruneengine.report.prune import prune_page
+from pruneengine.report.search_figures import drawn_baselines, history, importance, pareto, pareto_front
+from pruneengine.report.svg import COLOURS
+from pruneengine.report.values import details, hashes, json_value, summary
+from pruneengine.report.words import change, clipped, duration, number, short_count, signed
+from pruneengine.structure import find_groups
+from tests.tiny import tiny_model, tiny_tokens
+
+HOSTILE = "</svg><script>alert('x')</script> & $x_1$ \"q\" {{ 7 * 7 }} 層 \x00\ud800"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Reader(HTMLParser):
+    """Checks that every element is closed in order, and gathers what a reader sees."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.references, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.references.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open[-1:] == [tag], f"</{tag}> closes nothing"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def read(text):
+    """The page's reader, after checking what every page must be."""
+    reader = Reader(text)
+    assert text.startswith("<!doctype html>")
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<script|<link|<iframe", text)
+    assert all(reference.startswith("#") and reference[1:] in reader.ids for reference in reader.references)
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(reader.ids)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert not any(colour in text for colour in COLOURS.values())
+    return reader
+
+
+def prune_values():
+    return {
+        "method": "param_first",
+        "ratio asked": 0.2,
+        "ratio reached": 0.1992,
+        "parameters": {"dense": 134_515_008, "pruned": 113_364_288},
+    }
+
+
+def search_values():
+    trials = [
+        {
+            "number": i,
+            "state": ("complete", "complete", "pruned", "pruned", "fail")[i % 5],
+            "value": None if i % 5 >= 3 else 4 - 0.1 * i,
+            "params": {"exponent": i / 10, "shape": "per-layer"},
+            "seconds": {"score": 0.5, "evaluate": 8.0},
+            "origin": ("baseline:energy", "repeat", "sampler")[min(i, 2)],
+            "parameters": 1000 + i,
+        }
+        for i in range(12)
+    ]
+    return {
+        "method": "adapruner", "ratio": 0.2, "shape": "per-layer", "trials": trials,
+        "baselines": [{"name": "energy", "value": 3.61, "held_out": 3.72, "reached": 0.199}],
+        "best": {
+            "number": 11, "value": 2.9, "held_out": 3.011, "params": {"exponent": 1.1},
+            "data": "16 windows", "metric": "mean loss",
+        },
+        "importance": {"exponent": 0.75, "shape": 0.25},
+        "texts": {"calibration": {"spec": "c4:32", "windows": 32, "tokens": 4096, "hash": "ab" * 32, "overlap": 3}},
+        "versions": {"optuna": "5.0.0"}, "seed": 7, "seconds": 813.2,
+    }  # fmt: skip
+
+
+def recover_values():
+    return {
+        "losses": [[step, 3 + math.exp(-step / 20)] for step in range(1, 80)],
+        "validation": [[0, 4.05], [40, 3.123], [79, 3.2]],
+        "best_step": 40,
+        "before": {"perplexity": 70.31, "accuracy": {"boolq": 0.571}},
+        "after": {"perplexity": 38.97, "accuracy": {"boolq": 0.601}},
+        "recipe": {"lora": {"r": 8, "alpha": 16}},
+        "seconds": {"train": 412.0, "merge": 0.4},
+        "warnings": ["31 rows were left out"],
+    }
+
+
+MINIMAL = {
+    "prune": prune_values(),
+    "search": {"method": "adapruner", "trials": []},
+    "recover": {"losses": [], "validation": []},
+}
+
+
+# Drawn once for all tests that read them.
+FILES = {
+    "search": cache(lambda: report_files("search", search_values())),
+    "recover": cache(lambda: report_files("recover", recover_values())),
+}
+
+
+@pytest.fixture(scope="module")
+def decided():
+    model = tiny_model()
+    config = PruneConfig(
+        method="hywia", hywia_steps=4, hywia_samples=2, ratio=0.3, allocation="global", shape="per-layer"
+    )
+    return decide(model, find_groups(model), tiny_tokens(6), config)
+
+
+@pytest.mark.parametrize("verb", MINIMAL)
+def test_a_page_from_the_least(verb):
+    files = report_files(verb, MINIMAL[verb])
+    assert json.loads(files["report.json"]) == {"verb": verb} | MINIMAL[verb]
+    assert "nan" not in read(files["report.html"]).text.lower()
+
+
+def test_a_prune_shows_its_plan_scores_and_measures(decided):
+    plan = decided.plan
+    dense, pruned = Measures(plan.params_before, 400), Measures(plan.params_after, 300)
+    values = summary(decided, dense, pruned, ("a warning",)) | details(decided)
+    values |= {"recipe": {"config": decided.config.to_dict(), "source": "some/model"}, "hashes": hashes(decided)}
+    values |= {"seconds": {"calibrate": 28.94}, "prompt": "once", "continuation": " upon a time"}
+    values["proof"] = {
+        "max_difference": 1e-6,
+        "tolerance": 1e-4,
+        "argmax_agreement": 0.5,
+        "loader": "L()",
+        "seconds": 1,
+    }
+    files = report_files("prune", values)
+    page, content = read(files["report.html"]), json.loads(files["report.json"])
+    for expected in (
+        "model, pruned by hywia", f"{plan.params_before:,}", f"{plan.params_after:,}", "a warning", "28.9 s",
+        "upon a time", "within 1.0e-06", "at 50.0% of positions", decided.statistics.model,
+        f"step {decided.fit.best} was kept",
+    ):  # fmt: skip
+        assert expected in page.text
+    # The plan, two kinds of scores, share and correlation of the blend, and the fit.
+    assert page.tags.count("figure") == 6
+    for kind, column in content["plan"].items():
+        names = [f"layers.{layer}.{kind}" for layer in range(3)]
+        assert column["kept"] == [len(plan.keep[name]) for name in names]
+        assert column["units"] == [plan.units[name] for name in names]
+    assert content["plan"]["heads"]["which"][0] == "".join(str(int(u in plan.keep["layers.0.heads"])) for u in range(3))
+    row = next(row for row in content["scores"] if (row["kind"], row["layer"]) == ("mlp", 1))
+    assert row["median"] == pytest.approx(decided.scores.groups["layers.1.mlp"].double().quantile(0.5).item())
+
+
+def test_a_search_shows_trials_baselines_and_importance():
+    page = read(FILES["search"]()["report.html"])
+    for expected in (
+        "Search with adapruner", "20.0% of the prunable parameters", "Trial 11 was the best by mean loss: 2.900",
+        "3.011", "+0.709", "6 complete, 4 stopped early, 2 failed", "energy", "75.0%", "c4:32", "abababababab",
+        "Overlap with other texts was found for: calibration", "13.6 min", "seed 7", "baseline:energy",
+    ):  # fmt: skip
+        assert expected in page.text
+    assert page.tags.count("figure") == 3
+    assert page.tags.count("details") == 1
+
+
+def test_a_recovery_shows_its_curves_and_both_sides():
+    page = read(FILES["recover"]()["report.html"])
+    for expected in ("step 40 was kept", "70.31", "38.97", "−31.3", "accuracy boolq", "lora.r 8", "31 rows", "3.123"):
+        assert expected in page.text
+    assert page.tags.count("figure") == 1
+
+
+@pytest.mark.parametrize("verb", FILES)
+def test_the_json_holds_what_the_page_shows(verb):
+    """The page is a function of the JSON: read back, it gives the same page."""
+    files = FILES[verb]()
+    content = json.loads(files["report.json"])
+    assert content.pop("verb") == verb
+    assert report_files(verb, content)["report.html"] == files["report.html"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_given_is_shown_and_not_run():
+    values = search_values() | {"method": HOSTILE, "warnings": [HOSTILE], "importance": {HOSTILE: 1.0}}
+    values["baselines"] = [{"name": HOSTILE, "value": 3.5}]
+    values["best"] |= {"metric": HOSTILE, "params": {HOSTILE: HOSTILE}}
+    text = report_files("search", values)["report.html"]
+    page = read(text)
+    assert text.encode("utf-8")
+    assert "script" not in page.tags
+    assert "</svg><script>alert('x')</script> & $x_1$ \"q\" {{ 7 * 7 }} 層 ��" in page.text
+    hostile = prune_values() | {"method": HOSTILE, "recipe": {"source": HOSTILE, "config": {HOSTILE: [HOSTILE]}}}
+    assert "script" not in read(report_files("prune", hostile)["report.html"]).tags
+
+
+def test_tables_stay_in_their_box_and_numbers_stand_right():
+    table = Table(("stage", "time"), (("load", "1 s"), ("total", "1 s")), total=True)
+    page = Page("T", "", (Fact("Parameters", "113 M"),), (Section("S", tables=(table,)), Section("left out")))
+    text = render(page)
+    assert '<th scope="col" class="number">time</th>' in text
+    assert '<td class="number">1 s</td>' in text
+    assert text.index('class="scroll"') < text.index("<table")
+    assert text.count('<tr class="total">') == 1
+    assert "left out" not in text
+    assert "113 M" in read(text).text
+
+
+ZERO = {"least": 0.0, "quartile": 0.0, "median": 0.0, "third quartile": 0.0, "most": 0.0}
+ONE = {"number": 0, "state": "complete", "value": 1.0}
+# What is drawn, and words that must stand in it.
+EMPTY = {
+    "plan": (lambda: plan_picture({}), "no units"),
+    "plan without layers": (lambda: plan_picture({"mlp": {"units": [], "kept": []}}), "layer"),
+    "plan without channels": (lambda: plan_picture({"mlp": {"units": [0, 0], "kept": [0, 0]}}), "mlp"),
+    "scores": (lambda: score_spread([], "score"), "no scores"),
+    "equal scores": (lambda: score_spread([{"layer": i} | ZERO for i in range(2)], "score"), "score"),
+    "lines": (lambda: lines({}, "x", "y"), "no values"),
+    "a line of nothing": (lambda: lines({"a": []}, "x", "y"), "no values"),
+    "losses": (lambda: loss_curves([], []), "no losses"),
+    "one loss": (lambda: loss_curves([(1, 2.0)]), "training"),
+    "equal losses": (lambda: loss_curves([(i, 2.0) for i in range(60)], [(0, 2.0)], 0), "kept"),
+    "history": (lambda: history([], [], "loss"), "no values"),
+    "failed trials": (lambda: history([{"number": 0, "state": "fail", "value": None}], [], "loss"), "no values"),
+    "one trial": (lambda: history([ONE], [{"name": "base", "value": 1.0}], "loss"), "base"),
+    "importance": (lambda: importance({}), "too few trials"),
+    "no importance": (lambda: importance({"a": 0.0}), "0.0%"),
+    "pareto": (lambda: pareto([], "parameters", "loss"), "no points"),
+    "one point": (lambda: pareto([{"x": 1, "y": 1, "name": "alone"}], "parameters", "loss"), "alone"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.filterwarnings("error")
+def test_figures_without_data_or_spread(name):
+    draw, words = EMPTY[name]
+    svg = draw()
+    reader = Reader(svg)
+    assert reader.tags[0] == "svg"
+    assert "nan" not in svg.lower()
+    assert words in reader.text
+
+
+def test_a_figure_keeps_its_text_and_speaks_the_pages_colours():
+    svg = score_spread(
+        [
+            {"layer": i, "least": 1e-3, "quartile": 0.1, "median": 1.0, "third quartile": 2.0, "most": 9.0}
+            for i in range(4)
+        ],
+        "score of <channels>",
+    )
+    reader = Reader(svg)
+    assert "score of <channels>" in reader.text
+    assert "0.01" in reader.text  # the ticks of a logarithmic axis, in plain digits
+    assert {"var(--main)", "var(--soft)"} <= set(re.findall(r"var\(--\w+\)", svg))
+    assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r"(url\(|href=\")#\w+", "", svg))
+
+
+def test_the_history_draws_baselines_that_trials_reach():
+    trials = [{"number": 0, "state": "complete", "value": 3.0}]
+    far = [{"name": "far", "value": 9.0}, {"name": "near", "value": 2.5}, {"name": "none", "value": None}]
+    assert [b["name"] for b in drawn_baselines(trials, far)] == ["near"]
+    assert [b["name"] for b in drawn_baselines(trials, far[:1])] == ["far"]
+    assert "near" in Reader(history(trials, far, "loss")).text
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5), (2, 3), (3, 4), (4, 1), (1, 6))]
+    assert [(p["x"], p["y"]) for p in pareto_front(points)] == [(1, 5), (2, 3), (4, 1)]
+
+
+def test_a_removed_layer_is_named():
+    values = prune_values() | {"kinds": ["layers"]}
+    values["plan"] = {
+        "heads": {"units": [3, 3], "kept": [3, 0], "which": ["111", "000"]},
+        "mlp": {"units": [8, 8], "kept": [8, 0]},
+    }
+    (figure,) = next(section for section in prune_page(values).sections if section.title == "The plan").figures
+    assert isinstance(figure, Figure)
+    assert "goes as a whole: 1." in figure.caption
+    assert "MLP channels kept per layer: 0 to 8" in figure.alt
+
+
+def test_without_matplotlib_the_json_is_written_and_one_line_says_what_to_install(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def without(name, *more, **others):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *more, **others)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    said = []
+    assert write_report(tmp_path, "recover", recover_values(), said.append) == [tmp_path / "report.json"]
+    assert json.loads((tmp_path / "report.json").read_text())["best_step"] == 40
+    assert len(said) == 1
+    assert re.fullmatch(r"report.html is left out: No module .* pip install 'pruneengine\[report\]'", said[0])
+    with pytest.warns(UserWarning, match="report.html is left out"):
+        assert list(report_files("recover", recover_values())) == ["report.json"]
+
+
+def test_both_files_are_written_and_replaced(tmp_path):
+    for _ in range(2):
+        paths = write_report(tmp_path / "out", "recover", recover_values())
+    assert (
+        sorted(path.name for path in (tmp_path / "out").iterdir())
+        == ["report.html", "report.json"]
+        == sorted(path.name for path in paths)
+    )
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="no report for 'bake'; expected one of prune, search, recover"):
+        report_files("bake", {})
+    with pytest.raises(ValueError, match="the report of a search needs 'trials', got method"):
+        report_files("search", {"method": "a"})
+    with pytest.raises(TypeError, match="a report holds plain values, got object"):
+        report_files("recover", recover_values() | {"recipe": object()})
+
+
+def test_values_become_plain():
+    assert json_value({1: (float("nan"), torch.tensor([1.5]), True)}) == {"1": [None, [1.5], True]}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (change(200, 100), "−50.0%"),
+        (change(0, 1), "–"),
+        (signed(-0.0123), "−0.0123"),
+        (number(1180.4), "1,180"),
+        (number(0.0031416), "0.003142"),
+        (number(None), "–"),
+        (short_count(134_515_008), "134.5 M"),
+        (duration(813.2), "13.6 min"),
+        (duration(9000), "2.50 h"),
+        (clipped("a" * 30 + "b" * 30, 10), "aaaaaa…bbb"),
+    ],
+)
+def test_numbers_in_words(written, expected):
+    assert written == expected
