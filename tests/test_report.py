@@ -6,17 +6,18 @@ import math
 import re
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 
 from pruneengine.config import PruneConfig
 from pruneengine.engine import decide
-from pruneengine.report import Measures, report_files, write_report
+from pruneengine.report import Measures, page, report_files, write_report
 from pruneengine.report.figures import lines, loss_curves, plan_picture, score_spread
 from pruneengine.report.page import Fact, Figure, Page, Section, Table, render
 from pruneengine.report.prune import prune_page
-from pruneengine.report.search_figures import drawn_baselines, history, importance, pareto, pareto_front
+from pruneengine.report.search_figures import drawn_baselines, history, importance, pareto, pareto_front, spread
 from pruneengine.report.svg import COLOURS
 from pruneengine.report.values import details, hashes, json_value, summary
 from pruneengine.report.words import change, clipped, duration, number, short_count, signed
@@ -297,9 +298,37 @@ def test_the_history_draws_baselines_that_trials_reach():
     assert "near" in Reader(history(trials, far, "loss")).text
 
 
+def test_names_beside_lines_do_not_touch():
+    assert spread([0.1, 0.1, 0.5], 0.05) == pytest.approx([0.1, 0.15, 0.5])
+    assert spread([0.1, 0.97, 0.98], 0.05) == pytest.approx([0.1, 0.95, 1.0])
+    assert spread([], 0.05) == []
+
+
 def test_the_front_is_what_nothing_beats():
     points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5), (2, 3), (3, 4), (4, 1), (1, 6))]
     assert [(p["x"], p["y"]) for p in pareto_front(points)] == [(1, 5), (2, 3), (4, 1)]
+
+
+def test_what_was_asked_follows_the_protocol():
+    config = {"protocol": "llm-pruner", "layers": [4, 30], "calibration": "builtin"}
+    page = render(prune_page(prune_values() | {"recipe": {"config": config}}))
+    assert "Asked to remove 20.00% inside each of the layers 4 to 29; that is 19.92% of the prunable" in page
+    assert "Builtin text is for smoke tests" in page
+    far = render(prune_page(prune_values() | {"ratio reached": 0.333, "kinds": ["heads"]}))
+    assert "Asked to remove 20.00% of the parameters in KV groups; the plan removes 33.30%" in far
+    assert "These are the nearest legal widths" in far
+
+
+def test_the_page_forbids_the_browser_to_load_or_run_anything():
+    assert "default-src 'none'" in render(Page("T", "", (), ()))
+
+
+def test_the_build_ships_the_template_and_the_style():
+    package = Path(page.__file__).parent
+    shipped = (package.parents[1] / "setup.py").read_text()
+    others = [path.name for path in package.iterdir() if path.is_file() and path.suffix != ".py"]
+    assert sorted(others) == ["page.html", "style.css"]
+    assert all(f'"{name}"' in shipped for name in others)
 
 
 def test_a_removed_layer_is_named():

@@ -64,6 +64,7 @@ def prune(
     from pruneengine.cli import tables
     from pruneengine.config import PruneConfig
     from pruneengine.job import JobOptions, run
+    from pruneengine.report.prune import SMOKE_TEXT
 
     given = {
         "method": method, "ratio": ratio, "structure": structure,
@@ -102,7 +103,7 @@ def prune(
     if result.recovery is not None:
         tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
     if eval_text.startswith("builtin") or config.calibration == "builtin":
-        out.print(tables.SMOKE_TEXT)
+        out.print(SMOKE_TEXT)
     if result.saved.proof is not None:
         checked = result.saved.proof
         out.print(

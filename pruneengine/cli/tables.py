@@ -14,10 +14,6 @@ from pruneengine.report.values import Measures
 from pruneengine.report.words import duration, size
 from pruneengine.structure import Structure
 
-SMOKE_TEXT = (
-    "builtin text is for smoke tests (Python's own documentation); report results on wikitext2, c4 or ptb instead"
-)
-
 
 def show_structure(console: Console, source: str, structure: Structure, round_to: int) -> None:
     """Groups, legal widths and the ratios they give, and what each uniform width leaves of the model."""

@@ -11,6 +11,9 @@ from pruneengine.report.page import Fact, Figure, Page, Section
 from pruneengine.report.parts import Row, before_and_after, pairs, provenance, times
 from pruneengine.report.words import change, count, number, percent, short_count, signed, size
 
+SMOKE_TEXT = (
+    "builtin text is for smoke tests (Python's own documentation); report results on wikitext2, c4 or ptb instead"
+)
 KINDS = {"heads": "KV groups", "mlp": "MLP channels", "layers": "layers"}
 
 
@@ -28,8 +31,8 @@ def prune_page(values: Mapping[str, Any]) -> Page:
     seeds = {"seed": config["seed"]} if "seed" in config else None
     return Page(
         title=f"{PurePath(source).name or source}, pruned by {values['method']}",
-        subtitle=f"{percent(values['ratio asked'], 1)} of the prunable parameters asked for, "
-        f"{percent(values['ratio reached'], 1)} removed",
+        subtitle=f"{percent(values['ratio reached'], 1)} of the prunable parameters removed, "
+        f"{percent(values['ratio asked'], 1)} asked for",
         facts=tuple(_facts(values)),
         sections=(
             _measured(values),
@@ -62,7 +65,7 @@ def _measured(values: Mapping[str, Any]) -> Section:
     rows: list[Row] = []
     for name, key, form in (
         ("parameters", "parameters", count),
-        ("weights", "weight bytes", size),
+        ("weights on disk", "weight bytes", size),
         ("perplexity", "perplexity", number),
     ):
         if sides := values.get(key):
@@ -84,20 +87,14 @@ def _measured(values: Mapping[str, Any]) -> Section:
             f"Speed with a prompt of {dense['prompt_tokens']} and {dense['new_tokens']} new tokens, {dense['dtype']} "
             f"on {dense['device']}: medians of {dense['repeats']} rounds, dense and pruned in turn."
         )
+    calibration = str((values.get("recipe") or {}).get("config", {}).get("calibration", ""))
+    if calibration == "builtin" or str((values.get("evaluation") or {}).get("text", "")).startswith("builtin"):
+        paragraphs.append(SMOKE_TEXT[:1].upper() + SMOKE_TEXT[1:] + ".")
     return Section("Before and after", tuple(paragraphs), (before_and_after(rows),))
 
 
 def _plan(values: Mapping[str, Any]) -> Section:
-    kinds = " and ".join(KINDS.get(kind, kind) for kind in values.get("kinds", ()))
-    asked, reached = values["ratio asked"], values["ratio reached"]
-    sides = values["parameters"]
-    text = (
-        f"Asked to remove {percent(asked)} of the parameters{' in ' if kinds else ''}{kinds}; the plan removes "
-        f"{percent(reached)}, {count(sides['dense'] - sides['pruned'])} parameters or "
-        f"{percent(1 - sides['pruned'] / sides['dense'], 1)} of the whole model."
-    )
-    if abs(asked - reached) > 0.005:
-        text += " These are the nearest legal widths: whole heads and layers, rounded multiples of channels."
+    text = _target(values)
     plan = values.get("plan")
     if not plan:
         return Section("The plan", (text,))
@@ -109,6 +106,25 @@ def _plan(values: Mapping[str, Any]) -> Section:
     alt = "; ".join(f"{KINDS.get(kind, kind)} kept per layer: {_span(rows['kept'])}" for kind, rows in plan.items())
     picture = plan_picture({KINDS.get(kind, kind): rows for kind, rows in plan.items()})
     return Section("The plan", (text,), figures=(Figure(picture, caption, alt, wide=True),))
+
+
+def _target(values: Mapping[str, Any]) -> str:
+    """What was asked for and what the plan reaches, in words."""
+    asked, reached = values["ratio asked"], values["ratio reached"]
+    dense, pruned = values["parameters"]["dense"], values["parameters"]["pruned"]
+    kinds = " and ".join(KINDS.get(kind, kind) for kind in values.get("kinds", ()))
+    what = f"of the parameters in {kinds}" if kinds else "of the prunable parameters"
+    whole = f"{count(dense - pruned)} parameters or {percent(1 - pruned / dense, 1)} of the whole model"
+    config = (values.get("recipe") or {}).get("config", {})
+    if config.get("protocol") == "llm-pruner":
+        layers = "every layer"
+        if config.get("layers"):
+            layers = f"each of the layers {config['layers'][0]} to {config['layers'][1] - 1}"
+        return f"Asked to remove {percent(asked)} inside {layers}; that is {percent(reached)} {what}, {whole}."
+    text = f"Asked to remove {percent(asked)} {what}; the plan removes {percent(reached)}, {whole}."
+    if abs(asked - reached) > 0.005:
+        text += " These are the nearest legal widths: whole heads and layers, rounded multiples of channels."
+    return text
 
 
 def _span(kept: list[int]) -> str:

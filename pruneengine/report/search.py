@@ -24,7 +24,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
     """
     trials = [_trial(trial) for trial in values["trials"]]
     best = values.get("best") or {}
-    baselines = [{"held_out": None, "reached": None} | dict(b) for b in values.get("baselines") or ()]
+    baselines = [{"value": None, "held_out": None, "reached": None} | dict(b) for b in values.get("baselines") or ()]
     metric = str(best.get("metric") or "value")
     asked = "" if values.get("ratio") is None else f"{percent(values['ratio'], 1)} of the prunable parameters, "
     asked += f"{values['shape']} shape, " if values.get("shape") else ""
@@ -185,7 +185,7 @@ def _all(trials: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
     rows = tuple(
         (
-            str(trial["number"]), str(trial["origin"]), {"pruned": "stopped early"}.get(trial["state"], trial["state"]),
+            str(trial["number"]), str(trial["origin"]), {"pruned": "stopped"}.get(trial["state"], trial["state"]),
             number(trial["value"]), duration(sum(s or 0 for s in trial["seconds"].values())),
             *(plain(trial["params"].get(name)) for name in names),
         )

@@ -93,17 +93,25 @@ def _baselines(ax: Any, baselines: list[Mapping[str, Any]]) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low, high)
     to_axes = ax.transData + ax.transAxes.inverted()
-    apart, floor = 0.055, 0.0
-    for baseline in baselines:
-        height = to_axes.transform((0, baseline["value"]))[1]
-        place = max(height, floor)
-        floor = place + apart
-        ax.axhline(baseline["value"], color=COLOURS["third"], linewidth=0.9, linestyle=(0, (4, 3)))
-        ax.plot(
-            [1, 1.015], [height, place], color=COLOURS["third"], linewidth=0.7, transform=ax.transAxes, clip_on=False
-        )
+    heights = [float(to_axes.transform((0, baseline["value"]))[1]) for baseline in baselines]
+    colour = COLOURS["third"]
+    for baseline, height, place in zip(baselines, heights, spread(heights, 0.055), strict=True):
+        ax.axhline(baseline["value"], color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
+        ax.plot([1, 1.015], [height, place], color=colour, linewidth=0.7, transform=ax.transAxes, clip_on=False)
         name = clipped(baseline["name"], 22)
-        ax.text(1.02, place, name, transform=ax.transAxes, va="center", fontsize=10.5, color=COLOURS["third"])
+        ax.text(1.02, place, name, transform=ax.transAxes, va="center", fontsize=10.5, color=colour)
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Ascending heights moved until neighbours are ``apart``, and down again from 1 where that is passed."""
+    places: list[float] = []
+    for height in heights:
+        places.append(max(height, places[-1] + apart) if places else height)
+    ceiling = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], ceiling)
+        ceiling = places[i] - apart
+    return places
 
 
 def origin_of(trial: Mapping[str, Any]) -> str:
