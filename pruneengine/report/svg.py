@@ -95,10 +95,9 @@ def _style(ax: Any) -> None:
 
 
 def _inline(document: str) -> str:
-    """The ``<svg>`` element alone: without prolog and name spaces (HTML knows them), in the page's colours and font."""
+    """The ``<svg>`` element alone, without prolog and name spaces (HTML knows them), in the page's colours and font."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
     # Groups carry names that repeat from drawing to drawing, and nothing refers to them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     # What is referred to (clip paths, markers) must be told apart from the next drawing's.
