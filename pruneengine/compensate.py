@@ -8,9 +8,9 @@ Let x be the input of an o_proj or down_proj with weight W, K its kept and R its
   ``G = X_K X_K^T``, so that D falls to zero (no change) as the ridge grows. The ridge, or no change at all, is chosen
   by the squared error on samples that the fit has not seen; then D is solved once more with all samples.
 
-"one-shot" reads the inputs of the dense model, where ``missing = W_R x_R``. "sequential" reads those that the pruned
-and compensated layers before give, and makes up for the difference to the dense model's own output there, so errors
-of earlier layers are made good as far as the kept channels can.
+What is missing is ``W_R x_R``. "one-shot" reads x in the dense model, "sequential" behind the layers that are already
+pruned and compensated. Making up there for the whole difference to the dense model's output, errors of earlier layers
+included, measured worse than either.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def compensate(
 ) -> Compensation:
     """Work out, layer by layer, what makes up for the units that a plan removes. The model is left as it was.
 
-    Memory beside the model: the hidden states of all samples (three times in mode "sequential"), the sums of one
-    layer's groups (float64, twice the square of the kept channels), and the corrections.
+    Memory beside the model: the hidden states of all samples, the sums of one layer's groups (float64, twice the
+    square of the kept channels), and the corrections.
 
     Args:
         model: the dense model that the plan was made for.
@@ -173,39 +173,31 @@ class _Fits:
                 with self.walk.recording(self._linears(layer)) as seen:
                     hidden[batch] = self.walk.run(layer, h)
                 for group in self.of_layer[layer]:
-                    linear = get_linear(self.model, group.members[-1].module)
-                    kept, removed = _columns(group, self.plan, linear.weight.device)
-                    x, y = seen[group.members[-1].module]
-                    missing = nn.functional.linear(x[..., removed], linear.weight[:, removed])
-                    sums[group.name][batch >= self.train].add(x[..., kept], missing, y)
+                    self._add(sums[group.name][batch >= self.train], group, seen[group.members[-1].module])
             for group in self.of_layer[layer]:
                 self._settle(group, *sums[group.name])
 
     def sequential(self) -> None:
-        dense, pruned = self.walk.inputs, None
+        hidden = self.walk.inputs
         for layer in track(range(self.last + 1), "compensate"):
-            if pruned is None and (self.of_layer[layer] or layer not in self.plan.kept_layers):
-                pruned = list(dense)
-            wanted: dict[str, list[Tensor]] = {path: [] for path in self._linears(layer)}
-            for batch, h in enumerate(dense):
-                with self.walk.recording(self._linears(layer)) as seen:
-                    dense[batch] = self.walk.run(layer, h)
-                for path, (_x, y) in seen.items():
-                    wanted[path].append(y)
             for group in self.of_layer[layer]:
                 path, sums = group.members[-1].module, self._moments(group)
-                kept, _removed = _columns(group, self.plan, get_linear(self.model, path).weight.device)
-                with self._pruned(layer):
-                    for batch, h in enumerate(pruned):
-                        with self.walk.recording([path]) as seen:
-                            self.walk.run(layer, h)
-                        x, y = seen[path]
-                        target = wanted[path][batch].float()
-                        sums[batch >= self.train].add(x[..., kept], target - y, target)
+                # Recording is entered first, so that it sees the input before the mask does.
+                for batch, h in enumerate(hidden):
+                    with self.walk.recording([path]) as seen, self._pruned(layer):
+                        self.walk.run(layer, h)
+                    self._add(sums[batch >= self.train], group, seen[path])
                 self._settle(group, *sums)
             with self._pruned(layer):
-                for batch, h in enumerate(pruned or ()):
-                    pruned[batch] = self.walk.run(layer, h)
+                for batch, h in enumerate(hidden):
+                    hidden[batch] = self.walk.run(layer, h)
+
+    def _add(self, sums: Moments, group: Group, x: Tensor) -> None:
+        linear = get_linear(self.model, group.members[-1].module)
+        kept, removed = _columns(group, self.plan, linear.weight.device)
+        x_kept, x_removed = x[..., kept], x[..., removed]
+        missing = nn.functional.linear(x_removed, linear.weight[:, removed])
+        sums.add(x_kept, missing, missing + nn.functional.linear(x_kept, linear.weight[:, kept]))
 
     def _linears(self, layer: int) -> list[str]:
         return [group.members[-1].module for group in self.of_layer[layer]]

@@ -48,16 +48,16 @@ class LayerWalk:
         return output[0] if isinstance(output, tuple) else output
 
     @contextlib.contextmanager
-    def recording(self, modules: Iterable[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """Input and output of these modules, as they were last run within the context."""
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
+    def recording(self, modules: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """What entered each of these modules last, within the context and before any hook registered later."""
+        seen: dict[str, Tensor] = {}
 
         def keep(path: str):
-            return lambda _module, args, output: seen.update({path: (args[0], output)})
+            return lambda _module, args: seen.update({path: args[0]})
 
         with contextlib.ExitStack() as hooks:
             for path in modules:
-                hooks.enter_context(self._model.get_submodule(path).register_forward_hook(keep(path)))
+                hooks.enter_context(self._model.get_submodule(path).register_forward_pre_hook(keep(path)))
             yield seen
 
     def _keep(self, index: int):
