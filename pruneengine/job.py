@@ -268,7 +268,9 @@ def versions() -> dict[str, str]:
 def _report_values(
     result: JobResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
 ) -> dict[str, Any]:
-    values = numbers | details(result.report) | {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
+    values = (
+        numbers | details(result.report) | {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
+    )
     if options.eval_text:
         values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
     if result.saved.proof is not None:
