@@ -20,19 +20,19 @@ def search_page(values: Mapping[str, Any]) -> Page:
         values: "method", "ratio", "shape", "trials" (``{"number", "state", "value", "params", "seconds", "origin"}``,
             and "parameters" or "latency" where they differ; smaller values are better), "baselines" (``{"name",
             "value", "held_out", "reached"}``), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
-            "warnings".
+            "warnings", "objective": what a value is, and "report": measures on text that nothing was chosen by.
     """
     trials = [_trial(trial) for trial in values["trials"]]
     best = values.get("best") or {}
     baselines = [{"value": None, "held_out": None, "reached": None} | dict(b) for b in values.get("baselines") or ()]
-    metric = str(best.get("metric") or "value")
+    metric = str(values.get("objective") or "value")
     asked = "" if values.get("ratio") is None else f"{percent(values['ratio'], 1)} of the prunable parameters, "
     asked += f"{values['shape']} shape, " if values.get("shape") else ""
     texts = values.get("texts") or {}
     return Page(
         title=f"Search with {values['method']}",
         subtitle=asked + f"{len(trials)} trials",
-        facts=tuple(_facts(best, baselines, trials, values.get("seconds"))),
+        facts=(*_measured(values), *_facts(best, baselines, trials, values.get("seconds"))),
         sections=(
             _found(best, baselines, metric),
             _history(trials, baselines, metric),
@@ -57,6 +57,14 @@ def _least(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
     return min((row for row in rows if row[key] is not None), key=lambda row: row[key], default=None)
 
 
+def _measured(values: Mapping[str, Any]) -> Iterator[Fact]:
+    """Dense and pruned, where the checkpoint was measured."""
+    for label, key, form in (("Parameters", "parameters", count), ("Perplexity", "perplexity", number)):
+        if values.get(key):
+            tokens = f" on {count(values['perplexity tokens'])} unseen tokens" if key == "perplexity" else ""
+            yield Fact(label, form(values[key]["pruned"]), f"dense {form(values[key]['dense'])}{tokens}")
+
+
 def _facts(
     best: Mapping[str, Any], baselines: list[dict[str, Any]], trials: list[dict[str, Any]], seconds: Any
 ) -> Iterator[Fact]:
@@ -78,12 +86,16 @@ def _facts(
 def _found(best: Mapping[str, Any], baselines: list[dict[str, Any]], metric: str) -> Section:
     paragraphs = []
     if best:
-        text = f"Trial {plain(best.get('number'))} was the best by {metric}: {number(best.get('value'))}"
+        name = best.get("name") or f"trial {plain(best.get('number'))}"
+        text = f"The best is {name}, {metric} {number(best.get('value'))}"
         if best.get("held_out") is not None:
             text += f", and {number(best['held_out'])} on text that no trial saw"
+        if best.get("compensation") not in (None, "none"):
+            text += f" (compensated: {best['compensation']})"
         paragraphs.append(text + ".")
-        if best.get("data"):
-            paragraphs.append(f"Measured on: {best['data']}.")
+        for label in ("data", "metric", "allocation"):
+            if best.get(label):
+                paragraphs.append(f"{label.capitalize()}: {best[label]}.".replace("..", "."))
     rows = [(b["name"], b["value"], b["held_out"], b["reached"]) for b in baselines]
     if best and rows:
         rows.append(("the search's best", best.get("value"), best.get("held_out"), best.get("reached")))

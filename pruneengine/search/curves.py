@@ -108,6 +108,16 @@ class Curve:
         """The curve at depth x in [-1, 1], before it is scaled to a target. A product, so it is never negative."""
         return (1 + self.slope * x) * (1 + self.bend * (2 * x * x - 1))
 
+    def in_words(self) -> str:
+        """A sentence for a report."""
+        shape = "alike in all layers" if not (self.slope or self.bend) else "along a curve over depth"
+        if self.slope or self.bend:
+            shape += f" (slope {self.slope:+.2f}, bend {self.bend:+.2f})"
+        ends = f", {self.first} first and {self.last} last layers left alone" if self.first or self.last else ""
+        follow = f", {self.adapt:.0%} by a ranking of scores ({self.normalise})" if self.adapt else ""
+        heads = "heads stay" if self.heads == 0 else f"heads at {self.heads:.2g} times the channels' ratio"
+        return f"ratios {shape}{ends}{follow}; {heads}"
+
     def _open_groups(self, structure: Structure, kinds: tuple[str, ...], layers: range) -> tuple[Group, ...]:
         kinds = tuple(k for k in kinds if k != "heads" or self.heads > 0)
         return structure.of_kind(kinds, layers[self.first : max(self.first, len(layers) - self.last)])

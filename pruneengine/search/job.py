@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +16,10 @@ from pruneengine.data import Samples, check_overlap, check_spec, evaluation_wind
 from pruneengine.engine import Stopwatch, rehearse
 from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.files import check_writable
-from pruneengine.job import Measures, versions
+from pruneengine.job import versions
 from pruneengine.loading import load_model
+from pruneengine.report import write_report
+from pruneengine.report.values import Measures
 from pruneengine.search.adapruner import SearchRun, SearchTexts, search
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.result import SearchResult
@@ -118,15 +119,17 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         "study": options.study,
         "versions": versions(),
     }
-    values = result.to_dict() | {"texts": described, "versions": versions(), "warnings": list(warnings)}
-    search_json = json.dumps(values, indent=1) + "\n"
+    numbers = summary(result, dense, pruned)
     with clock("save"):
         saved = save(
             model, tokenizer, out,
-            plan=result.plan, recipe=recipe, report=summary(result, dense, pruned), overwrite=options.overwrite,
-            dense_config=dense_config, proof=options.proof, extra_files={"search.json": search_json},
+            plan=result.plan, recipe=recipe, report=numbers, overwrite=options.overwrite,
+            dense_config=dense_config, proof=options.proof,
         )  # fmt: skip
     seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
+    values = result.to_dict() | numbers | {"texts": described, "recipe": recipe, "versions": versions()}
+    values |= {"seconds": seconds, "warnings": list(warnings), "objective": "loss above the dense model's, nats"}
+    write_report(saved.path, "search", values, say)
     return SearchJobResult(result, dense, pruned, saved, described, warnings, seconds)
 
 
@@ -207,7 +210,7 @@ def summary(result: SearchResult, dense: Measures, pruned: Measures) -> dict[str
         "parameters": {"dense": dense.params, "pruned": pruned.params},
         "winner": result.winner.name,
         "compensation": result.winner.compensation,
-        "trials": len(result.trials),
+        "trials run": len(result.trials),
     }
     if dense.perplexity and pruned.perplexity:
         values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}

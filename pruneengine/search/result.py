@@ -53,6 +53,12 @@ class Finalist:
     held_out: float
     compensation: str = "none"
 
+    @property
+    def number(self) -> int | None:
+        """Of the trial; None for a baseline."""
+        kind, _, number = self.name.partition(" ")
+        return int(number) if kind == "trial" else None
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -86,6 +92,7 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``search.json``, and what a report shows."""
         words = self.candidate.in_words() if self.candidate else {"metric": self.winner.name}
+        params = self.candidate.to_dict() if self.candidate else {}
         return {
             "format": "pruneengine.search/1",
             "method": "adapruner",
@@ -94,7 +101,7 @@ class SearchResult:
             "shape": self.config.shape,
             "seed": self.config.seed,
             "reached": self.plan.reached,
-            "best": vars(self.winner) | {"params": self.candidate.to_dict() if self.candidate else {}} | words,
+            "best": vars(self.winner) | {"number": self.winner.number, "params": params} | words,
             "finalists": [vars(f) for f in self.finalists],
             "baselines": [b.to_dict() for b in self.baselines],
             "trials": [vars(t) for t in self.trials],

@@ -1,0 +1,95 @@
+"""The verb search as a user drives it."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+pytest.importorskip("optuna")
+
+from tests.test_cli import folder, run
+
+__all__ = ["folder"]
+
+
+@pytest.fixture(scope="module")
+def texts(folder):
+    """Text to search on and text to report on: no run of 32 tokens is in both."""
+    for name, words in (("search", "red green blue"), ("report", "one two three")):
+        lines = (f"{words} {i} {i * i % 97} {i * 31 % 53} {words[::-1]}" for i in range(200))
+        (folder / f"{name}.txt").write_text("\n\n".join(lines))
+    return folder
+
+
+def arguments(texts, out, *more):
+    small = ("--pool", 8, "--counts", "2,4", "--lengths", 16, "--seqlen", 24, "--windows", 6, "--held-out", 4)
+    report = ("--eval-text", texts / "report.txt", "--eval-seqlen", 32, "--eval-windows", 4)
+    text = ("--calibration", texts / "text.txt", "--eval", texts / "search.txt")
+    return ("search", texts / "model", "--out", out, "--ratio", 0.4, "--round-to", 1, *small, *text, *report, *more)
+
+
+def test_search_saves_the_best_plan_and_goes_on_when_asked_for_more(texts, tmp_path):
+    out = tmp_path / "pruned"
+    done = run(*arguments(texts, out, "--trials", 9))
+    assert done.returncode == 0, done.stderr
+    for expected in ("9 trials", "held out", "asked to remove 40.00%", "the search never saw", "saved"):
+        assert expected in done.stdout
+    model = AutoModelForCausalLM.from_pretrained(out)
+    plan = json.loads((out / "plan.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == plan["params_after"] < plan["params_before"]
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["trials"]) == 9
+    assert report["best"]["value"] <= min(b["value"] for b in report["baselines"] if b["value"] is not None)
+    overlap = report["texts"]["report"]["overlap"]
+    assert overlap["search"] == overlap["held out"] == 0
+    assert "Search with adapruner" in (out / "report.html").read_text()
+    assert "search:" in (out / "recipe.yaml").read_text()
+
+    again = run(*arguments(texts, out, "--trials", 11, "--overwrite"))
+    assert again.returncode == 0, again.stderr
+    later = json.loads((out / "report.json").read_text())
+    assert [t["params"] for t in later["trials"][:9]] == [t["params"] for t in report["trials"]]
+    assert len(later["trials"]) == 11
+
+
+def test_a_recipe_of_a_search_can_be_run_again(texts, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ("--trials", 3, "--shape", "per-layer", "--sampler", "random", "--no-proof")
+    assert run(*arguments(texts, first, *options)).returncode == 0
+    report = ("--eval-text", texts / "report.txt", "--eval-seqlen", 32, "--eval-windows", 4, "--no-proof")
+    done = run("search", texts / "model", "--out", second, "--recipe", first / "recipe.yaml", *report)
+    assert done.returncode == 0, done.stderr
+    one, other = (json.loads((out / "report.json").read_text()) for out in (first, second))
+    assert one["config"] == other["config"]
+    assert one["best"] == other["best"]
+    assert one["perplexity"] == other["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--trials", 0), "trials must be a whole number from 1, got 0"),
+        (("--method", "magic"), "unknown method 'magic'; choose from adapruner"),
+        (("--pool", 3), "a subset of 4 samples is larger than the pool of 3"),
+        (("--pool", 9999), "needed"),
+        (("--stop", "often"), "stop must be a p-value or none, got 'often'"),
+        (("--stop", "2"), "p-value"),
+        (("--storage", "nowhere"), "expected journal:FILE or a database URL"),
+        (("--workers", 0), "workers must be at least 1, got 0"),
+        (("--windows", 100000), "windows of 24 tokens; wanted 100000 to search on and 4 to hold out"),
+        (("--ratio", 0.97), "out of reach"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(texts, tmp_path, more, message):
+    out = tmp_path / "pruned"
+    done = run(*arguments(texts, out, *more))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert not out.exists()
+
+
+def test_results_are_not_reported_on_text_that_was_searched_on(texts, tmp_path):
+    done = run(*arguments(texts, tmp_path / "pruned", "--eval-text", texts / "search.txt"))
+    assert done.returncode == 2
+    assert "must be reported on text that the search never saw" in done.stderr
