@@ -57,9 +57,10 @@ def _lines(results: Results) -> Iterator[tuple]:
 def tables(results: Results, rows: Sequence[str], ratios: Sequence[float], tasks: Sequence[str]) -> str:
     """A Markdown table a ratio; a number that is not measured yet is a dash."""
     signal = [task for task in tasks if carries_signal(task)]
-    heads = ["", "parameters", "prefill, decode against dense", "perplexity", "recovered"]
+    heads = ["", "parameters", "prefill, decode against dense", "perplexity", "perplexity, recovered"]
     for chosen in _task_sets(signal, tasks):
-        heads += [f"mean of {len(chosen)} tasks", "recovered", "of dense"]
+        mean = f"mean of {len(chosen)} tasks"
+        heads += [mean, f"{mean}, recovered", "of dense"]
     text = []
     for ratio in ratios:
         text += [f"{ratio:.0%} of the parameters in heads and mlp", "", _line(heads), _line(["---"] * len(heads))]
@@ -100,8 +101,13 @@ def _perplexity(found: Results, recovered: bool) -> str:
     losses = [v["nll"] for c, v in found.items() if c.column == TEXT and c.variant.recovered == recovered]
     if not losses:
         return "–"
-    spread = f" ({math.exp(min(losses)):.4g} to {math.exp(max(losses)):.4g})" if len(losses) > 1 else ""
-    return f"{math.exp(statistics.mean(losses)):.2f}{spread}"
+    lowest, mean, highest = (_exp(loss) for loss in (min(losses), statistics.mean(losses), max(losses)))
+    return mean if len(losses) == 1 else f"{mean} ({lowest} to {highest})"
+
+
+def _exp(loss: float) -> str:
+    value = math.exp(loss)
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _accuracies(found: Results, results: Results, tasks: Sequence[str]) -> list[str]:

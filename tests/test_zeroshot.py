@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -17,12 +16,11 @@ from tests.tiny import tiny_model
 from tests.tiny_tasks import VOCABULARY, byte_tokenizer, write_task
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-LOCAL = Path(os.environ.get("PRUNEENGINE_TASKS", "/work/shared/data/lm_eval_tasks"))
+LOCAL = Path(__file__).parents[2] / "shared" / "data" / "lm_eval_tasks"
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    os.environ.setdefault("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
     return write_task(tmp_path_factory.mktemp("tasks"))
 
 
@@ -194,7 +192,7 @@ def test_the_choice_of_metrics_gives_llm_pruners_dense_average():
     assert mean_accuracy(results).value == pytest.approx(63.25, abs=0.005)
 
 
-@pytest.mark.skipif(not LOCAL.is_dir(), reason=f"no local task files in {LOCAL}")
+@pytest.mark.skipif(not LOCAL.is_dir(), reason="the shared task files are not here")
 def test_a_real_task_file_is_read():
     model = tiny_model(vocab_size=VOCABULARY, max_position_embeddings=2048)
     found = zero_shot(model, byte_tokenizer(), ["piqa_local"], include_path=LOCAL, limit=8)["piqa_local"]

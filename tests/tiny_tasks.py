@@ -33,7 +33,7 @@ def write_task(folder: Path, name: str = "piqa_tiny", items: int = 7, version: f
     (folder / f"{name}.yaml").write_text(
         f"""task: {name}
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder / f"{name}.jsonl"}}}}}
+dataset_kwargs: {{data_files: {{test: {folder / f"{name}.jsonl"}}}, cache_dir: {folder / "cache"}}}
 output_type: multiple_choice
 test_split: test
 doc_to_text: "{{{{goal}}}}"

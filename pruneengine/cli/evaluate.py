@@ -92,23 +92,24 @@ def _show_tasks(results: Results) -> None:
     from pruneengine.zeroshot import mean_accuracy
 
     table = Table(title="zero-shot", title_justify="left")
-    for column in ("task", "items", "version", "metric", "value", "time"):
-        table.add_column(column, justify="right" if column in ("items", "value", "time") else "left")
+    for column in ("task, version", "items", "metric", "value", "±", "time"):
+        table.add_column(column, justify="left" if column in ("task, version", "metric") else "right")
     for found in results.tasks.values():
         for number, (name, metric) in enumerate(found.metrics.items()):
-            head = (found.task, f"{found.items} of {found.available}", found.version) if number == 0 else ("", "", "")
+            head = (f"{found.task} {found.version}", f"{found.items} of {found.available}") if number == 0 else ("", "")
             star = " *" if name == found.main else ""
-            table.add_row(*head, name + star, _value(metric), f"{found.seconds:.1f} s" if number == 0 else "")
+            table.add_row(*head, name + star, *_value(metric), f"{found.seconds:.1f} s" if number == 0 else "")
     scored = [found for found in results.tasks.values() if found.main]
     if len(scored) > 1:
-        table.add_row(f"mean of {len(scored)}", "", "", "*", _value(mean_accuracy(scored)), "", style="bold")
+        table.add_row(f"mean of {len(scored)}", "", "*", *_value(mean_accuracy(scored)), "", style="bold")
     out.print(table)
     for found in results.tasks.values():
         if found.truncated:
             out.print(f"{found.task}: {found.truncated} prompts were too long for the model and lost their beginning")
     versions = ", ".join(dict.fromkeys(found.lm_eval for found in results.tasks.values()))
-    out.print(f"* enters the mean; lm-eval {versions}, one standard error")
+    out.print(f"* enters the mean; lm-eval {versions}; ± is one standard error")
 
 
-def _value(metric: Metric) -> str:
-    return f"{metric.value:.4f}" + (f" ± {metric.standard_error:.4f}" if metric.standard_error is not None else "")
+def _value(metric: Metric) -> tuple[str, str]:
+    error = metric.standard_error
+    return f"{metric.value:.4f}", "-" if error is None else f"{error:.4f}"
