@@ -9,6 +9,7 @@ from torch import nn
 
 from pruneengine import PruneConfig, find_groups, prune
 from pruneengine.recovery import RecoverConfig, TokenRows, recover, training
+from pruneengine.recovery.dropout import SixteenBitDropout
 from pruneengine.recovery.lora import attach, detach, find_targets
 from pruneengine.recovery.work import list_checkpoints
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
@@ -79,6 +80,24 @@ def test_merging_changes_no_logits(variant):
     assert detach(wrapped, merge=True) is model
     torch.testing.assert_close(logits(model, tokens), adapted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(adapted, plain, rtol=1e-2, atol=1e-2)
+
+
+def test_dropout_drops_as_many_as_it_says_and_keeps_the_mean():
+    torch.manual_seed(0)
+    module, x = SixteenBitDropout(0.3), torch.ones(999, 101, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    dropped = (y == 0).float()
+    # Four standard errors of about 100,000 draws, and of the share dropped at each place of a 64-bit draw.
+    assert float(dropped.mean()) == pytest.approx(0.3, abs=4 * 0.0015)
+    places = dropped.flatten()[:100_896].view(-1, 4).mean(0)
+    torch.testing.assert_close(places, torch.full((4,), 0.3), rtol=0, atol=4 * 0.003)
+    assert float(y.detach().max()) == pytest.approx(1 / 0.7, rel=1e-4)
+    assert torch.equal(x.grad, y.detach())
+    assert module.eval()(x) is x
+    assert SixteenBitDropout(0.0)(x) is x
+    wrapped = attach(tiny_model(), RecoverConfig())
+    assert sum(isinstance(part, SixteenBitDropout) for part in wrapped.modules()) == 21
 
 
 @pytest.mark.parametrize("kinds", [("heads", "mlp"), ("heads", "mlp", "layers")])

@@ -12,6 +12,7 @@ from torch import nn
 
 from pruneengine.extras import needs
 from pruneengine.recovery.config import RecoverConfig
+from pruneengine.recovery.dropout import SixteenBitDropout
 from pruneengine.structure import Structure, find_groups
 
 
@@ -61,6 +62,10 @@ def attach(model: nn.Module, config: RecoverConfig) -> Any:
         # peft asks transformers by a name that is about to go.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = get_peft_model(model, lora)
+    if config.lora_dropout and next(model.parameters()).device.type == "cpu":
+        for module in wrapped.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["default"] = SixteenBitDropout(config.lora_dropout)
     # With a name peft asks the hub for the base model's config whenever it saves.
     wrapped.peft_config["default"].base_model_name_or_path = None
     return wrapped
