@@ -45,22 +45,25 @@ def show_search(console: Console, job: SearchJobResult) -> None:
 def show_finals(console: Console, result: SearchResult) -> None:
     """Perplexity on search and held-out blocks: finalists, then the fixed metrics."""
     table = Table(title=f"adapruner at {result.plan.reached:.1%}, {result.plan.shape}", title_justify="left")
-    for column in ("", "search", "held out", "compensation"):
-        table.add_column(column, justify="left" if column in ("", "compensation") else "right")
+    for column in ("", "search", "held out", "compensated"):
+        table.add_column(column, justify="right" if column else "left")
     dense = result.dense["search"], result.dense["held out"]
     table.add_row("dense", *(f"{math.exp(loss):.2f}" for loss in dense), "")
     for each in result.finalists:
+        found = _perplexities((*dense, dense[1]), each.value, each.held_out, each.compensated)
         style = "bold" if each is result.winner else None
-        table.add_row(each.name, *_perplexities(dense, each.value, each.held_out), each.compensation, style=style)
+        table.add_row(each.name, *found, style=style)
     for each in sorted(result.baselines, key=lambda b: math.inf if b.value is None else b.value):
         if each.value is None:
             table.add_row(each.name, "no legal plan", "", "")
         else:
             table.add_row(each.name, *_perplexities(dense, each.value, each.held_out), "")
     console.print(table)
+    if result.winner.compensation != "none":
+        console.print(f"the winner's o_proj and down_proj are compensated by {result.winner.compensation}")
 
 
-def _perplexities(dense: tuple[float, float], *above: float | None) -> tuple[str, ...]:
+def _perplexities(dense: tuple[float, ...], *above: float | None) -> tuple[str, ...]:
     return tuple(
         "" if extra is None else f"{math.exp(min(loss + extra, 700)):.2f}"
         for loss, extra in zip(dense, above, strict=True)

@@ -133,10 +133,11 @@ def search(
         outcome = decide_winner(study, space, decider, objective, held_out, baselines)
     return SearchResult(
         config=config,
-        plan=outcome.masked.plan,
+        plan=outcome.plans[outcome.winner.name],
         winner=outcome.winner,
         candidate=outcome.candidate,
         corrections=outcome.corrections,
+        plans=outcome.plans,
         finalists=outcome.finalists,
         baselines=tuple(baselines),
         trials=trial_records(study),

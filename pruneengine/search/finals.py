@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from pruneengine.apply import Correction, mask
 from pruneengine.compensate import bias_corrections, compensate
 from pruneengine.evaluate import perplexity
+from pruneengine.plan import Plan
 from pruneengine.progress import track
-from pruneengine.search.baselines import Baseline, masked
+from pruneengine.search.baselines import Baseline
+from pruneengine.search.baselines import masked as plan_of
 from pruneengine.search.candidate import Candidate
 from pruneengine.search.decide import Decider
 from pruneengine.search.objective import Masked, Objective
 from pruneengine.search.result import Finalist
 from pruneengine.search.space import Space
-from pruneengine.search.study import MASK
+from pruneengine.search.study import HELD_OUT, MASK
 
 if TYPE_CHECKING:
     import optuna
@@ -28,13 +30,14 @@ class Outcome:
     Attributes:
         winner: the first of ``finalists``.
         candidate: its point of the space; None for a baseline.
-        corrections: of its compensation, for :func:`pruneengine.apply.compact`.
+        plans: of all finalists, by name.
+        corrections: of the winner's compensation, for :func:`pruneengine.apply.compact`.
     """
 
     winner: Finalist
-    masked: Masked
     candidate: Candidate | None
     finalists: tuple[Finalist, ...]
+    plans: dict[str, Plan]
     corrections: dict[str, Correction]
 
 
@@ -59,13 +62,16 @@ def decide_winner(
     best = min(legal, key=lambda b: b.value, default=None)
     entrants: list[tuple[Finalist, Masked, Candidate | None]] = []
     if best is not None:
-        entrants.append((Finalist(best.name, best.value, best.held_out), masked(best, decider), None))
+        entrants.append((Finalist(best.name, best.value, best.held_out), plan_of(best, decider), None))
     trials = _best_trials(study, decider.config.finalists, best.value if best else float("inf"))
     for trial in track(trials, "finalists"):
         candidate = space.suggest(_replay(trial))
         chosen = decider.decide(candidate)
-        loss = held_out.evaluate([chosen])[0].mean
-        entrants.append((Finalist(f"trial {trial.number}", trial.value, loss), chosen, candidate))
+        key = HELD_OUT + chosen.digest
+        if key not in study.user_attrs:
+            study.set_user_attr(key, held_out.evaluate([chosen])[0].mean)
+        finalist = Finalist(f"trial {trial.number}", trial.value, study.user_attrs[key])
+        entrants.append((finalist, chosen, candidate))
     if not entrants:
         reason = next((b.illegal for b in baselines if b.illegal), "no trial was complete")
         raise ValueError(f"the search found no legal plan: {reason}")
@@ -73,7 +79,9 @@ def decide_winner(
     entrants.sort(key=lambda e: (e[0].value * weights[0] + e[0].held_out * weights[1]) / sum(weights))
     winner, chosen, candidate = entrants[0]
     winner, corrections = _compensated(winner, chosen, decider, held_out)
-    return Outcome(winner, chosen, candidate, (winner, *(e[0] for e in entrants[1:])), corrections)
+    finalists = (winner, *(finalist for finalist, _, _ in entrants[1:]))
+    plans = {finalist.name: masked.plan for finalist, masked, _ in entrants}
+    return Outcome(winner, candidate, finalists, plans, corrections)
 
 
 def _best_trials(study: optuna.Study, count: int, bound: float) -> list[optuna.trial.FrozenTrial]:
@@ -99,16 +107,16 @@ def _compensated(
 ) -> tuple[Finalist, dict[str, Correction]]:
     """The winner with the compensation that does best on the held-out blocks, if one helps."""
     model, structure, plan = decider.model, decider.structure, chosen.plan
-    best, corrections = winner, {}
+    best, corrections = replace(winner, compensated=winner.held_out), {}
     if chosen.means:
         # The plan was judged with mean inputs: a bias is what holds them.
-        best = replace(winner, compensation="bias")
+        best = replace(best, compensation="bias")
         corrections = bias_corrections(model, structure, plan, chosen.means)
     samples = decider.pool.chosen(decider.pool.largest)
     for how in track([h for h in decider.config.compensate if h not in ("none", best.compensation)], "compensate"):
         found = compensate(model, plan, samples, how, structure=structure)
         with mask(model, plan, structure=structure, corrections=found.corrections):
             loss = perplexity(model, held_out.blocks).nll - float(held_out.dense.mean())
-        if loss < best.held_out:
-            best, corrections = replace(winner, held_out=loss, compensation=how), found.corrections
+        if loss < best.compensated:
+            best, corrections = replace(winner, compensated=loss, compensation=how), found.corrections
     return best, corrections

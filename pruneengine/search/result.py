@@ -45,13 +45,14 @@ class Finalist:
     Attributes:
         name: "trial 17", or a baseline's name.
         value, held_out: loss above the dense model's on the search and the held-out blocks, nats.
-        compensation: what its plan was compensated with, and held_out is measured with.
+        compensation: what its plan is compensated with; compensated: the held-out loss with that.
     """
 
     name: str
     value: float
     held_out: float
     compensation: str = "none"
+    compensated: float | None = None
 
     @property
     def number(self) -> int | None:
@@ -69,6 +70,7 @@ class SearchResult:
         winner: the best finalist.
         candidate: its point of the space; None where a baseline won.
         corrections: of its compensation, for :func:`pruneengine.apply.compact`.
+        plans: of all finalists, by name.
         finalists: by their mean loss on both texts, best first.
         baselines: all fixed metrics.
         trials: in the order in which they were drawn.
@@ -82,6 +84,7 @@ class SearchResult:
     winner: Finalist
     candidate: Candidate | None
     corrections: dict[str, Correction]
+    plans: dict[str, Plan]
     finalists: tuple[Finalist, ...]
     baselines: tuple[Baseline, ...]
     trials: tuple[TrialRecord, ...]

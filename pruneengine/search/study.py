@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import optuna
 
 # Names of what a study and its trials carry.
-IDENTITY, BASELINE = "identity", "baseline: "
+IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, SECONDS, ILLEGAL = "worker", "mask", "origin", "seconds", "illegal"
 
 

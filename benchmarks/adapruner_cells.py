@@ -1,0 +1,123 @@
+"""The cells of the search's benchmark: a study each, and the perplexity of what it found on unseen text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruneengine import Plan, Samples, find_groups, load_samples, mask, perplexity
+from pruneengine.apply import Correction
+from pruneengine.bench.here import commit
+from pruneengine.files import write_atomically
+from pruneengine.search.adapruner import SearchRun, SearchTexts, search
+from pruneengine.search.config import SearchConfig
+from pruneengine.search.job import search_blocks
+from pruneengine.search.result import SearchResult
+from pruneengine.structure import Structure, model_fingerprint
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search."""
+
+    ratio: float
+    shape: str
+    seed: int
+    sampler: str
+
+    def __str__(self) -> str:
+        return f"{self.shape}-{self.ratio:g}-{self.seed}-{self.sampler}"
+
+
+@dataclass
+class Bench:
+    """A model, its texts, and the folder that keeps studies and measurements.
+
+    Attributes:
+        config: of all cells but what a cell says.
+        windows: of the report.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    config: SearchConfig
+    windows: Samples
+    work: Path
+    structure: Structure = field(init=False)
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.structure = find_groups(self.model)
+        self.fingerprint = model_fingerprint(self.model)
+
+    def configured(self, cell: Cell) -> SearchConfig:
+        """A random search needs few fixed metrics and no compensation: its twin by TPE has them."""
+        twin = {} if cell.sampler == "tpe" else {"baselines": ("energy",), "compensate": ("none",)}
+        return replace(
+            self.config, ratio=cell.ratio, shape=cell.shape, seed=cell.seed, sampler=cell.sampler, **twin
+        )  # fmt: skip
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What an earlier run found, if it did."""
+        path = self._path(cell)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Search, measure on the report's text, and keep both."""
+        config = self.configured(cell)
+        blocks, held_out = search_blocks(config, self.tokenizer)
+        pool = {
+            length: load_samples(config.calibration, self.tokenizer, config.pool, length, config.seed)
+            for length in config.lengths
+        }
+        run = SearchRun(str(cell), f"journal:{self.work / f'{cell}.journal'}", self.work)
+        found = search(self.model, SearchTexts(pool, blocks, held_out), config, run, say=print)
+        values = {"search": found.to_dict(), "report": self._report(cell, found), "commit": commit()}
+        write_atomically(self._path(cell), json.dumps(values, indent=1))
+        return values
+
+    def dense(self) -> dict[str, float]:
+        """The dense model on the report's text."""
+        return self._perplexity("dense", None, {})
+
+    def _report(self, cell: Cell, found: SearchResult) -> dict[str, dict[str, float]]:
+        """The winner as it is saved, as it was searched, and the best fixed metric as it is."""
+        winner = found.winner.name
+        rows = {"winner": self._perplexity(f"{cell}, winner", found.plan, found.corrections)}
+        if found.corrections:
+            rows["winner, not compensated"] = self._perplexity(f"{cell}, plain", found.plan, {})
+        if cell.sampler == "tpe":
+            fixed = next(f.name for f in found.finalists if f.number is None)
+            if fixed != winner:
+                rows[fixed] = self._perplexity(f"{cell}, fixed", found.plans[fixed], {})
+        return rows
+
+    def _perplexity(self, name: str, plan: Plan | None, corrections: dict[str, Correction]) -> dict[str, float]:
+        made_by = [self.fingerprint, self.windows.hash, plan.to_json() if plan else None]
+        made_by += [[path, float(c.weight.double().sum())] for path, c in corrections.items() if c.weight is not None]
+        digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
+        path = self.work / f"perplexity-{digest}.json"
+        if not path.exists():
+            print(f"perplexity of {name}", flush=True)
+            start = time.perf_counter()
+            if plan is None:
+                measured = perplexity(self.model, self.windows)
+            else:
+                with mask(self.model, plan, structure=self.structure, corrections=corrections or None):
+                    measured = perplexity(self.model, self.windows)
+            values = {"perplexity": measured.perplexity, "nll": measured.nll, "tokens": measured.tokens}
+            values |= {"seconds": time.perf_counter() - start, "reached": plan.reached if plan else 0.0}
+            write_atomically(path, json.dumps(values))
+        return json.loads(path.read_text())
+
+    def _path(self, cell: Cell) -> Path:
+        """A name that changes with anything a result depends on but the code, whose commit the result carries."""
+        made_by = [self.fingerprint, self.windows.hash, self.configured(cell).to_dict()]
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+        return self.work / f"{cell}-{digest}.json"
