@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine import Plan, Samples, find_groups, load_samples, mask, perplexity
+from pruneengine import Plan, Samples, find_groups, mask, perplexity
 from pruneengine.apply import Correction
 from pruneengine.bench.here import commit
 from pruneengine.files import write_atomically
-from pruneengine.search.adapruner import SearchRun, SearchTexts, search
+from pruneengine.search.adapruner import SearchRun, search
 from pruneengine.search.config import SearchConfig
-from pruneengine.search.job import search_blocks
 from pruneengine.search.result import SearchResult
+from pruneengine.search.texts import search_texts
 from pruneengine.structure import Structure, model_fingerprint
 
 
@@ -71,13 +71,9 @@ class Bench:
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Search, measure on the report's text, and keep both."""
         config = self.configured(cell)
-        blocks, held_out = search_blocks(config, self.tokenizer)
-        pool = {
-            length: load_samples(config.calibration, self.tokenizer, config.pool, length, config.seed)
-            for length in config.lengths
-        }
+        texts = search_texts(config, self.tokenizer)
         run = SearchRun(str(cell), f"journal:{self.work / f'{cell}.journal'}", self.work)
-        found = search(self.model, SearchTexts(pool, blocks, held_out), config, run, say=print)
+        found = search(self.model, texts, config, run, say=print)
         values = {"search": found.to_dict(), "report": self._report(cell, found), "commit": commit()}
         write_atomically(self._path(cell), json.dumps(values, indent=1))
         return values

@@ -21,6 +21,11 @@ from pruneengine.metrics import METRICS, metric
 from pruneengine.plan import Plan, make_plan
 from pruneengine.recovery import RecoverConfig, RecoverReport, recover
 from pruneengine.score import Scores, score
+
+# The verb and its package share their name: `pruneengine.search` is the verb, `from pruneengine.search.x import` works.
+from pruneengine.search.adapruner import SearchRun, search
+from pruneengine.search.config import SearchConfig
+from pruneengine.search.texts import SearchTexts, search_texts
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Group, Structure, find_groups
 
@@ -41,6 +46,9 @@ __all__ = [
     "RecoverReport",
     "Samples",
     "Scores",
+    "SearchConfig",
+    "SearchRun",
+    "SearchTexts",
     "Statistics",
     "Structure",
     "allocate",
@@ -60,4 +68,6 @@ __all__ = [
     "recover",
     "save",
     "score",
+    "search",
+    "search_texts",
 ]

@@ -17,8 +17,7 @@ from pruneengine.samples import Samples
 
 pytest.importorskip("optuna")
 
-from pruneengine.search.adapruner import SearchRun, SearchTexts, search
-from pruneengine.search.config import SearchConfig
+from pruneengine import SearchConfig, SearchRun, SearchTexts, search
 from pruneengine.search.study import reopen_study
 from tests.tiny import tiny_model, tiny_tokens
 

@@ -8,7 +8,7 @@ best trials meet again on text that the search never saw.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from pruneengine.engine import Stopwatch, rehearse
-from pruneengine.samples import Samples
 from pruneengine.search import baselines as fixed
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.decide import Decider
@@ -28,26 +27,12 @@ from pruneengine.search.pool import SubsetOptions, collect_pool
 from pruneengine.search.records import importance, trial_records
 from pruneengine.search.result import SearchResult
 from pruneengine.search.space import Space
-from pruneengine.search.study import ORIGIN, open_study
+from pruneengine.search.study import MEMORY, ORIGIN, open_study
+from pruneengine.search.texts import SearchTexts
 from pruneengine.search.trials import TrialLoop
 from pruneengine.search.workers import run_workers
 from pruneengine.statistics import QUANTITIES
 from pruneengine.structure import find_groups, model_fingerprint
-
-
-@dataclass(frozen=True)
-class SearchTexts:
-    """The texts of a search; none of them may be the text that results are reported on.
-
-    Attributes:
-        pool: calibration samples by their length.
-        search: blocks of the objective, in the order in which they are evaluated.
-        held_out: blocks that only finalists see.
-    """
-
-    pool: Mapping[int, Samples]
-    search: Samples
-    held_out: Samples
 
 
 @dataclass(frozen=True)
@@ -63,8 +48,8 @@ class SearchRun:
         dtype: what the objective computes in; None for the model's own.
     """
 
-    study: str
-    storage: str
+    study: str = "adapruner"
+    storage: str = MEMORY
     cache: Path | None = None
     workers: int = 1
     time_limit: float | None = None
@@ -73,6 +58,8 @@ class SearchRun:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.workers > 1 and self.storage == MEMORY:
+            raise ValueError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
         if self.time_limit is not None and self.time_limit <= 0:
             raise ValueError(f"time limit must be positive, got {self.time_limit}")
 
@@ -80,8 +67,8 @@ class SearchRun:
 def search(
     model: nn.Module,
     texts: SearchTexts,
-    config: SearchConfig,
-    run: SearchRun,
+    config: SearchConfig | None = None,
+    run: SearchRun | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
@@ -92,8 +79,8 @@ def search(
     Args:
         model: the dense model.
         texts: tokens of the pool, the objective and the held-out blocks.
-        config: the target and the space.
-        run: where the study is kept, and how many work on it.
+        config: the target and the space; defaults to :class:`SearchConfig`.
+        run: where the study is kept, and how many work on it; in memory, one, by default.
         say: told what is being done.
 
     Raises:
@@ -101,6 +88,7 @@ def search(
             before a forward pass is spent on it.
         ConnectionError: the storage does not answer.
     """
+    config, run = config or SearchConfig(), run or SearchRun()
     clock = Stopwatch()
     begun = time.monotonic()
     structure = find_groups(model)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pruneengine.apply import compact
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
-from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
+from pruneengine.data import check_spec, evaluation_windows
 from pruneengine.engine import Stopwatch, rehearse
 from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.files import check_writable
@@ -20,9 +19,10 @@ from pruneengine.job import versions
 from pruneengine.loading import load_model
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures
-from pruneengine.search.adapruner import SearchRun, SearchTexts, search
+from pruneengine.search.adapruner import SearchRun, search
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.result import SearchResult
+from pruneengine.search.texts import describe, search_texts
 from pruneengine.structure import find_groups
 
 
@@ -93,8 +93,10 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     rehearse(find_groups(model), config.prune_config)
     with clock("text"):
-        texts, report = _texts(config, options, model, tokenizer)
-        described, warnings = describe(config, options, texts, report)
+        texts, report = search_texts(config, tokenizer, model), None
+        if options.eval_text:
+            report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+        described, warnings = describe(config, texts, report, options.eval_text)
     dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
     storage = options.storage or f"journal:{options.folder / 'study.journal'}"
     run_as = SearchRun(options.study, storage, options.folder, options.workers, options.time_limit, dtype)
@@ -131,74 +133,6 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     values |= {"seconds": seconds, "warnings": list(warnings), "objective": "loss above the dense model's, nats"}
     write_report(saved.path, "search", values, say)
     return SearchJobResult(result, dense, pruned, saved, described, warnings, seconds)
-
-
-def search_blocks(config: SearchConfig, tokenizer: Any) -> tuple[Samples, Samples]:
-    """Search and held-out blocks, drawn by the seed from all windows of the text: no two share tokens.
-
-    Raises:
-        ValueError: the text has fewer windows.
-    """
-    windows = evaluation_windows(config.search_text, tokenizer, config.seqlen)
-    wanted = config.windows + config.held_out
-    if len(windows) < wanted:
-        raise ValueError(
-            f"{config.search_text}: {len(windows)} windows of {config.seqlen} tokens; wanted "
-            f"{config.windows} to search on and {config.held_out} to hold out"
-        )
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
-    parts = order[: config.windows].tolist(), order[config.windows : wanted].tolist()
-    return tuple(Samples(windows.tokens[part], tuple(windows.source[i] for i in part)) for part in parts)
-
-
-def _texts(
-    config: SearchConfig, options: SearchOptions, model: nn.Module, tokenizer: Any
-) -> tuple[SearchTexts, Samples | None]:
-    pool = {
-        length: load_samples(config.calibration, tokenizer, config.pool, length, config.seed, model=model)
-        for length in config.lengths
-    }
-    blocks, held_out = search_blocks(config, tokenizer)
-    report = None
-    if options.eval_text:
-        report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
-    return SearchTexts(pool, blocks, held_out), report
-
-
-def describe(
-    config: SearchConfig, options: SearchOptions, texts: SearchTexts, report: Samples | None
-) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """What each text is, and the proof that none is another: overlap is the share of windows with a run of 32 tokens
-    that an earlier text has.
-
-    Raises:
-        ValueError: the report's text was searched on.
-    """
-    named = {f"calibration, {length} tokens": (config.calibration, of) for length, of in texts.pool.items()}
-    named |= {"search": (config.search_text, texts.search), "held out": (config.search_text, texts.held_out)}
-    if report is not None:
-        named["report"] = (options.eval_text, report)
-    described: dict[str, dict[str, Any]] = {}
-    warnings = []
-    for position, (name, (spec, samples)) in enumerate(named.items()):
-        earlier = list(named.items())[:position]
-        shared = {other: check_overlap(of, samples)["overlap"] for other, (_, of) in earlier}
-        described[name] = {
-            "spec": spec,
-            "windows": len(samples),
-            "tokens": samples.tokens.numel(),
-            "hash": samples.hash,
-            "overlap": shared,
-        }
-        for other, part in shared.items():
-            if part and name == "report" and other in ("search", "held out"):
-                raise ValueError(
-                    f"evaluation text {spec}: {part:.1%} of its windows are in the search's text {config.search_text}; "
-                    "results must be reported on text that the search never saw"
-                )
-            if part and not (name.startswith("calibration") and other.startswith("calibration")):
-                warnings.append(f"{part:.1%} of the {name} windows share 32 tokens or more with the {other} text")
-    return described, tuple(warnings)
 
 
 def summary(result: SearchResult, dense: Measures, pruned: Measures) -> dict[str, Any]:

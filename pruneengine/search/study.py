@@ -14,6 +14,7 @@ from pruneengine.extras import needs
 if TYPE_CHECKING:
     import optuna
 
+MEMORY = "memory"
 # Names of what a study and its trials carry.
 IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, SECONDS, ILLEGAL = "worker", "mask", "origin", "seconds", "illegal"
@@ -24,8 +25,9 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
 
     Args:
         name: of the study in the storage.
-        storage: ``journal:FILE``, which needs nothing and survives a killed process, or the URL of a database that
-            SQLAlchemy knows (``sqlite:///FILE``, ``postgresql://...``), which workers on several machines can share.
+        storage: ``journal:FILE``, which needs nothing and survives a killed process; the URL of a database that
+            SQLAlchemy knows (``sqlite:///FILE``, ``postgresql://...``), which workers on several machines can share;
+            or ``memory``, which ends with the process.
         identity: what the study is about; the study of another model, text or space is refused.
 
     Raises:
@@ -117,12 +119,14 @@ def pruner(stop: float | None) -> optuna.pruners.BasePruner:
 
 
 def _storage(url: str) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
+    if url == MEMORY:
+        return InMemoryStorage()
     kind, colon, rest = url.partition(":")
     if not colon or not rest:
-        raise ValueError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE")
+        raise ValueError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or memory")
     if kind == "journal":
         Path(rest).absolute().parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(rest))
