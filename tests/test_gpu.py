@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from pruneengine import PruneConfig, calibrate, mask, prune
+from pruneengine import PruneConfig, calibrate, compensate, mask, perplexity, prune
 from pruneengine.engine import decide
+from pruneengine.samples import Samples
+from pruneengine.search.objective import Masked, Objective
 from pruneengine.statistics import QUANTITIES
 from pruneengine.structure import find_groups
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
@@ -33,3 +35,54 @@ def test_masked_and_compacted_logits_agree(variant, dtype):
     prune(model, None, config)
     tolerance = 1e-3 if dtype == torch.float32 else 0.2
     torch.testing.assert_close(logits(model, tokens).float(), masked, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_search_objective_equals_the_masked_model(variant, together):
+    model, blocks = tiny_model(variant).cuda(), Samples(tiny_tokens(7, 20), ("text",) * 7)
+    structure = find_groups(model)
+    configs = [PruneConfig(method="magnitude_l1", ratio=ratio, round_to=1) for ratio in (0.3, 0.6)]
+    plans = [decide(model, structure, None, config).plan for config in configs]
+    objective = Objective(model, blocks, structure=structure)
+    candidates = [Masked(plan) for plan in plans]
+    found = objective.evaluate(candidates) if together else [objective.evaluate([each])[0] for each in candidates]
+    for plan, evaluation in zip(plans, found, strict=True):
+        with mask(model, plan):
+            expected = perplexity(model, blocks).per_window - objective.dense
+        torch.testing.assert_close(evaluation.losses, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["bias", "least-squares"])
+def test_compensation_equals_that_of_the_cpu(how):
+    tokens, config = tiny_tokens(8), PruneConfig(method="magnitude_l1", ratio=0.4, round_to=1)
+    model = tiny_model()
+    plan = decide(model, find_groups(model), None, config).plan
+    expected = compensate(model, plan, tokens, how).corrections
+    found = compensate(model.cuda(), plan, tokens, how).corrections
+    assert found.keys() == expected.keys()
+    for module, correction in expected.items():
+        for part in ("weight", "bias"):
+            wanted, other = getattr(correction, part), getattr(found[module], part)
+            assert (wanted is None) == (other is None)
+            if wanted is not None:
+                torch.testing.assert_close(other, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+
+
+def test_a_search_runs_on_the_gpu():
+    pytest.importorskip("optuna")
+    from pruneengine import SearchConfig, SearchTexts, search
+
+    model = tiny_model().cuda()
+    config = SearchConfig(
+        ratio=0.4, shape="per-layer", trials=6, pool=8, counts=(4,), lengths=(16,), seqlen=20, windows=4, held_out=2,
+        round_to=1, together=2,
+    )  # fmt: skip
+    pool, blocks, held_out = (
+        Samples(tiny_tokens(n, length, n), ("text",) * n) for n, length in ((8, 16), (4, 20), (2, 20))
+    )
+    found = search(model, SearchTexts({16: pool}, blocks, held_out), config)
+    assert found.winner.value <= min(baseline.value for baseline in found.baselines if baseline.losses)
+    with mask(model, found.plan, corrections=found.corrections):
+        loss = perplexity(model, held_out).nll
+    assert loss - found.dense["held out"] == pytest.approx(found.winner.compensated, abs=1e-3)
