@@ -219,6 +219,12 @@ def test_eval_keeps_results_that_compare_reads(folder, tmp_path):
     assert (done.returncode, "no results at" in done.stderr) == (2, True)
 
 
+def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
+    done = run("eval", folder / "model", "--seqlen", 32, "--windows", 2)
+    assert done.returncode == 0, done.stderr
+    assert "builtin text is for smoke tests" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -59,7 +59,7 @@ def evaluate(
 
 
 def _show(results: Results) -> None:
-    from pruneengine.cli import tables
+    from pruneengine.report.prune import SMOKE_TEXT
 
     facts = results.model
     out.print(
@@ -72,7 +72,7 @@ def _show(results: Results) -> None:
             f"{found.tokens:,} predicted, {found.dtype}, {found.seconds:.1f} s"
         )
         if found.text.startswith("builtin"):
-            out.print(tables.SMOKE_TEXT)
+            out.print(SMOKE_TEXT)
     if results.tasks:
         _show_tasks(results)
     if results.speed is not None:

@@ -57,6 +57,7 @@ def recover(
     """
     from pruneengine.cli import tables
     from pruneengine.recover_job import RecoverOptions, run
+    from pruneengine.report.prune import SMOKE_TEXT
 
     given = {
         "data": data, "rows": rows, "val_rows": val_rows, "val_fraction": val_fraction, "cutoff": cutoff,
@@ -78,7 +79,7 @@ def recover(
     tables.show_recovery(out, result.report, result.before, result.after, title=f"recovery of {model}")
     tables.show_times(out, result.seconds)
     if eval_text.startswith("builtin") or config.data.startswith("builtin"):
-        out.print(tables.SMOKE_TEXT)
+        out.print(SMOKE_TEXT)
     if result.saved.proof is not None:
         checked = result.saved.proof
         out.print(
