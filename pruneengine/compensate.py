@@ -128,10 +128,16 @@ def check_choice(how: str, mode: str) -> None:
 def channel_means(structure: Structure, statistics: Statistics) -> dict[str, Tensor]:
     """Mean input of o_proj and down_proj per group name, float32 ``[channels]``, from the statistic "sum".
 
-    What :func:`pruneengine.apply.mask` takes as ``means``: a trial of "bias" in mode "one-shot" without a fit.
+    What :func:`pruneengine.apply.mask` takes as ``means``: a trial of "bias" in mode "one-shot" without a fit. Of the
+    groups whose statistics were collected, which may be some kinds or layers alone.
     """
     sites = {group.name: group.members[-1].site for group in structure.groups}
-    return {n: statistics.mean("sum", site) / statistics.tokens_per_sample for n, site in sites.items()}
+    collected = statistics.tensors.get("sum", {})
+    return {
+        name: statistics.mean("sum", site) / statistics.tokens_per_sample
+        for name, site in sites.items()
+        if site in collected
+    }
 
 
 def bias_corrections(

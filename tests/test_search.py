@@ -246,3 +246,16 @@ def test_a_winner_with_means_gets_their_bias(tmp_path):
     if found.candidate is not None and found.candidate.fill == "mean":
         assert found.winner.compensation == "bias"
     assert torch.isfinite(torch.tensor(found.winner.held_out))
+
+
+@pytest.mark.parametrize("part", [{"layers": "1:3"}, {"structure": "mlp"}])
+def test_a_part_of_the_model_has_its_baselines_and_its_means(tmp_path, part):
+    choices = {"compensate": ("none", "bias"), "shape": "per-layer", "ratio": 0.3, "sampler": "random"}
+    found = search(tiny_model(), TEXTS, replace(CONFIG, **choices | part), run_in(tmp_path))
+    # Three layers have no middle that "protected" could prune.
+    assert {b.method for b in found.baselines if b.losses} == set(CONFIG.baselines)
+    assert not [trial.illegal for trial in found.trials if "statistics" in (trial.illegal or "")]
+    assert {trial.params["fill"] for trial in found.trials if trial.blocks} == {"zero", "mean"}
+    for name, kept in found.plan.keep.items():
+        if ("layers" in part and name.startswith("layers.0.")) or ("structure" in part and name.endswith(".heads")):
+            assert len(kept) == found.plan.units[name]

@@ -111,12 +111,13 @@ def masked(baseline: Baseline, decider: Decider) -> Masked:
     """
     config, structure = decider.config, decider.structure
     layers = config.layer_range(structure.num_layers)
-    if baseline.allocation == "protected":
-        layers = range(max(layers.start, 4), min(layers.stop, structure.num_layers - 2))
+    # The pool holds statistics of these layers alone.
     scores = score(
         decider.model, baseline.method, decider.pool.statistics(decider.pool.largest),
-        structure=structure, kinds=config.structure, seed=config.seed,
+        structure=structure, kinds=config.structure, layers=layers, seed=config.seed,
     )  # fmt: skip
+    if baseline.allocation == "protected":
+        layers = range(max(layers.start, 4), min(layers.stop, structure.num_layers - 2))
     allocation = "global" if baseline.allocation == "global" else "uniform"
     ratios = allocate(structure, scores, config.ratio, kinds=config.structure, allocation=allocation, layers=layers)
     whole = len(layers) == structure.num_layers
