@@ -259,3 +259,30 @@ def test_a_part_of_the_model_has_its_baselines_and_its_means(tmp_path, part):
     for name, kept in found.plan.keep.items():
         if ("layers" in part and name.startswith("layers.0.")) or ("structure" in part and name.endswith(".heads")):
             assert len(kept) == found.plan.units[name]
+
+
+def test_an_interrupted_trial_is_evaluated_again(tmp_path, monkeypatch):
+    from pruneengine.search.objective import Objective
+
+    config = replace(CONFIG, sampler="random", stop=None, trials=4, shape="per-layer")
+    evaluate, calls = Objective.evaluate, []
+
+    def interrupted(self, candidates, stop=None):
+        if stop is None:
+            return evaluate(self, candidates)
+        calls.append(candidates)
+
+        def break_off(candidate, block, loss):
+            if len(calls) == 3 and block == 2:
+                raise KeyboardInterrupt
+            return stop(candidate, block, loss)
+
+        return evaluate(self, candidates, break_off)
+
+    monkeypatch.setattr(Objective, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny_model(), TEXTS, config, run_in(tmp_path))
+    resumed = search(tiny_model(), TEXTS, config, run_in(tmp_path))
+    assert [trial.state for trial in resumed.trials].count("fail") == 1
+    again = [trial for trial in resumed.trials if trial.state != "fail"]
+    assert [trial.state for trial in again] == ["complete"] * 4

@@ -153,8 +153,12 @@ class TrialLoop:
 
     def _known_in_study(self, digest: str, number: int) -> list[float] | None:
         """Losses of an earlier trial with the same mask, another worker's too."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.number != number and trial.state.is_finished() and trial.user_attrs.get(MASK) == digest:
+        import optuna
+
+        # Not of a failed one: it was interrupted, which says nothing of its mask, and its successor draws the same.
+        told = [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED]
+        for trial in self.study.get_trials(deepcopy=False, states=told):
+            if trial.number != number and trial.user_attrs.get(MASK) == digest:
                 blocks = trial.intermediate_values
                 if blocks and sorted(blocks) == list(range(len(blocks))):
                     return [blocks[b] for b in range(len(blocks))]
