@@ -41,7 +41,7 @@ def search_values():
             "value": None if i % 5 >= 3 else 4 - 0.1 * i,
             "params": {"exponent": i / 10, "shape": "per-layer"},
             "seconds": {"score": 0.5, "evaluate": 8.0},
-            "origin": ("baseline:energy", "repeat", "sampler")[min(i, 2)],
+            "origin": ("start", "repeat", "sampler")[min(i, 2)],
             "parameters": 1000 + i,
         }
         for i in range(12)
@@ -137,9 +137,9 @@ def test_a_prune_shows_its_plan_scores_and_measures(decided):
 def test_a_search_shows_trials_baselines_and_importance():
     page = read(FILES["search"]()["report.html"])
     for expected in (
-        "Search with adapruner", "20.0% of the prunable parameters", "Trial 11 was the best by mean loss: 2.900",
+        "Search with adapruner", "20.0% of the prunable parameters", "The best is trial 11, value 2.900, and 3.011",
         "3.011", "+0.709", "6 complete, 4 stopped early, 2 failed", "energy", "75.0%", "c4:32", "abababababab",
-        "Overlap with other texts was found for: calibration", "13.6 min", "seed 7", "baseline:energy",
+        "Overlap with other texts was found for: calibration", "13.6 min", "seed 7", "given first",
     ):  # fmt: skip
         assert expected in page.text
     assert page.tags.count("figure") == 3

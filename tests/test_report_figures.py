@@ -66,6 +66,15 @@ def test_the_history_draws_baselines_that_trials_reach():
     assert "near" in Reader(history(trials, far, "loss")).text
 
 
+def test_the_history_draws_every_origin_that_a_search_gives():
+    trials = [
+        {"number": i, "state": "complete", "value": 3.0 - i, "origin": origin}
+        for i, origin in enumerate(("start", "sampler", "repeat"))
+    ]
+    text = Reader(history(trials, [], "loss")).text
+    assert all(label in text for label in ("given first", "searched", "repeated"))
+
+
 def test_names_beside_lines_do_not_touch():
     assert spread([0.1, 0.1, 0.5], 0.05) == pytest.approx([0.1, 0.15, 0.5])
     assert spread([0.1, 0.97, 0.98], 0.05) == pytest.approx([0.1, 0.95, 1.0])

@@ -56,11 +56,11 @@ def drawn_baselines(
 def _trials(ax: Any, done: list[Any], stopped: list[Any], failed: list[Any]) -> None:
     marks = (
         ("sampler", "o", "main", "searched"),
-        ("baseline", "D", "third", "baseline as a trial"),
+        ("start", "D", "third", "given first"),
         ("repeat", "s", "ink", "repeated"),
     )
     for origin, marker, colour, label in marks:
-        own = [t for t in done if origin_of(t) == origin]
+        own = [t for t in done if t.get("origin", "sampler") == origin]
         if own:
             xs, ys = [t["number"] for t in own], [t["value"] for t in own]
             ax.plot(xs, ys, marker, color=COLOURS[colour], markersize=4.5, label=label, markeredgewidth=0)
@@ -112,11 +112,6 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
         places[i] = min(places[i], ceiling)
         ceiling = places[i] - apart
     return places
-
-
-def origin_of(trial: Mapping[str, Any]) -> str:
-    """``sampler``, ``baseline`` or ``repeat``."""
-    return str(trial.get("origin", "sampler")).split(":")[0]
 
 
 def importance(shares: Mapping[str, float]) -> str:
