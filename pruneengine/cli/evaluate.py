@@ -40,7 +40,7 @@ def evaluate(
     trust_remote_code: Trust = False,
 ) -> None:
     """Window perplexity of a model, zero-shot accuracy, speed and size; kept in results.json for compare."""
-    from pruneengine.eval_job import EvalOptions, run
+    from pruneengine.jobs.evaluate import EvalOptions, run
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks is not None else ()
     if tasks is not None and not names:

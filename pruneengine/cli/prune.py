@@ -63,7 +63,7 @@ def prune(
     """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
     from pruneengine.cli import tables
     from pruneengine.config import PruneConfig
-    from pruneengine.job import JobOptions, run
+    from pruneengine.jobs.prune import JobOptions, run
     from pruneengine.report.prune import SMOKE_TEXT
 
     given = {

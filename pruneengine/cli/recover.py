@@ -56,7 +56,7 @@ def recover(
     A run that was stopped goes on with the same command.
     """
     from pruneengine.cli import tables
-    from pruneengine.recover_job import RecoverOptions, run
+    from pruneengine.jobs.recover import RecoverOptions, run
     from pruneengine.report.prune import SMOKE_TEXT
 
     given = {

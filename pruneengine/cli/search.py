@@ -56,8 +56,8 @@ def search(
 ) -> None:
     """Search calibration data, metric and allocation; save the best plan. Run it again to go on after a stop."""
     from pruneengine.cli import tables_search as tables
+    from pruneengine.jobs.search import SearchOptions, run
     from pruneengine.search.config import SearchConfig
-    from pruneengine.search.job import SearchOptions, run
 
     if method != "adapruner":
         raise ValueError(f"unknown method {method!r}; choose from adapruner")

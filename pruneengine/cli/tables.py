@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pruneengine.blends import blends
 from pruneengine.engine import PruneReport
-from pruneengine.job import JobResult
+from pruneengine.jobs.prune import JobResult
 from pruneengine.predict import Prediction
 from pruneengine.recovery import RecoverReport
 from pruneengine.report.values import Measures

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pruneengine.cli.tables import show_times
-from pruneengine.search.job import SearchJobResult
+from pruneengine.jobs.search import SearchJobResult
 from pruneengine.search.result import SearchResult
 
 

@@ -16,7 +16,7 @@ from pruneengine.data import check_spec, evaluation_windows
 from pruneengine.engine import Stopwatch
 from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.extras import needs
-from pruneengine.job import Measures, versions
+from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
 from pruneengine.recovery import (
     RecoverConfig,
@@ -28,6 +28,7 @@ from pruneengine.recovery import (
     summarise,
     work_folder,
 )
+from pruneengine.report.values import Measures
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RecoverOptions:
     Attributes:
         source: model folder (its plan, recipe and report are carried along), GGUF file or hub name.
         out: the recovered checkpoint's folder; checkpoints of the training lie beside it until it is there.
-        eval_text, eval_seqlen, eval_windows: as in :class:`pruneengine.job.JobOptions`.
+        eval_text, eval_seqlen, eval_windows: as in :class:`pruneengine.jobs.prune.JobOptions`.
     """
 
     source: str

@@ -14,7 +14,7 @@ from pruneengine import data, harness, zeroshot
 from pruneengine.checkpoint import written_here
 from pruneengine.evaluate import best_dtype, measure_speed, measure_speed_pair, perplexity
 from pruneengine.files import check_writable
-from pruneengine.job import versions
+from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model, load_skeleton
 from pruneengine.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +25,7 @@ from pruneengine.evaluate import (
     perplexity,
 )
 from pruneengine.files import check_writable
+from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
 from pruneengine.recovery import (
     RecoverConfig,
@@ -252,17 +251,6 @@ def _recipe(config: PruneConfig, options: JobOptions, model: nn.Module, calibrat
         "calibration_hash": calibration.hash if calibration is not None else None,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("pruneengine", "torch", "transformers", "peft", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _report_values(

@@ -15,7 +15,7 @@ from pruneengine.data import check_spec, evaluation_windows
 from pruneengine.engine import Stopwatch, rehearse
 from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.files import check_writable
-from pruneengine.job import versions
+from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures
