@@ -37,6 +37,9 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
     assert recipe["config"]["method"] == "magnitude_l1"
     assert recipe["recovery"]["config"]["lr"] == 0.01
     report = json.loads((out / "report.json").read_text())
+    assert report["verb"] == "recover"
+    assert report["after"]["perplexity"] != report["before"]["perplexity"]
+    assert "4 steps of training" in (out / "report.html").read_text()
     assert report["method"] == "magnitude_l1"
     assert [step for step, _ in report["recovery"]["loss by step"]] == [1, 2, 3, 4]
     assert report["recovery"]["perplexity"]["before"] != report["recovery"]["perplexity"]["after"]

@@ -28,6 +28,7 @@ from pruneengine.recovery import (
     summarise,
     work_folder,
 )
+from pruneengine.report import write_report
 from pruneengine.report.values import Measures
 
 
@@ -100,16 +101,41 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     warnings += no_gain_warnings(report)
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     carried = _carried(Path(options.source))
-    summary = summarise(report, before.perplexity, after.perplexity, warnings)
+    recipe = _recipe(carried, options, report)
+    numbers = json.loads(carried.get("report.json", "{}"))
+    numbers |= {"recovery": summarise(report, before.perplexity, after.perplexity, warnings)}
     with clock("save"):
         saved = save(
-            model, tokenizer, options.out, recipe=_recipe(carried, options, report),
-            report=json.loads(carried.get("report.json", "{}")) | {"recovery": summary},
+            model, tokenizer, options.out, recipe=recipe, report=numbers,
             overwrite=options.overwrite, proof=options.proof,
             extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
         )  # fmt: skip
     shutil.rmtree(options.work, ignore_errors=True)
-    return RecoverResult(report, before, after, saved, warnings, clock.seconds)
+    result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
+    # Only now: the checkpoint is safe. What the prune's report said stays, but for what is newer.
+    write_report(saved.path, "recover", numbers | _page_values(result, options, recipe["recovery"]), say)
+    return result
+
+
+def _page_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str, Any]) -> dict[str, Any]:
+    report = result.report
+    sides = {}
+    for name, side in (("before", result.before), ("after", result.after)):
+        sides[name] = {"parameters": side.params}
+        if side.perplexity is not None:
+            sides[name]["perplexity"] = side.perplexity.perplexity
+    return sides | {
+        "source": options.source,
+        "losses": list(report.losses.items()),
+        "validation": list(report.validation.items()),
+        "best_step": report.best_step,
+        "recipe": recipe,
+        "seed": report.config.seed,
+        "hashes": {"rows": report.data_hash},
+        "versions": versions(),
+        "seconds": result.seconds,
+        "warnings": list(result.warnings),
+    }
 
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:

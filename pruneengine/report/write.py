@@ -41,7 +41,8 @@ def report_files(verb: str, values: Mapping[str, Any], say: Say | None = None) -
     required, page_of = PAGES[verb]
     if missing := [key for key in required if key not in values]:
         raise ValueError(f"the report of a {verb} needs {missing[0]!r}, got {', '.join(values) or 'nothing'}")
-    content = {"verb": verb} | json_value(values)
+    # First, and not what an earlier report in the values says.
+    content = {"verb": verb} | json_value(values) | {"verb": verb}
     files = {"report.json": json.dumps(content, indent=2) + "\n"}
     try:
         files["report.html"] = render(page_of(content))
