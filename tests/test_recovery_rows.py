@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pruneengine.loss import IGNORED
-from pruneengine.recovery import RecoverConfig, TokenRows, load_rows
+from pruneengine.recovery import RecoverConfig, TokenRows, load_rows, read_recovery_recipe
 from pruneengine.recovery.rows import collate, training_order
 from pruneengine.text import alpaca_prompt
 
@@ -130,3 +130,15 @@ def test_steps_and_their_parts_follow_the_rows():
     assert [config.validation_rows(n) for n in (50_000, 900, 5)] == [2000, 90, 0]
     assert RecoverConfig(val_fraction=0.5).validation_rows(9) == 4
     assert RecoverConfig(max_steps=7).steps(50_000) == 7
+    # 192.5 rows are read as 192: a fourth step would have no rows of its own.
+    config = RecoverConfig(epochs=2.5)
+    order = training_order([5] * 77, config.steps(77), config.batch, config.epochs, seed=0)
+    assert (config.steps(77), len(order)) == (3, 3 * config.batch)
+
+
+def test_a_recipe_whose_recovery_is_no_config_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for content in ("recovery: {data: builtin}", "recovery: builtin", "recovery: {config: 3}"):
+        recipe.write_text(content)
+        with pytest.raises(ValueError, match="expected keys and values under recovery: config"):
+            read_recovery_recipe(recipe)

@@ -107,7 +107,8 @@ class RecoverConfig:
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a run over so many training rows."""
-        return self.max_steps or max(1, math.ceil(rows * self.epochs / self.batch))
+        # Of the whole rows that the epochs read together, as training_order rounds them.
+        return self.max_steps or math.ceil(max(1, round(rows * self.epochs)) / self.batch)
 
     def warmup_steps(self, steps: int) -> int:
         return min(self.warmup, int(steps * WARMUP_FRACTION))
@@ -156,7 +157,12 @@ def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
     if "config" in content and "recovery" not in content:
         raise ValueError(f"{path}: holds how the model was pruned and nothing of a recovery")
-    return content["recovery"]["config"] if "recovery" in content else content
+    if "recovery" not in content:
+        return content
+    recovery = content["recovery"]
+    if not isinstance(recovery, dict) or not isinstance(recovery.get("config"), dict):
+        raise ValueError(f"{path}: expected keys and values under recovery: config")
+    return recovery["config"]
 
 
 def _whole(name: str, value: Any, least: int) -> None:
