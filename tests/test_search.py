@@ -193,6 +193,7 @@ def test_a_time_limit_ends_the_search_with_what_there_is(tmp_path):
         ({"shape": "round"}, "unknown shape 'round'"),
         ({"stop": 0.0}, "p-value"),
         ({"layers": (0, 2)}, "shape"),
+        ({"pool": 1, "counts": (1,), "compensate": ("least-squares",)}, "needs a pool of at least 2 samples, got 1"),
         ({"lengths": (1,)}, "lengths must be a whole number from 2"),
     ],
 )
@@ -236,6 +237,22 @@ def test_compensation_is_kept_where_it_helps(tmp_path):
     with pe.mask(model, found.plan, corrections=found.corrections):
         loss = pe.perplexity(model, TEXTS.held_out).nll
     assert loss - found.dense["held out"] == pytest.approx(found.winner.compensated, abs=1e-5)
+
+
+def test_compensation_is_judged_in_the_precision_of_the_objective(tmp_path, monkeypatch):
+    from pruneengine.search import finals
+
+    used = []
+
+    def perplexity(*arguments, dtype=None):
+        used.append(dtype)
+        return pe.perplexity(*arguments, dtype=dtype)
+
+    monkeypatch.setattr(finals, "perplexity", perplexity)
+    config = replace(CONFIG, compensate=("none", "least-squares"), trials=1)
+    found = search(tiny_model(), TEXTS, config, run_in(tmp_path, dtype=torch.bfloat16))
+    assert used == [torch.bfloat16]
+    assert found.to_dict()["best"]["reached"] == found.plan.reached
 
 
 def test_a_winner_with_means_gets_their_bias(tmp_path):

@@ -96,6 +96,9 @@ class SearchConfig:
                 _at_least(name, each, least)
         if max(self.counts) > self.pool:
             raise ValueError(f"counts: a subset of {max(self.counts)} samples is larger than the pool of {self.pool}")
+        if self.pool < 2 and set(self.compensate) - {"none"}:
+            chosen = ",".join(self.compensate)
+            raise ValueError(f"compensate {chosen} needs a pool of at least 2 samples, got {self.pool}")
         if self.stop is not None and not 0 < self.stop < 1:
             raise ValueError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
         if self.shape == "uniform" and self.layers is not None:

@@ -116,7 +116,8 @@ def _compensated(
     for how in track([h for h in decider.config.compensate if h not in ("none", best.compensation)], "compensate"):
         found = compensate(model, plan, samples, how, structure=structure)
         with mask(model, plan, structure=structure, corrections=found.corrections):
-            loss = perplexity(model, held_out.blocks).nll - float(held_out.dense.mean())
+            # In what the dense loss was computed in: the two are compared.
+            loss = perplexity(model, held_out.blocks, dtype=held_out.dtype).nll - float(held_out.dense.mean())
         if loss < best.compensated:
             best, corrections = replace(winner, compensated=loss, compensation=how), found.corrections
     return best, corrections

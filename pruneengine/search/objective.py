@@ -99,7 +99,7 @@ class Objective:
             raise ValueError(f"blocks {tuple(blocks.tokens.shape)}: expected at least one of two tokens")
         self.model, self.blocks = model, blocks
         self.structure = structure or find_groups(model)
-        self.device = next(model.parameters()).device
+        self.device, self.dtype = next(model.parameters()).device, dtype
         own = next(model.parameters()).dtype
         self._cast = (self.device.type, dtype) if dtype not in (None, own) else None
         self._layers = [model.get_submodule(self.structure.layer_path(i)) for i in range(self.structure.num_layers)]

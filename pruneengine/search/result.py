@@ -74,7 +74,7 @@ class SearchResult:
         finalists: by their mean loss on both texts, best first.
         baselines: all fixed metrics.
         trials: in the order in which they were drawn.
-        importance: share of each parameter in the variance of the loss (fANOVA), largest first; empty for few trials.
+        importance: share of each parameter in what separates good trials (PED-ANOVA), largest first; empty for few.
         dense: the dense model's mean loss on the search and the held-out blocks, nats.
         seconds: by stage.
     """
@@ -104,7 +104,9 @@ class SearchResult:
             "shape": self.config.shape,
             "seed": self.config.seed,
             "reached": self.plan.reached,
-            "best": vars(self.winner) | {"number": self.winner.number, "params": params} | words,
+            "best": vars(self.winner)
+            | {"number": self.winner.number, "reached": self.plan.reached, "params": params}
+            | words,
             "finalists": [vars(f) for f in self.finalists],
             "baselines": [b.to_dict() for b in self.baselines],
             "trials": [vars(t) for t in self.trials],
