@@ -99,7 +99,7 @@ def search(
     layers = config.layer_range(structure.num_layers)
     with clock("statistics"):
         pool = collect_pool(
-            model, texts.pool, quantities(), _subsets(texts, config),
+            model, texts.pool, quantities(), subset_options(texts, config),
             structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size, cache=run.cache,
         )  # fmt: skip
     with clock("dense"):
@@ -145,7 +145,7 @@ def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig) -> dic
     }
 
 
-def _subsets(texts: SearchTexts, config: SearchConfig) -> SubsetOptions:
+def subset_options(texts: SearchTexts, config: SearchConfig) -> SubsetOptions:
     """All of the pool, and smaller subsets of it or of one of its sources."""
     counts = tuple(sorted({*config.counts, *map(len, texts.pool.values())}))
     return SubsetOptions(counts, config.selectors, lengths=tuple(texts.pool))
