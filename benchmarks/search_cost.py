@@ -186,7 +186,8 @@ def replay_trials(work: CostStudy, options: argparse.Namespace) -> list[Recorded
         return []
     config = replace(work.config, trials=options.replay_trials, sampler="random", stop=None, finalists=1, baselines=())
     again = replace(work, config=config, label="replay")
-    search(work.model, work.texts, config, again.run)
+    # The pool is the same: its statistics are there.
+    search(work.model, work.texts, config, replace(again.run, cache=work.folder))
     return recorded(again.study)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,7 +42,7 @@ class CostStudy:
 
     Attributes:
         whole: all windows of the objective's text; windows: how many of them are timed.
-        cache: folder of the study's journal, the pool's statistics and what was measured.
+        cache: has a folder for each study, with its journal, the pool's statistics and what was measured.
     """
 
     model: nn.Module
@@ -64,8 +65,12 @@ class CostStudy:
         return f"{self.label}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
 
     @property
+    def folder(self) -> Path:
+        return self.cache / self.name
+
+    @property
     def run(self) -> SearchRun:
-        return SearchRun(self.name, f"journal:{self.cache / f'{self.name}.journal'}", self.cache)
+        return SearchRun(self.name, f"journal:{self.folder / 'study.journal'}", self.folder)
 
     @property
     def study(self) -> optuna.Study:
@@ -74,7 +79,7 @@ class CostStudy:
     @property
     def kept(self) -> dict[str, list[dict[str, Any]]]:
         """What was measured so far: ``stretches`` of the search and ``naive`` trials."""
-        path = self.cache / f"{self.name}.json"
+        path = self.folder / "measured.json"
         return json.loads(path.read_text()) if path.exists() else {"stretches": [], "naive": []}
 
     def measure(self, naive: int) -> dict[str, list[dict[str, Any]]]:
@@ -83,7 +88,10 @@ class CostStudy:
         Raises:
             GateError: a naive trial has another loss than the search found for the same candidate.
         """
-        self.cache.mkdir(parents=True, exist_ok=True)
+        if not self.kept["stretches"]:
+            # A first stretch that was killed would find the statistics and the baselines ready, and time neither.
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         count = max(1, naive)
         for number in range(count):
             begin, end = (self.config.trials * n // count for n in (number, number + 1))
@@ -97,15 +105,14 @@ class CostStudy:
         return self.kept
 
     def _keep(self, kept: dict[str, list[dict[str, Any]]]) -> None:
-        write_atomically(self.cache / f"{self.name}.json", json.dumps(kept, indent=1))
+        write_atomically(self.folder / "measured.json", json.dumps(kept, indent=1))
 
     def _stretch(self, end: int, last: bool) -> dict[str, Any]:
         """Search until so many trials were drawn; the seconds of its stages, and how many trials those are of.
 
-        Trials of a stretch that was killed are in the study, but their seconds were lost with it.
+        Trials of a stretch that was killed are in the study, but the loop's seconds were lost with it.
         """
-        journal = Path(self.run.storage.partition(":")[2])
-        before = len(drawn(self.study)) if journal.exists() else 0
+        before = len(drawn(self.study)) if (self.folder / "study.journal").exists() else 0
         config = replace(self.config, trials=end, finalists=self.config.finalists if last else 1)
         result = search(self.model, self.texts, config, self.run)
         return {"trials": len(drawn(self.study)) - before, "seconds": result.seconds}
@@ -147,7 +154,7 @@ class CostStudy:
         """From the file that the search wrote."""
         return collect_pool(
             self.model, self.texts.pool, quantities(), subset_options(self.texts, self.config), structure=structure,
-            kinds=self.config.structure, layers=layers, batch_size=self.config.batch_size, cache=self.cache,
+            kinds=self.config.structure, layers=layers, batch_size=self.config.batch_size, cache=self.folder,
         )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The study of what a search costs, on a tiny model: both loops do the same work, and the replay knows its answers."""
 
 import argparse
+import json
 from dataclasses import replace
 
 import pytest
@@ -30,13 +31,13 @@ from benchmarks.search_cost_study import CostStudy, check_same, drawn, sampled, 
 from pruneengine.bench.record import GateError, Setting  # noqa: E402
 from pruneengine.calibrate import calibrate  # noqa: E402
 from pruneengine.family import MetricPoint, score_point  # noqa: E402
-from pruneengine.search.adapruner import SearchTexts  # noqa: E402
+from pruneengine.search.adapruner import SearchTexts, search  # noqa: E402
 from pruneengine.search.candidate import Candidate  # noqa: E402
 from pruneengine.search.config import SearchConfig  # noqa: E402
 from pruneengine.search.subsets import Subset  # noqa: E402
 
 CONFIG = SearchConfig(
-    ratio=0.4, trials=18, startup=4, pool=8, counts=(4, 6), lengths=(16,), seqlen=20, windows=6, held_out=4,
+    ratio=0.4, trials=9, startup=4, pool=8, counts=(4, 6), lengths=(16,), seqlen=20, windows=6, held_out=4,
     selectors=("random-0", "high-loss"), round_to=1, baselines=("wanda", "param_first"), compensate=("none",),
     batch_size=3,
 )  # fmt: skip
@@ -76,8 +77,8 @@ def test_the_stages_of_a_trial_add_up(measured):
 def test_both_loops_find_the_same_losses(measured):
     study, found = measured
     trials = {trial.number: trial for trial in drawn(study.study)}
-    assert [stretch["trials"] for stretch in found["stretches"]] == [6, 6, 6]
-    assert [trial["trial"] // 6 for trial in found["naive"]] == [0, 1, 2]
+    assert [stretch["trials"] for stretch in found["stretches"]] == [3, 3, 3]
+    assert [trial["trial"] // 3 for trial in found["naive"]] == [0, 1, 2]
     for naive in found["naive"]:
         ours = trials[naive["trial"]].intermediate_values
         assert [naive["losses"][block] for block in sorted(ours)] == pytest.approx(list(ours.values()), abs=1e-4)
@@ -132,6 +133,20 @@ def test_what_was_measured_is_not_measured_again(measured, monkeypatch):
     assert a_study(study.cache, ratio=0.5).name != study.name
 
 
+def test_a_killed_run_goes_on_and_times_what_is_left(tmp_path):
+    study = a_study(tmp_path, trials=6)
+    search(study.model, TEXTS, replace(study.config, trials=2), study.run)
+    assert study.measure(naive=1)["stretches"][0]["trials"] == 6
+    # As if the second of two stretches had been killed after a trial.
+    study = a_study(tmp_path, trials=7)
+    kept = {"stretches": [{"trials": 3, "seconds": {}}], "naive": []}
+    search(study.model, TEXTS, replace(study.config, trials=4), study.run)
+    (study.folder / "measured.json").write_text(json.dumps(kept))
+    found = study.measure(naive=2)
+    assert [stretch["trials"] for stretch in found["stretches"]] == [3, 3]
+    assert [trial["trial"] // 3 for trial in found["naive"]] == [0, 1]
+
+
 def test_a_killed_stretch_counts_the_trials_that_were_timed(measured):
     times = {"statistics": 9.0, "dense": 1.0, "baselines": 4.0, "finalists": 2.0}
     first = {"trials": 5, "seconds": times | {"trials": 10.0}}
@@ -170,7 +185,7 @@ def test_the_rows_hold_what_was_measured(measured):
     assert len(values) == len(rows)
     naive = [sum(each["seconds"][stage] for stage in STAGES) for each in found["naive"]]
     ours = values["pruneengine", "search"]
-    assert values["naive loop", TIMES] == pytest.approx(sum(naive) / 3 * 18 / ours)
+    assert values["naive loop", TIMES] == pytest.approx(sum(naive) / 3 * 9 / ours)
     prepared = ours + values["pruneengine", "search: statistics"] + values["pruneengine", "search: baselines"]
     assert values["pruneengine", "search with its preparation"] == pytest.approx(prepared)
     assert 0 < values["pruneengine", BESIDE] < 1
