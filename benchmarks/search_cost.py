@@ -29,10 +29,10 @@ from benchmarks.search_cost_study import CostStudy, sampled, stages
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import GateError, Row, Setting, record
 from pruneengine.progress import set_progress
-from pruneengine.search.adapruner import SearchTexts, search
+from pruneengine.search.adapruner import search
 from pruneengine.search.config import SearchConfig
-from pruneengine.search.job import search_blocks
 from pruneengine.search.study import reopen_study
+from pruneengine.search.texts import search_texts
 
 OURS, NAIVE, WHOLE = "pruneengine", "naive loop", "naive loop, whole text"
 BESIDE, TIMES, TIMES_ALL = "share beside the forward passes", "naive / ours", "naive / ours with its preparation"
@@ -116,11 +116,7 @@ def load(options: argparse.Namespace) -> CostStudy:
         windows=options.windows, held_out=options.held_out, compensate=("none",),
     )  # fmt: skip
     model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
-    pool = {
-        length: pruneengine.load_samples(config.calibration, tokenizer, config.pool, length, config.seed, model=model)
-        for length in config.lengths
-    }
-    texts = SearchTexts(pool, *search_blocks(config, tokenizer))
+    texts = search_texts(config, tokenizer, model)
     whole = pruneengine.evaluation_windows(config.search_text, tokenizer, config.seqlen)
     return CostStudy(model, texts, config, whole, options.full_windows, options.cache)
 
