@@ -26,7 +26,7 @@ from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
 from pruneengine.bench.record import write_lines
 from pruneengine.files import write_atomically
 from pruneengine.progress import set_progress
-from pruneengine.search.config import SearchConfig
+from pruneengine.search.config import FIXED, SearchConfig
 
 
 def main() -> None:
@@ -81,6 +81,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=["uniform", "per-layer"], default=["per-layer"])
     parser.add_argument("--samplers", nargs="+", choices=["tpe", "random"], default=["tpe", "random"])
     parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument(
+        "--contenders", nargs="+", choices=FIXED, metavar="METRIC",
+        default=["energy", "wanda", "param_second", "param_first"],
+        help="fixed metrics of every seed; all others are measured for seed 0 alone",
+    )  # fmt: skip
     parser.add_argument("--pool", type=int, default=defaults.pool, help="calibration samples")
     parser.add_argument("--counts", default=",".join(map(str, defaults.counts)), help="sizes of subsets of them")
     parser.add_argument("--length", type=int, default=defaults.lengths[0], help="tokens a calibration sample")
@@ -116,7 +121,7 @@ def load(options: argparse.Namespace) -> Bench:
         seqlen=options.window, windows=options.windows, held_out=options.windows,
     )  # fmt: skip
     options.work.mkdir(parents=True, exist_ok=True)
-    return Bench(model, tokenizer, config, windows, options.work)
+    return Bench(model, tokenizer, config, windows, options.work, tuple(options.contenders))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pruneengine.apply import Correction
 from pruneengine.bench.here import commit
 from pruneengine.files import write_atomically
 from pruneengine.search.adapruner import SearchRun, search
-from pruneengine.search.config import SearchConfig
+from pruneengine.search.config import FIXED, SearchConfig
 from pruneengine.search.result import SearchResult
 from pruneengine.search.texts import search_texts
 from pruneengine.structure import Structure, model_fingerprint
@@ -42,6 +42,7 @@ class Bench:
     Attributes:
         config: of all cells but what a cell says.
         windows: of the report.
+        contenders: fixed metrics of every seed; the rest is measured for seed 0 alone.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Bench:
     config: SearchConfig
     windows: Samples
     work: Path
+    contenders: tuple[str, ...] = FIXED
     structure: Structure = field(init=False)
     fingerprint: str = field(init=False)
 
@@ -58,10 +60,10 @@ class Bench:
 
     def configured(self, cell: Cell) -> SearchConfig:
         """A random search needs few fixed metrics and no compensation: its twin by TPE has them."""
-        twin = {} if cell.sampler == "tpe" else {"baselines": ("energy",), "compensate": ("none",)}
-        return replace(
-            self.config, ratio=cell.ratio, shape=cell.shape, seed=cell.seed, sampler=cell.sampler, **twin
-        )  # fmt: skip
+        own = {"baselines": FIXED if cell.seed == 0 else self.contenders}
+        if cell.sampler == "random":
+            own = {"baselines": ("energy",), "compensate": ("none",)}
+        return replace(self.config, ratio=cell.ratio, shape=cell.shape, seed=cell.seed, sampler=cell.sampler, **own)
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""
@@ -72,7 +74,7 @@ class Bench:
         """Search, measure on the report's text, and keep both."""
         config = self.configured(cell)
         texts = search_texts(config, self.tokenizer)
-        run = SearchRun(str(cell), f"journal:{self.work / f'{cell}.journal'}", self.work)
+        run = SearchRun(str(cell), f"journal:{self.work / f'{cell.sampler}.journal'}", self.work)
         found = search(self.model, texts, config, run, say=print)
         values = {"search": found.to_dict(), "report": self._report(cell, found), "commit": commit()}
         write_atomically(self._path(cell), json.dumps(values, indent=1))
