@@ -42,7 +42,9 @@ def test_search_saves_the_best_plan_and_goes_on_when_asked_for_more(texts, tmp_p
     assert report["best"]["value"] <= min(b["value"] for b in report["baselines"] if b["value"] is not None)
     overlap = report["texts"]["report"]["overlap"]
     assert overlap["search"] == overlap["held out"] == 0
-    assert "Search with adapruner" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Search with adapruner" in page
+    assert "Units of every layer" in page
     assert "search:" in (out / "recipe.yaml").read_text()
 
     again = run(*arguments(texts, out, "--trials", 11, "--overwrite"))

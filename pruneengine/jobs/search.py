@@ -18,7 +18,7 @@ from pruneengine.files import check_writable
 from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
 from pruneengine.report import write_report
-from pruneengine.report.values import Measures
+from pruneengine.report.values import Measures, plan_columns
 from pruneengine.search.adapruner import SearchRun, search
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.result import SearchResult
@@ -130,6 +130,7 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         )  # fmt: skip
     seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
     values = result.to_dict() | numbers | {"texts": described, "recipe": recipe, "versions": versions()}
+    values |= {"plan": plan_columns(result.plan), "kinds": list(result.plan.kinds)}
     values |= {"seconds": seconds, "warnings": list(warnings), "objective": "loss above the dense model's, nats"}
     write_report(saved.path, "search", values, say)
     return SearchJobResult(result, dense, pruned, saved, described, warnings, seconds)

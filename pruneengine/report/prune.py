@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pruneengine.report.figures import lines, loss_curves, plan_picture, score_spread
+from pruneengine.report.figures import lines, loss_curves, score_spread
 from pruneengine.report.page import Fact, Figure, Page, Section
 from pruneengine.report.parts import Row, before_and_after, pairs, provenance, times
+from pruneengine.report.plan_section import KINDS, plan_section
 from pruneengine.report.words import change, count, number, percent, short_count, signed, size
 
 SMOKE_TEXT = (
     "builtin text is for smoke tests (Python's own documentation); report results on wikitext2, c4 or ptb instead"
 )
-KINDS = {"heads": "KV groups", "mlp": "MLP channels", "layers": "layers"}
 
 
 def prune_page(values: Mapping[str, Any]) -> Page:
@@ -36,7 +36,7 @@ def prune_page(values: Mapping[str, Any]) -> Page:
         facts=tuple(_facts(values)),
         sections=(
             _measured(values),
-            _plan(values),
+            plan_section(values),
             _scores(values),
             _blend(values),
             _fit(values),
@@ -91,45 +91,6 @@ def _measured(values: Mapping[str, Any]) -> Section:
     if calibration == "builtin" or str((values.get("evaluation") or {}).get("text", "")).startswith("builtin"):
         paragraphs.append(SMOKE_TEXT[:1].upper() + SMOKE_TEXT[1:] + ".")
     return Section("Before and after", tuple(paragraphs), (before_and_after(rows),))
-
-
-def _plan(values: Mapping[str, Any]) -> Section:
-    text = _target(values)
-    plan = values.get("plan")
-    if not plan:
-        return Section("The plan", (text,))
-    heads = next(iter(plan.values()))
-    gone = [layer for layer, kept in enumerate(heads["kept"]) if kept == 0]
-    caption = "Units of every layer: filled ones stay, pale ones go."
-    if gone:
-        caption += f" A cross marks a layer that goes as a whole: {', '.join(map(str, gone))}."
-    alt = "; ".join(f"{KINDS.get(kind, kind)} kept per layer: {_span(rows['kept'])}" for kind, rows in plan.items())
-    picture = plan_picture({KINDS.get(kind, kind): rows for kind, rows in plan.items()})
-    return Section("The plan", (text,), figures=(Figure(picture, caption, alt, wide=True),))
-
-
-def _target(values: Mapping[str, Any]) -> str:
-    """What was asked for and what the plan reaches, in words."""
-    asked, reached = values["ratio asked"], values["ratio reached"]
-    dense, pruned = values["parameters"]["dense"], values["parameters"]["pruned"]
-    kinds = " and ".join(KINDS.get(kind, kind) for kind in values.get("kinds", ()))
-    what = f"of the parameters in {kinds}" if kinds else "of the prunable parameters"
-    whole = f"{count(dense - pruned)} parameters or {percent(1 - pruned / dense, 1)} of the whole model"
-    config = (values.get("recipe") or {}).get("config", {})
-    if config.get("protocol") == "llm-pruner":
-        layers = "every layer"
-        if config.get("layers"):
-            layers = f"each of the layers {config['layers'][0]} to {config['layers'][1] - 1}"
-        return f"Asked to remove {percent(asked)} inside {layers}; that is {percent(reached)} {what}, {whole}."
-    text = f"Asked to remove {percent(asked)} {what}; the plan removes {percent(reached)}, {whole}."
-    if abs(asked - reached) > 0.005:
-        text += " These are the nearest legal widths: whole heads and layers, rounded multiples of channels."
-    return text
-
-
-def _span(kept: list[int]) -> str:
-    low, high = min(kept, default=0), max(kept, default=0)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _scores(values: Mapping[str, Any]) -> Section:

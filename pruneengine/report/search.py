@@ -7,6 +7,7 @@ from typing import Any
 
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, provenance, stage_table, times
+from pruneengine.report.plan_section import plan_section
 from pruneengine.report.search_figures import BARS, drawn_baselines, history, importance, pareto, pareto_front
 from pruneengine.report.words import NOTHING, count, duration, number, percent, plain, signed
 
@@ -20,7 +21,8 @@ def search_page(values: Mapping[str, Any]) -> Page:
         values: "method", "ratio", "shape", "trials" (``{"number", "state", "value", "params", "seconds", "origin"}``,
             and "parameters" or "latency" where they differ; smaller values are better), "baselines" (``{"name",
             "value", "held_out", "reached"}``), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
-            "warnings", "objective": what a value is, and "report": measures on text that nothing was chosen by.
+            "warnings", "objective": what a value is; and of the checkpoint "plan" (with "kinds", "ratio asked", "ratio
+            reached"), "parameters" and "perplexity".
     """
     trials = [_trial(trial) for trial in values["trials"]]
     best = values.get("best") or {}
@@ -36,6 +38,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
         sections=(
             _found(best, baselines, metric),
             _history(trials, baselines, metric),
+            *((plan_section(values),) if values.get("plan") else ()),
             _importance(values.get("importance") or {}),
             _pareto(trials, baselines, metric),
             Section("Texts", _text_note(texts), (_texts(texts),)),
