@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", nargs="+", choices=FIXED, metavar="METRIC",
         default=["energy", "wanda", "param_second", "param_first"],
-        help="fixed metrics of every seed; all others are measured for seed 0 alone",
+        help="fixed metrics of every seed; the others, and compensation, are measured for seed 0 alone",
     )  # fmt: skip
     parser.add_argument("--pool", type=int, default=defaults.pool, help="calibration samples")
     parser.add_argument("--counts", default=",".join(map(str, defaults.counts)), help="sizes of subsets of them")

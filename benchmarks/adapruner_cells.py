@@ -42,7 +42,7 @@ class Bench:
     Attributes:
         config: of all cells but what a cell says.
         windows: of the report.
-        contenders: fixed metrics of every seed; the rest is measured for seed 0 alone.
+        contenders: fixed metrics of every seed; the rest, and compensation, are measured for seed 0 alone.
     """
 
     model: nn.Module
@@ -60,7 +60,7 @@ class Bench:
 
     def configured(self, cell: Cell) -> SearchConfig:
         """A random search needs few fixed metrics and no compensation: its twin by TPE has them."""
-        own = {"baselines": FIXED if cell.seed == 0 else self.contenders}
+        own = {"baselines": FIXED} if cell.seed == 0 else {"baselines": self.contenders, "compensate": ("none",)}
         if cell.sampler == "random":
             own = {"baselines": ("energy",), "compensate": ("none",)}
         return replace(self.config, ratio=cell.ratio, shape=cell.shape, seed=cell.seed, sampler=cell.sampler, **own)
