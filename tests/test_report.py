@@ -146,6 +146,15 @@ def test_a_search_shows_trials_baselines_and_importance():
     assert page.tags.count("details") == 1
 
 
+def test_a_trial_without_a_legal_plan_is_not_called_stopped():
+    values = search_values()
+    for trial in values["trials"][2:4]:
+        trial["illegal"] = "ratio 0.9 is out of reach"
+    page = read(report_files("search", values)["report.html"])
+    assert "6 complete, 2 stopped early, 2 without a legal plan, 2 failed" in page.text
+    assert "no legal plan" in page.text
+
+
 def test_a_recovery_shows_its_curves_and_both_sides():
     page = read(FILES["recover"]()["report.html"])
     for expected in ("step 40 was kept", "70.31", "38.97", "−31.3", "accuracy boolq", "lora.r 8", "31 rows", "3.123"):

@@ -53,7 +53,9 @@ def search_page(values: Mapping[str, Any]) -> Page:
 
 
 def _trial(trial: Mapping[str, Any]) -> dict[str, Any]:
-    return {"value": None, "params": {}, "seconds": {}, "origin": "sampler"} | dict(trial)
+    """A trial without a legal plan was not stopped early: nothing of it was evaluated."""
+    full = {"value": None, "params": {}, "seconds": {}, "origin": "sampler"} | dict(trial)
+    return full | {"state": "illegal"} if full.get("illegal") else full
 
 
 def _least(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
@@ -77,10 +79,9 @@ def _facts(
             note = f"best baseline {number(rival[key])}, {rival['name']}" if rival else ""
             yield Fact(label, number(best[key]), note)
     states = [trial["state"] for trial in trials]
-    stopped, failed = states.count("pruned"), states.count("fail")
-    yield Fact(
-        "Trials", str(len(trials)), f"{states.count('complete')} complete, {stopped} stopped early, {failed} failed"
-    )
+    words = {"complete": "complete", "pruned": "stopped early", "illegal": "without a legal plan", "fail": "failed"}
+    note = ", ".join(f"{states.count(state)} {what}" for state, what in words.items() if state in states)
+    yield Fact("Trials", str(len(trials)), note)
     total = sum(v or 0 for v in seconds.values()) if isinstance(seconds, Mapping) else seconds
     if total is not None:
         yield Fact("Time", duration(total), f"{duration(total / len(trials))} a trial" if trials else "")

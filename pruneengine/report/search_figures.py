@@ -23,7 +23,8 @@ def history(trials: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str
     """
     done = [t for t in trials if t["state"] == "complete" and t["value"] is not None]
     stopped = [t for t in trials if t["state"] == "pruned"]
-    failed = [t for t in trials if t["state"] not in ("complete", "pruned")]
+    failed = [t for t in trials if t["state"] == "fail"]
+    illegal = [t for t in trials if t["state"] == "illegal"]
     with drawing(360, wide=True) as drawn:
         (ax,) = drawn.axes
         ax.set_xlabel("trial")
@@ -34,7 +35,7 @@ def history(trials: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str
             say_empty(ax, "no values")
         else:
             choose_scale(ax, values)
-            _trials(ax, done, stopped, failed)
+            _trials(ax, done, stopped, failed, illegal)
             ax.update_datalim([(0, baseline["value"]) for baseline in known], updatex=False)
             ax.margins(x=0.02, y=0.08)
             ax.autoscale_view()
@@ -53,7 +54,7 @@ def drawn_baselines(
     return known[:1] + [baseline for baseline in known[1:] if baseline["value"] <= worst]
 
 
-def _trials(ax: Any, done: list[Any], stopped: list[Any], failed: list[Any]) -> None:
+def _trials(ax: Any, done: list[Any], stopped: list[Any], failed: list[Any], illegal: list[Any]) -> None:
     marks = (
         ("sampler", "o", "main", "searched"),
         ("start", "D", "third", "given first"),
@@ -73,6 +74,7 @@ def _trials(ax: Any, done: list[Any], stopped: list[Any], failed: list[Any]) -> 
     for numbers, colour, label in (
         (bare, "muted", None if seen else "stopped early"),
         ([t["number"] for t in failed], "second", "failed"),
+        ([t["number"] for t in illegal], "soft", "no legal plan"),
     ):
         if numbers:
             edge = ax.get_xaxis_transform()
