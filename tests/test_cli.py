@@ -232,6 +232,7 @@ def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
         (("--tasks", ","), "expected names of tasks"),
         (("--limit", 0), "limit=0"),
         (("--windows", 0), "0"),
+        (("--text", "builtin-eval", "--seqlen", 1), "windows of 1 token(s)"),
         (("--dense", "nowhere/at/all"), "no model at"),
         (("--out", "recipe.txt"), "no JSON"),
     ],

@@ -193,6 +193,7 @@ def test_a_time_limit_ends_the_search_with_what_there_is(tmp_path):
         ({"shape": "round"}, "unknown shape 'round'"),
         ({"stop": 0.0}, "p-value"),
         ({"layers": (0, 2)}, "shape"),
+        ({"lengths": "16,x"}, "lengths must be whole numbers, comma separated, got '16,x'"),
         ({"pool": 1, "counts": (1,), "compensate": ("least-squares",)}, "needs a pool of at least 2 samples, got 1"),
         ({"lengths": (1,)}, "lengths must be a whole number from 2"),
     ],

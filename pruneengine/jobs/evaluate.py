@@ -99,6 +99,8 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
     """Refuse what can be refused before the model is loaded; lm-eval's task manager and the earlier results."""
     if options.text is not None:
         data.check_spec(options.text, options.windows, default=1)
+        if options.seqlen < 2:
+            raise ValueError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
     zeroshot.check_limit(options.limit)
     if options.batch_size < 1:
         raise ValueError(f"batch size {options.batch_size}: expected at least 1")

@@ -76,7 +76,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         for name in ("structure", "lengths", "counts", "selectors", "baselines", "compensate"):
-            object.__setattr__(self, name, _several(getattr(self, name), int if name in ("lengths", "counts") else str))
+            kind = int if name in ("lengths", "counts") else str
+            object.__setattr__(self, name, _several(name, getattr(self, name), kind))
         object.__setattr__(self, "layers", self.prune_config.layers)  # refuses what a prune would
         if set(self.structure) - {"heads", "mlp"}:
             raise ValueError(f"structure must be heads, mlp or both in a search, got {','.join(self.structure)}")
@@ -150,12 +151,13 @@ class SearchConfig:
         return cls(**values)
 
 
-def _several(value: Any, kind: type) -> tuple:
+def _several(name: str, value: Any, kind: type) -> tuple:
     parts = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(kind(part) for part in parts)
     except (TypeError, ValueError):
-        raise ValueError(f"expected {kind.__name__} values, comma separated, got {value!r}") from None
+        what = "whole numbers" if kind is int else "names"
+        raise ValueError(f"{name} must be {what}, comma separated, got {value!r}") from None
 
 
 def _at_least(name: str, value: Any, least: int) -> None:
