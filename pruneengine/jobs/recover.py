@@ -100,7 +100,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         after = replace(before, perplexity=measure())
     warnings += no_gain_warnings(report)
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
-    carried = _carried(Path(options.source))
+    carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)
     numbers = json.loads(carried.get("report.json", "{}"))
     numbers |= {"recovery": summarise(report, before.perplexity, after.perplexity, warnings)}
@@ -113,29 +113,8 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     shutil.rmtree(options.work, ignore_errors=True)
     result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, but for what is newer.
-    write_report(saved.path, "recover", numbers | _page_values(result, options, recipe["recovery"]), say)
+    write_report(saved.path, "recover", numbers | _report_values(result, recipe["recovery"]), say)
     return result
-
-
-def _page_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str, Any]) -> dict[str, Any]:
-    report = result.report
-    sides = {}
-    for name, side in (("before", result.before), ("after", result.after)):
-        sides[name] = {"parameters": side.params}
-        if side.perplexity is not None:
-            sides[name]["perplexity"] = side.perplexity.perplexity
-    return sides | {
-        "source": options.source,
-        "losses": list(report.losses.items()),
-        "validation": list(report.validation.items()),
-        "best_step": report.best_step,
-        "recipe": recipe,
-        "seed": report.config.seed,
-        "hashes": {"rows": report.data_hash},
-        "versions": versions(),
-        "seconds": result.seconds,
-        "warnings": list(result.warnings),
-    }
 
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
@@ -155,6 +134,30 @@ def _carried(source: Path) -> dict[str, str]:
     """The texts of a pruned checkpoint that tell how it came about."""
     names = ("plan.json", "recipe.yaml", "report.json")
     return {name: (source / name).read_text() for name in names if (source / name).is_file()}
+
+
+def _report_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]:
+    report, sides = result.report, {"before": {}, "after": {}}
+    hashes = {"rows": report.data_hash}
+    if result.before.perplexity is not None:
+        hashes["evaluation text"] = result.before.perplexity.samples
+        for side, measures in (("before", result.before), ("after", result.after)):
+            sides[side]["perplexity"] = measures.perplexity.perplexity
+    if report.validation:
+        for side, step in (("before", 0), ("after", report.best_step)):
+            sides[side]["validation loss, nats"] = report.validation[step]
+    return sides | {
+        "losses": list(report.losses.items()),
+        "validation": list(report.validation.items()),
+        "best_step": report.best_step,
+        "source": recipe["source"],
+        "recipe": {name: value for name, value in recipe.items() if name != "versions"},
+        "versions": recipe["versions"],
+        "seed": report.config.seed,
+        "hashes": hashes,
+        "seconds": dict(result.seconds),
+        "warnings": list(result.warnings),
+    }
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def prune_page(values: Mapping[str, Any]) -> Page:
             _scores(values),
             _blend(values),
             _fit(values),
+            _recovery(values),
             _proof(values),
             Section("Recipe", tables=(pairs(recipe), pairs(config, "Options"))),
             times(values.get("seconds")),
@@ -55,6 +56,8 @@ def _facts(values: Mapping[str, Any]):
         if sides := values.get(key):
             before, after = sides["dense"], sides["pruned"]
             yield Fact(label, form(after), f"from {form(before)}, {change(before, after)}")
+    if sides := (values.get("recovery") or {}).get("perplexity"):
+        yield Fact("Perplexity, recovered", number(sides["after"]), f"from {number(sides['before'])} as pruned")
     if speed := values.get("tokens per second"):
         for label, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
             before, after = speed["dense"][key], speed["pruned"][key]
@@ -144,6 +147,23 @@ def _fit(values: Mapping[str, Any]) -> Section:
     kept = dict(checks).get(best)
     alt = f"Held-out loss {number(checks[0][1]) if checks else ''} at first, {number(kept)} at the step kept."
     return Section("Fit of the blend", figures=(Figure(loss_curves(losses, checks, best), caption, alt, wide=True),))
+
+
+def _recovery(values: Mapping[str, Any]) -> Section:
+    found = values.get("recovery")
+    if not found:
+        return Section("Recovery")
+    best = found["best step"]
+    text = f"{count(found['steps'])} steps of training on {count(found['rows'])} rows; step {count(best)} was kept."
+    if sides := found.get("perplexity"):
+        text += f" Perplexity {number(sides['before'])} before, {number(sides['after'])} after."
+    text += " Everything else on this page but the reload proof was measured before it."
+    losses, checks = (
+        [pair for pair in found[key] if pair[1] is not None] for key in ("loss by step", "validation loss by step")
+    )
+    caption = "Mean loss of the training batches and of the rows held out, by step."
+    picture = loss_curves(losses, checks, best)
+    return Section("Recovery", (text,), figures=(Figure(picture, caption, caption, wide=True),))
 
 
 def _proof(values: Mapping[str, Any]) -> Section:
