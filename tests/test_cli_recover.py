@@ -95,6 +95,8 @@ def test_prune_recovers_in_one_command(folder, tmp_path):  # noqa: F811
     ("options", "message"),
     [
         (("--targets", "qproj"), "LoRA target 'qproj' matches no linear of the model; near names: q_proj"),
+        (("--targets", "re:["), "targets: '[' is no regular expression"),
+        (("--dtype", "float16"), "a model in torch.float16 cannot be trained safely"),
         (("--batch", 5), "batch must be a multiple of micro_batch 2, got 5"),
         (("--data", "absent.jsonl"), "'absent.jsonl' does not exist"),
         (("--teacher", "absent/folder/x"), "no model at"),
@@ -107,6 +109,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
     done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out", *options))
     assert done.returncode == 2
     assert message in done.stderr
+    assert "training on" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -116,6 +119,11 @@ def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):  # noqa:
     assert (done.returncode, "without --recover" in done.stderr) == (2, True)
     done = run(*prune_arguments(folder, "--ratio", 0.4, "--recover", "--out", tmp_path / "out"))
     assert (done.returncode, "needs --recover-data" in done.stderr) == (2, True)
+    recipe = pruned.parent / "lora.yaml"
+    recipe.write_text("{data: builtin, targets: [qproj]}")
+    recovery = ("--recover", "--recover-recipe", recipe, "--out", tmp_path / "out")
+    done = run(*prune_arguments(folder, "--ratio", 0.4, *recovery))
+    assert (done.returncode, "'qproj' matches no linear" in done.stderr, "deciding" in done.stderr) == (2, True, False)
     done = run("recover", pruned, "--out", tmp_path / "out")
     assert (done.returncode, "give --data SPEC" in done.stderr) == (2, True)
     done = run("recover", pruned, "--recipe", pruned / "recipe.yaml", "--out", tmp_path / "out")

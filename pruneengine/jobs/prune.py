@@ -30,6 +30,7 @@ from pruneengine.loading import load_model
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
+    check_recovery,
     load_rows,
     no_gain_warnings,
     overlap_warnings,
@@ -110,6 +111,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     structure = find_groups(model)
     rehearse(structure, config)
+    if options.recover is not None:
+        check_recovery(model, options.recover)
     if held is not None:
         held.check(model=model_fingerprint(model))
     with clock("text"):

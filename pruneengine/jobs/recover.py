@@ -21,6 +21,7 @@ from pruneengine.loading import load_model
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
+    check_recovery,
     load_rows,
     no_gain_warnings,
     overlap_warnings,
@@ -82,6 +83,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     say(f"loading {options.source}")
     with clock("load"):
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    check_recovery(model, config)
     with clock("text"):
         rows = load_rows(config, tokenizer, model)
         evaluation = None

@@ -1,7 +1,7 @@
 """Recovery after pruning: LoRA adapters trained on a little text and merged into the weights."""
 
 from pruneengine.recovery.config import RecoverConfig, read_recovery_recipe
-from pruneengine.recovery.engine import RecoverReport, recover
+from pruneengine.recovery.engine import RecoverReport, check_recovery, recover
 from pruneengine.recovery.instructions import load_rows
 from pruneengine.recovery.rows import TokenRows
 from pruneengine.recovery.summary import no_gain_warnings, overlap_warnings, summarise
@@ -11,6 +11,7 @@ __all__ = [
     "RecoverConfig",
     "RecoverReport",
     "TokenRows",
+    "check_recovery",
     "load_rows",
     "no_gain_warnings",
     "overlap_warnings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,11 @@ class RecoverConfig:
             raise ValueError(f"batch must be a multiple of micro_batch {self.micro_batch}, got {self.batch}")
         if self.targets is not None and not all(self.targets):
             raise ValueError(f"targets must be names of linears, got {self.targets!r}")
+        for pattern in (t.removeprefix("re:") for t in self.targets or () if t.startswith("re:")):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"targets: {pattern!r} is no regular expression ({error})") from None
         if type(self.gradient_checkpointing) is not bool:
             raise TypeError(f"gradient_checkpointing must be bool, got {self.gradient_checkpointing!r}")
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from pruneengine.data import Samples
 from pruneengine.engine import Stopwatch
 from pruneengine.extras import needs
-from pruneengine.loading import load_model
+from pruneengine.loading import load_model, load_skeleton
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.instructions import as_rows, load_rows
-from pruneengine.recovery.lora import attach, detach
+from pruneengine.recovery.lora import attach, detach, find_targets
 from pruneengine.recovery.objective import Objective
 from pruneengine.recovery.rows import TokenRows
 from pruneengine.recovery.work import check_room, list_checkpoints, open_work, step_of
-from pruneengine.structure import model_fingerprint
+from pruneengine.structure import find_groups, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ def recover(
     with needs("hf"):
         from pruneengine.recovery.training import train
     clock = Stopwatch()
-    _check(model, tokenizer, config, data, teacher)
+    check_recovery(model, config, teacher)
+    if data is None and tokenizer is None:
+        raise ValueError(f"recovery on {config.data!r} needs a tokenizer, got None")
     with clock("text"):
         rows = as_rows(data) if data is not None else load_rows(config, tokenizer, model)
         training, validation = rows.split(config.validation_rows(len(rows)), config.seed)
@@ -151,12 +153,19 @@ def recover(
     )  # fmt: skip
 
 
-def _check(model: nn.Module, tokenizer: Any, config: RecoverConfig, data: Any, teacher: nn.Module | None) -> None:
+def check_recovery(model: nn.Module, config: RecoverConfig, teacher: nn.Module | None = None) -> None:
+    """Refuse what :func:`recover` would refuse of a model or of its pruned self, for before any work is spent on it.
+
+    Raises:
+        ValueError: a dtype that cannot be trained, a target that matches nothing, options of a teacher without one.
+        FileNotFoundError: there is no such teacher.
+    """
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"a model in {dtype} cannot be trained safely: load it in float32 or bfloat16")
-    if data is None and tokenizer is None:
-        raise ValueError(f"recovery on {config.data!r} needs a tokenizer, got None")
+    find_targets(find_groups(model), config.targets)
+    if teacher is None and config.teacher is not None:
+        load_skeleton(config.teacher)
     if teacher is None and config.teacher is None:
         for name in ("distill_weight", "distill_temperature", "distill_topk"):
             if getattr(config, name) != getattr(RecoverConfig, name):

@@ -23,12 +23,13 @@ def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = N
     """All rows of ``config.data``, training and validation together.
 
     Args:
-        config: reads ``data``, ``rows``, ``cutoff`` and ``seed``.
+        config: reads ``data``, ``rows``, ``cutoff``, ``seed`` and how many rows are for validation.
         tokenizer: a transformers tokenizer.
         model: what the source ``self`` samples from.
 
     Raises:
-        ValueError: no rows, columns that are not known, too little text, or no answer that fits the cutoff.
+        ValueError: no rows, columns that are not known, too little text, no answer that fits the cutoff, or more rows
+            for validation than there are.
         OSError, ImportError: as :func:`pruneengine.text.documents`.
     """
     parts = []
@@ -42,6 +43,7 @@ def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = N
             parts.append(as_rows(load_samples(name, tokenizer, count, config.cutoff, config.seed, model=model)))
     tokens = tuple(row for part in parts for row in part.tokens)
     masked = tuple(count for part in parts for count in part.masked)
+    config.validation_rows(len(tokens))  # refuses a split that leaves nothing to train on
     return TokenRows(tokens, masked, {"spec": config.data, "sources": [part.report for part in parts]})
 
 
