@@ -1,4 +1,4 @@
-"""The page of a search, from the values of its ``search.json``."""
+"""The page of a search, from the values of its ``report.json``."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from pruneengine.search.records import importance, trial_records
 from pruneengine.search.result import SearchResult
 from pruneengine.search.space import Space
 from pruneengine.search.study import MEMORY, ORIGIN, open_study
+from pruneengine.search.subsets import ALL
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.trials import TrialLoop
 from pruneengine.search.workers import run_workers
@@ -146,9 +147,11 @@ def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig) -> dic
 
 
 def subset_options(texts: SearchTexts, config: SearchConfig) -> SubsetOptions:
-    """All of the pool, and smaller subsets of it or of one of its sources."""
+    """All of the pool, and smaller subsets of it; of a mix also those of one source, as large as the source allows."""
     counts = tuple(sorted({*config.counts, *map(len, texts.pool.values())}))
-    return SubsetOptions(counts, config.selectors, lengths=tuple(texts.pool))
+    names = tuple(dict.fromkeys(name for samples in texts.pool.values() for name in samples.source))
+    sources = (ALL, *names) if len(names) > 1 else (ALL,)
+    return SubsetOptions(counts, config.selectors, sources, tuple(texts.pool))
 
 
 def quantities() -> frozenset[str]:

@@ -35,7 +35,7 @@ class SearchConfig:
         seed: of the pool's text, of the sampler and of random subsets.
         stop: p-value of the Wilcoxon signed-rank test at which a trial that is worse than the best one is stopped; None
             evaluates every trial to the end.
-        startup: trials drawn at random before the sampler learns; the baselines count.
+        startup: trials before the sampler learns, at random but for the given ones that come first.
         pool: calibration samples in the pool, of each length.
         calibration: text of the pool (:func:`pruneengine.data.load_samples`).
         lengths, counts, selectors: what subsets may be drawn from it (:mod:`pruneengine.search.subsets`), besides all
@@ -44,7 +44,7 @@ class SearchConfig:
         seqlen: tokens a window of it. windows, held_out: how many are searched on and held out.
         baselines: the fixed metrics to beat.
         finalists: trials that are compared again on the held-out windows.
-        compensate: what the finalist may be compensated with; chosen on the held-out windows.
+        compensate: what the winner may be compensated with, besides not at all; chosen on the held-out windows.
         batch_size: samples a forward pass of the statistics.
         together: candidates that share the objective's forward passes.
     """

@@ -70,7 +70,7 @@ class Subset:
 def menu(
     sizes: Sizes, counts: Iterable[int], lengths: Iterable[int], sources: Iterable[str], selectors: Iterable[str]
 ) -> tuple[Subset, ...]:
-    """Every combination, in order and without two names for the same samples.
+    """Every combination that there is, in order and without two names for the same samples.
 
     Args:
         sizes: samples of each source, "all" included, by length.
@@ -80,7 +80,7 @@ def menu(
         selectors: as the module says.
 
     Raises:
-        ValueError: a length or source that the pool does not have, fewer samples than a count, an unknown selector,
+        ValueError: a length or source that the pool does not have, fewer samples in all than a count, an unknown selector,
             a length below 2, or no combination at all.
     """
     counts, sources, selectors = list(counts), list(sources), list(selectors)
@@ -89,6 +89,8 @@ def menu(
         for length in lengths
         for source in sources
         for count in counts
+        # A source of a mix gives what it has; the pool as a whole must have every count.
+        if source == ALL or count <= sizes.get(length, {}).get(source, count)
         for selector in selectors
     ]
     if not chosen:
