@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pruneengine.apply import Correction
-from pruneengine.files import write_atomically
 from pruneengine.plan import Plan
 from pruneengine.search.baselines import Baseline
 from pruneengine.search.candidate import Candidate
@@ -93,7 +90,7 @@ class SearchResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``search.json``, and what a report shows."""
+        """Plain values: what ``report.json`` holds of a search."""
         words = self.candidate.in_words() if self.candidate else {"metric": self.winner.name}
         params = self.candidate.to_dict() if self.candidate else {}
         return {
@@ -114,7 +111,3 @@ class SearchResult:
             "dense": self.dense,
             "seconds": self.seconds,
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write ``search.json``, atomically."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")
