@@ -5,7 +5,7 @@
     find_groups -> calibrate -> score -> allocate -> make_plan -> mask or compact -> perplexity -> save
 """
 
-from pruneengine import ops
+from pruneengine import ops, search
 from pruneengine.allocate import ALLOCATIONS, allocate
 from pruneengine.apply import compact, mask
 from pruneengine.calibrate import calibrate
@@ -21,9 +21,7 @@ from pruneengine.metrics import METRICS, metric
 from pruneengine.plan import Plan, make_plan
 from pruneengine.recovery import RecoverConfig, RecoverReport, recover
 from pruneengine.score import Scores, score
-
-# The verb and its package share their name: `pruneengine.search` is the verb, `from pruneengine.search.x import` works.
-from pruneengine.search.adapruner import SearchRun, search
+from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.texts import SearchTexts, search_texts
 from pruneengine.statistics import Statistics

@@ -93,7 +93,7 @@ def compensate(
         how: "bias", "least-squares", or "none" for no corrections.
         structure: of the model, when it is at hand.
         mode: "one-shot" or "sequential".
-        held_out: fraction of the samples, the last ones, on which errors are measured and ridges chosen; in (0, 1).
+        held_out: fraction of the samples, spread evenly, on which errors are measured and ridges chosen; in (0, 1).
         batch_size: samples a forward pass.
 
     Raises:
@@ -110,7 +110,10 @@ def compensate(
     if len(samples) < 2:
         raise ValueError("compensation needs at least 2 calibration samples, one of them held out; got 1")
     kept = min(len(samples) - 1, max(1, round(len(samples) * (1 - held_out))))
-    pieces = [[*part.split(batch_size)] for part in (samples.tokens[:kept], samples.tokens[kept:])]
+    # Evenly through the samples: a mix holds its sources one after the other.
+    order = torch.arange(len(samples)) * kept // len(samples)
+    new = torch.diff(order, prepend=order.new_tensor([-1])) > 0
+    pieces = [[*part.split(batch_size)] for part in (samples.tokens[new], samples.tokens[~new])]
     with inference(model):
         walk = LayerWalk(model, structure, pieces[0] + pieces[1])
         fits = _Fits(model, structure, plan, how, walk, len(pieces[0]))

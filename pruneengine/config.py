@@ -16,6 +16,9 @@ from pruneengine.plan import SHAPES
 from pruneengine.score import AGGREGATES, FOLDS
 from pruneengine.structure import KINDS
 
+# Sections of the recipes that checkpoints carry, and whose options they hold.
+RECIPES = {"config": "prune", "search": "search"}
+
 
 @dataclass(frozen=True)
 class PruneConfig:
@@ -83,6 +86,8 @@ class PruneConfig:
         _choice("aggregate", self.aggregate, tuple(AGGREGATES))
         _choice("fold", self.fold, FOLDS)
         check_choice(self.compensate, self.compensate_mode)
+        if self.compensate == "none" and self.compensate_mode != PruneConfig.compensate_mode:
+            raise ValueError(f"compensate_mode is {self.compensate_mode!r}, and compensate is 'none': it does nothing")
         if self.compensates and set(self.structure) == {"layers"}:
             raise ValueError(
                 f"compensate is {self.compensate!r}: whole layers leave no channel that could make up for them"
@@ -195,6 +200,9 @@ def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+    held = [name for name in RECIPES if name in content]
+    if held and section not in held:
+        raise ValueError(f"{path}: holds the recipe of a {RECIPES[held[0]]}, expected that of a {RECIPES[section]}")
     return content.get(section, content)
 
 

@@ -107,9 +107,14 @@ class Results:
     def with_task(self, found: TaskResult) -> Results:
         return replace(self, tasks={**self.tasks, found.task: found})
 
+    def same_model(self, other: Results) -> bool:
+        """Whether both are of the same weights in the same dtype."""
+        ours, theirs = self.model, other.model
+        return (ours.fingerprint, ours.dtype) == (theirs.fingerprint, theirs.dtype)
+
     def after(self, earlier: Results) -> Results:
         """These, and what ``earlier`` has and these lack; nothing of it if it is of another model or dtype."""
-        if (earlier.model.fingerprint, earlier.model.dtype) != (self.model.fingerprint, self.model.dtype):
+        if not self.same_model(earlier):
             return self
         pair = (self.speed, self.dense) if self.speed is not None else (earlier.speed, earlier.dense)
         return replace(

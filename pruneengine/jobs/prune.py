@@ -147,23 +147,31 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         dense, pruned = replace(dense, speed=before), replace(pruned, speed=after)
     recipe, numbers = _recipe(config, options, model, calibration), summary(report, dense, pruned, warnings)
     recovery = recovered = None
+
+    def store() -> SavedCheckpoint:
+        say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+        with clock("save"):
+            return save(
+                model, tokenizer, options.out,
+                plan=report.plan, recipe=recipe, report=numbers, overwrite=options.overwrite,
+                dense_config=original_config, proof=options.proof,
+            )  # fmt: skip
+
     if rows is not None:
         say(f"recovering on {len(rows)} rows; checkpoints in {work_folder(options.out)}")
-        with clock("recover"):
-            recovery = recover(model, tokenizer, options.recover, data=rows, work_dir=work_folder(options.out))
+        try:
+            with clock("recover"):
+                recovery = recover(model, tokenizer, options.recover, data=rows, work_dir=work_folder(options.out))
+        except (ArithmeticError, OSError) as error:
+            # The weights are as pruned; what was computed so far must not be lost.
+            raise type(error)(f"{error}. The pruned model without recovery is saved in {store().path}") from error
         with clock("evaluate"):
             recovered = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
         cautions = overlap_warnings(rows, evaluation) + no_gain_warnings(recovery)
         warnings += cautions
         numbers["recovery"] = summarise(recovery, pruned.perplexity, recovered.perplexity, cautions)
         recipe["recovery"] = recovery.recipe()
-    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
-    with clock("save"):
-        saved = save(
-            model, tokenizer, options.out,
-            plan=report.plan, recipe=recipe, report=numbers, overwrite=options.overwrite,
-            dense_config=original_config, proof=options.proof,
-        )  # fmt: skip
+    saved = store()
     if rows is not None:
         shutil.rmtree(work_folder(options.out), ignore_errors=True)
     text = None

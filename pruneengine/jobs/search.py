@@ -88,6 +88,9 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     if options.eval_text:
         check_spec(options.eval_text, options.eval_windows, default=1)
     check_writable(options.folder)
+    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
+    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
+    run_as = SearchRun(options.study, storage, options.folder, options.workers, options.time_limit, dtype)
     say(f"loading {options.source}")
     with clock("load"):
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
@@ -97,9 +100,6 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         if options.eval_text:
             report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
         described, warnings = describe(config, texts, report, options.eval_text)
-    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
-    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
-    run_as = SearchRun(options.study, storage, options.folder, options.workers, options.time_limit, dtype)
     result = search(model, texts, config, run_as, say=say)
     dense = Measures(*model_size(model))
     if report is not None:

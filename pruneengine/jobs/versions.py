@@ -9,7 +9,7 @@ import platform
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("pruneengine", "torch", "transformers", "peft", "triton"):
+    for name in ("pruneengine", "torch", "transformers", "peft", "optuna", "lm_eval", "triton"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

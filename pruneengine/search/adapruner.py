@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,13 +27,16 @@ from pruneengine.search.pool import SubsetOptions, collect_pool
 from pruneengine.search.records import importance, trial_records
 from pruneengine.search.result import SearchResult
 from pruneengine.search.space import Space
-from pruneengine.search.study import MEMORY, ORIGIN, open_study
+from pruneengine.search.study import MEMORY, ORIGIN, START, open_study
 from pruneengine.search.subsets import ALL
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.trials import TrialLoop
 from pruneengine.search.workers import run_workers
 from pruneengine.statistics import QUANTITIES
 from pruneengine.structure import find_groups, model_fingerprint
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def search(
     structure = find_groups(model)
     rehearse(structure, config.prune_config)
     kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
-    study = open_study(run.study, run.storage, _identity(model, texts, config))
+    study = open_study(run.study, run.storage, _identity(model, texts, config, run))
     say("collecting statistics of the calibration pool")
     layers = config.layer_range(structure.num_layers)
     with clock("statistics"):
@@ -110,9 +113,8 @@ def search(
     space = Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
     with clock("baselines"):
         baselines = fixed.evaluate(study, decider, objective, held_out)
-    if config.sampler == "tpe" and not study.get_trials(deepcopy=False):
-        for candidate in fixed.starts(decider, space):
-            study.enqueue_trial(space.params(candidate), user_attrs={ORIGIN: "start"})
+    if config.sampler == "tpe":
+        _enqueue_starts(study, [space.params(candidate) for candidate in fixed.starts(decider, space)])
     say(f"searching: {config.trials} trials on {len(objective)} blocks")
     loop = TrialLoop(study, space, decider, objective, config, {b.mask: list(b.losses) for b in baselines if b.losses})
     deadline = None if run.time_limit is None else begun + run.time_limit
@@ -136,12 +138,22 @@ def search(
     )
 
 
-def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig) -> dict[str, Any]:
+def _enqueue_starts(study: optuna.Study, starts: list[dict[str, Any]]) -> None:
+    """What the sampler learns from first; what a killed search lost of it is given again."""
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.name != "FAIL"]
+    given = [t.system_attrs.get("fixed_params", t.params) for t in trials if t.user_attrs.get(START)]
+    for params in starts:
+        if params not in given:
+            study.enqueue_trial(params, user_attrs={ORIGIN: "start", START: True})
+
+
+def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig, run: SearchRun) -> dict[str, Any]:
     return {
         "model": model_fingerprint(model),
         "pool": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
         "search text": texts.search.hash[:16],
         "held-out text": texts.held_out.hash[:16],
+        "objective's dtype": str(run.dtype or model.dtype),
         **config.identity,
     }
 

@@ -129,7 +129,7 @@ def starts(decider: Decider, space: Space) -> list[Candidate]:
 
     For uniform plans they are the baselines that the family contains, whose masks are known by then. For per-layer
     plans they are some of the baselines' metrics under three plain curves: as it is, with the ends protected, and
-    following the scores.
+    following the scores; those that meet the target.
     """
     subset = decider.pool.largest
     points = [SPECIAL_CASES[name] for name in decider.config.baselines if name in SPECIAL_CASES]
@@ -140,4 +140,13 @@ def starts(decider: Decider, space: Space) -> list[Candidate]:
     ends = {"first": 2, "last": 1} if space.layers > 6 else {}
     curves = (Curve(heads=heads), Curve(heads=heads, **ends), Curve(heads=heads, adapt=1.0, **ends))
     points = [SPECIAL_CASES[name] for name in ("energy", "wanda", "param_second")]
-    return [Candidate(subset, point, curve) for point in points for curve in curves]
+    candidates = [Candidate(subset, point, curve) for point in points for curve in curves]
+    return [candidate for candidate in candidates if _legal(candidate, decider)]
+
+
+def _legal(candidate: Candidate, decider: Decider) -> bool:
+    try:
+        decider.decide(candidate)
+    except ValueError:
+        return False
+    return True

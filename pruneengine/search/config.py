@@ -39,7 +39,7 @@ class SearchConfig:
         pool: calibration samples in the pool, of each length.
         calibration: text of the pool (:func:`pruneengine.data.load_samples`).
         lengths, counts, selectors: what subsets may be drawn from it (:mod:`pruneengine.search.subsets`), besides all
-            of it.
+            of it. counts: None for an eighth, a quarter and a half of the pool.
         search_text: text of the objective; its windows are shuffled once, and part of them is held out.
         seqlen: tokens a window of it. windows, held_out: how many are searched on and held out.
         baselines: the fixed metrics to beat.
@@ -62,7 +62,7 @@ class SearchConfig:
     pool: int = 128
     calibration: str = "builtin"
     lengths: tuple[int, ...] = (128,)
-    counts: tuple[int, ...] = (16, 32, 64)
+    counts: tuple[int, ...] | None = None
     selectors: tuple[str, ...] = ("random-0", "random-1", "low-loss", "middle-loss", "high-loss", "diverse")
     search_text: str = "builtin-eval"
     seqlen: int = 256
@@ -75,6 +75,10 @@ class SearchConfig:
     together: int = 1
 
     def __post_init__(self) -> None:
+        if self.counts is None:
+            _at_least("pool", self.pool, 2)
+            eighths = dict.fromkeys(max(1, self.pool // part) for part in (8, 4, 2))
+            object.__setattr__(self, "counts", tuple(eighths))
         for name in ("structure", "lengths", "counts", "selectors", "baselines", "compensate"):
             kind = int if name in ("lengths", "counts") else str
             object.__setattr__(self, name, _several(name, getattr(self, name), kind))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MEMORY = "memory"
 # Names of what a study and its trials carry.
 IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
-WORKER, MASK, ORIGIN, SECONDS, ILLEGAL = "worker", "mask", "origin", "seconds", "illegal"
+WORKER, MASK, ORIGIN, START, SECONDS, ILLEGAL = "worker", "mask", "origin", "start", "seconds", "illegal"
 
 
 def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Study:

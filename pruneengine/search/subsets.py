@@ -80,7 +80,7 @@ def menu(
         selectors: as the module says.
 
     Raises:
-        ValueError: a length or source that the pool does not have, fewer samples in all than a count, an unknown selector,
+        ValueError: a length or source that the pool does not have, a count above all samples, an unknown selector,
             a length below 2, or no combination at all.
     """
     counts, sources, selectors = list(counts), list(sources), list(selectors)
@@ -94,7 +94,9 @@ def menu(
         for selector in selectors
     ]
     if not chosen:
-        raise ValueError("an empty menu of subsets: expected at least one count, length, source and selector")
+        raise ValueError(
+            "an empty menu of subsets: expected at least one count, length, source and selector that go together"
+        )
     return tuple(dict.fromkeys(chosen))
 
 

@@ -68,7 +68,7 @@ def describe(
     config: SearchConfig, texts: SearchTexts, report: Samples | None = None, report_text: str | None = None
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """What each text is, and the proof that none is another: overlap is the share of windows with a run of 32 tokens
-    that an earlier text has.
+    (or of a whole window) that an earlier text has.
 
     Raises:
         ValueError: the report's text was searched on.
@@ -81,7 +81,8 @@ def describe(
     warnings = []
     for position, (name, (spec, samples)) in enumerate(named.items()):
         earlier = list(named.items())[:position]
-        shared = {other: check_overlap(of, samples)["overlap"] for other, (_, of) in earlier}
+        found = {other: check_overlap(of, samples) for other, (_, of) in earlier}
+        shared = {other: overlap["overlap"] for other, overlap in found.items()}
         described[name] = {
             "spec": spec,
             "windows": len(samples),
@@ -96,5 +97,6 @@ def describe(
                     "results must be reported on text that the search never saw"
                 )
             if part and not (name.startswith("calibration") and other.startswith("calibration")):
-                warnings.append(f"{part:.1%} of the {name} windows share 32 tokens or more with the {other} text")
+                run = found[other]["ngram"]
+                warnings.append(f"{part:.1%} of the {name} windows share {run} tokens or more with the {other} text")
     return described, tuple(warnings)
