@@ -219,6 +219,20 @@ def test_eval_keeps_results_that_compare_reads(folder, tmp_path):
     assert (done.returncode, "no results at" in done.stderr) == (2, True)
 
 
+def test_results_of_another_model_are_not_overwritten(folder, tmp_path):
+    kept = tmp_path / "results.json"
+    windows = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 2, "--out", kept)
+    assert run("eval", folder / "model", *windows).returncode == 0
+    before = kept.read_text()
+    tiny_model("llama-gqa-tied", seed=1, vocab_size=256).save_pretrained(tmp_path / "other")
+    for file in (folder / "model").glob("tokenizer*"):
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    done = run("eval", tmp_path / "other", *windows)
+    assert done.returncode == 2
+    assert "holds results of other weights" in done.stderr
+    assert kept.read_text() == before
+
+
 def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
     done = run("eval", folder / "model", "--seqlen", 32, "--windows", 2)
     assert done.returncode == 0, done.stderr

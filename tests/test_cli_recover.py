@@ -138,3 +138,18 @@ def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):  # noq
         done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out"))
     assert done.returncode == 2
     assert "gradient of step 4 is not finite: stopped; last good state: step 2" in done.stderr
+
+
+def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeypatch):  # noqa: F811
+    def fail(*_arguments, **_options):
+        raise FloatingPointError("the loss of step 2 is nan")
+
+    monkeypatch.setattr("pruneengine.jobs.prune.recover", fail)
+    out = tmp_path / "out"
+    options = ("--method", "magnitude_l1", "--ratio", 0.4, "--recover", "--recover-data", folder / "text.txt")
+    done = run(*prune_arguments(folder, *options, "--no-proof", "--out", out))
+    assert done.returncode == 2
+    assert f"the loss of step 2 is nan. The pruned model without recovery is saved in {out}" in done.stderr
+    plan, report = (json.loads((out / name).read_text()) for name in ("plan.json", "report.json"))
+    assert sum(t.numel() for t in load_file(out / "model.safetensors").values()) == plan["params_after"]
+    assert "recovery" not in report

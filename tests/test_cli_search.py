@@ -67,6 +67,14 @@ def test_a_recipe_of_a_search_can_be_run_again(texts, tmp_path):
     assert one["perplexity"] == other["perplexity"]
 
 
+def test_a_recipe_of_another_verb_is_refused(texts, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("search: {ratio: 0.3}\n")
+    done = run("prune", texts / "model", "--recipe", recipe, "--out", tmp_path / "pruned")
+    assert done.returncode == 2
+    assert "holds the recipe of a search, expected that of a prune" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -217,6 +217,7 @@ def test_inputs_that_are_not_finite_name_the_layer():
     [
         ({"compensate": "ridge"}, "unknown compensation 'ridge'; choose from none, bias, least-squares"),
         ({"compensate_mode": "twice"}, "unknown compensation mode 'twice'"),
+        ({"compensate_mode": "one-shot"}, "compensate is 'none': it does nothing"),
         ({"compensate": "bias", "structure": "layers"}, "whole layers leave no channel"),
     ],
 )

@@ -227,6 +227,37 @@ def test_a_config_survives_its_recipe():
         SearchConfig.from_dict({"trial": 3})
 
 
+def test_counts_follow_the_pool():
+    assert SearchConfig(pool=128).counts == (16, 32, 64)
+    assert SearchConfig(pool=6).counts == (1, 3)
+    with pytest.raises(ValueError, match="pool must be a whole number from 2, got 1"):
+        SearchConfig(pool=1)
+
+
+def test_starts_that_were_lost_are_given_again():
+    import optuna
+
+    from pruneengine.search.adapruner import _enqueue_starts
+
+    study, starts = optuna.create_study(), [{"x": 0.1}, {"x": 0.2}, {"x": 0.3}]
+    _enqueue_starts(study, starts)
+    done, lost = study.ask(), study.ask()
+    for trial in (done, lost):
+        trial.suggest_float("x", 0, 1)
+    study.tell(done, 1.0)
+    study.tell(lost, state=optuna.trial.TrialState.FAIL)
+    for _ in range(2):
+        _enqueue_starts(study, starts)
+    waiting = [t.system_attrs["fixed_params"] for t in study.trials if t.state.name == "WAITING"]
+    assert waiting == [{"x": 0.3}, {"x": 0.2}]
+
+
+def test_the_sources_of_a_mix_are_searched(tmp_path):
+    pool = Samples(tiny_tokens(12, 16, 3), ("one",) * 8 + ("two",) * 4)
+    found = search(tiny_model(), replace(TEXTS, pool={16: pool}), replace(CONFIG, trials=20), run_in(tmp_path))
+    assert {trial.params.get("source") for trial in found.trials} >= {"all", "one", "two"}
+
+
 def test_compensation_is_kept_where_it_helps(tmp_path):
     model = tiny_model()
     config = replace(CONFIG, compensate=("none", "least-squares"))

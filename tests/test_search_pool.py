@@ -88,6 +88,12 @@ def test_a_selector_stays_within_its_source():
     assert select(Subset(16, "b", 1, "low-loss"), ("a", "b", "a", "b"), losses, torch.ones(4, 1)) == (3,)
 
 
+def test_a_source_of_a_mix_gives_what_it_has():
+    names = [str(subset) for subset in menu(SIZES, (2, 4, 6), (16,), ("all", "c4", "ptb"), ("random-0",))]
+    everything = ["16/all/2/random-0", "16/all/4/random-0", "16/all/6/whole"]
+    assert names == [*everything, "16/c4/2/random-0", "16/c4/4/whole", "16/ptb/2/whole"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
