@@ -156,7 +156,8 @@ def test_two_workers_share_a_study(tmp_path):
     trials = reopen_study("study", f"journal:{tmp_path}/study.journal").trials
     assert 40 <= sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) <= 43
     assert [trial.number for trial in trials] == list(range(len(trials)))
-    assert found.winner.value <= min(trial.value for trial in trials if trial.value is not None)
+    # Not than every trial: the winner is judged on the held-out blocks too, and the other process may still have run.
+    assert found.winner.value <= min(baseline.value for baseline in found.baselines if baseline.losses)
 
 
 def test_a_worker_that_dies_costs_its_trial_only(tmp_path, monkeypatch):
