@@ -138,7 +138,7 @@ def test_a_search_shows_trials_baselines_and_importance():
     page = read(FILES["search"]()["report.html"])
     for expected in (
         "Search with adapruner", "20.0% of the prunable parameters", "The best is trial 11, value 2.900, and 3.011",
-        "3.011", "+0.709", "6 complete, 4 stopped early, 2 failed", "energy", "75.0%", "c4:32", "abababababab",
+        "3.011", "+0.710", "6 complete, 4 stopped early, 2 failed", "energy", "75.0%", "c4:32", "abababababab",
         "Overlap with other texts was found for: calibration", "13.6 min", "seed 7", "given first",
     ):  # fmt: skip
         assert expected in page.text

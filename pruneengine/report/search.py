@@ -103,11 +103,11 @@ def _found(best: Mapping[str, Any], baselines: list[dict[str, Any]], metric: str
     rows = [(b["name"], b["value"], b["held_out"], b["reached"]) for b in baselines]
     if best and rows:
         rows.append(("the search's best", best.get("value"), best.get("held_out"), best.get("reached")))
-    reference = best.get("held_out") if best.get("held_out") is not None else best.get("value")
-    column = 2 if best.get("held_out") is not None else 1
-    rows.sort(key=lambda row: (row[column] is None, row[column] or 0))
+    # By the value, which all have; only the best baselines are measured on held-out text.
+    reference = best.get("value")
+    rows.sort(key=lambda row: (row[1] is None, row[1] or 0))
     cells = tuple(
-        (name, number(value), number(held), percent(reached, 1), _difference(row[column], reference))
+        (name, number(value), number(held), percent(reached, 1), _difference(row[1], reference))
         for row in rows
         for name, value, held, reached in [row]
     )
