@@ -49,7 +49,7 @@ def main() -> None:
         print(*missing, f"{len(missing)} of {len(cells)} cells are missing", sep="\n")
         return
     for number, cell in enumerate(cells, 1):
-        if bench.result(cell) is None:
+        if bench.result(cell) is None and not options.known:
             print(f"{number}/{len(cells)}  {cell}", flush=True)
             bench.measure(cell)
     results = {cell: found for cell in cells if (found := bench.result(cell)) is not None}
@@ -96,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "adapruner", help="folder of the studies")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--known", action="store_true", help="write what is there and measure nothing")
     parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
     options = parser.parse_args()
     given = options.data
