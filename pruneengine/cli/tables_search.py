@@ -44,7 +44,9 @@ def show_search(console: Console, job: SearchJobResult) -> None:
 
 def show_finals(console: Console, result: SearchResult) -> None:
     """Perplexity on search and held-out blocks: finalists, then the fixed metrics."""
-    table = Table(title=f"adapruner at {result.plan.reached:.1%}, {result.plan.shape}", title_justify="left")
+    table = Table(
+        title=f"perplexity, {result.plan.reached:.1%} removed, {result.plan.shape} widths", title_justify="left"
+    )
     for column in ("", "search", "held out", "compensated"):
         table.add_column(column, justify="right" if column else "left")
     dense = result.dense["search"], result.dense["held out"]
