@@ -1,0 +1,79 @@
+"""The verbs eval and compare as a user drives them."""
+
+import json
+
+import pytest
+
+from tests.test_cli import folder, run
+from tests.tiny import tiny_model
+
+__all__ = ["folder"]
+
+
+def test_eval_keeps_results_that_compare_reads(folder, tmp_path):
+    from tests.tiny_tasks import write_task
+
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    tasks = write_task(tmp_path / "tasks", items=4)
+    pruned = tmp_path / "pruned"
+    options = ("--method", "magnitude_l1", "--ratio", 0.4, "--out", pruned, "--no-proof", "--eval-text", "none")
+    assert run("prune", folder / "model", *options).returncode == 0
+    asked = ("--tasks", "piqa_tiny", "--include-path", tasks, "--limit", 3)
+    windows = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 3)
+    done = run("eval", folder / "model", *asked, *windows, "--out", tmp_path / "dense.json")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 4" in done.stdout
+    assert not (folder / "model" / "results.json").exists()
+    assert run("eval", pruned, *asked).returncode == 0
+    done = run("eval", pruned, *windows, "--dense", folder / "model")
+    assert done.returncode == 0, done.stderr
+    assert f"kept in {pruned / 'results.json'}" in done.stdout
+    assert "in turn" in done.stdout
+    kept = json.loads((pruned / "results.json").read_text())
+    assert (list(kept["tasks"]), len(kept["texts"])) == (["piqa_tiny"], 1)
+    done = run("compare", tmp_path / "dense.json", pruned)
+    assert done.returncode == 0, done.stderr
+    for expected in ("dense.json", "pruned", "piqa_tiny, acc_norm", "nats ±", "KV cache", "times the dense model"):
+        assert expected in done.stdout
+    done = run("compare", tmp_path / "dense.json", folder)
+    assert (done.returncode, "no results at" in done.stderr) == (2, True)
+
+
+def test_results_of_another_model_are_not_overwritten(folder, tmp_path):
+    kept = tmp_path / "results.json"
+    windows = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 2, "--out", kept)
+    assert run("eval", folder / "model", *windows).returncode == 0
+    before = kept.read_text()
+    tiny_model("llama-gqa-tied", seed=1, vocab_size=256).save_pretrained(tmp_path / "other")
+    for file in (folder / "model").glob("tokenizer*"):
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    done = run("eval", tmp_path / "other", *windows)
+    assert done.returncode == 2
+    assert "holds results of other weights" in done.stderr
+    assert kept.read_text() == before
+
+
+def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
+    done = run("eval", folder / "model", "--seqlen", 32, "--windows", 2)
+    assert done.returncode == 0, done.stderr
+    assert "builtin text is for smoke tests" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tasks", "nothing", "--include-path", "nowhere"), "include path 'nowhere'"),
+        (("--tasks", ","), "expected names of tasks"),
+        (("--limit", 0), "limit=0"),
+        (("--windows", 0), "0"),
+        (("--text", "builtin-eval", "--seqlen", 1), "windows of 1 token(s)"),
+        (("--dense", "nowhere/at/all"), "no model at"),
+        (("--out", "recipe.txt"), "no JSON"),
+    ],
+)
+def test_bad_input_to_eval_is_refused_before_the_model_is_loaded(folder, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.txt").write_text("not results")
+    done = run("eval", folder / "model", *options)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "loading" not in done.stderr
