@@ -31,6 +31,7 @@ from pruneengine.ridge import Moments, solve
 from pruneengine.samples import Samples, as_samples
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Group, Structure, find_groups, get_linear, unit_slices
+from pruneengine.validate import require_choice
 
 COMPENSATIONS = ("none", "bias", "least-squares")
 MODES = ("one-shot", "sequential")
@@ -123,9 +124,8 @@ def compensate(
 
 def check_choice(how: str, mode: str) -> None:
     """ValueError for a compensation or a mode that does not exist."""
-    for name, value, choices in (("compensation", how, COMPENSATIONS), ("compensation mode", mode, MODES)):
-        if value not in choices:
-            raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
+    require_choice("compensation", how, COMPENSATIONS)
+    require_choice("compensation mode", mode, MODES)
 
 
 def channel_means(structure: Structure, statistics: Statistics) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pruneengine.fusion import FUSIONS, HyWIA, needs_of
 from pruneengine.plan import SHAPES
 from pruneengine.score import AGGREGATES, FOLDS
 from pruneengine.structure import KINDS
+from pruneengine.validate import from_known, require_choice, require_number, require_whole
 
 # Sections of the recipes that checkpoints carry, and whose options they hold.
 RECIPES = {"config": "prune", "search": "search"}
@@ -76,15 +77,15 @@ class PruneConfig:
         object.__setattr__(self, "layers", _layers(self.layers))
         needs_of(self.method)
         _ = self.hywia  # refuses what it cannot do
-        _number("ratio", self.ratio)
+        require_number("ratio", self.ratio)
         if not 0 < self.ratio < 1:
             raise ValueError(f"ratio must lie in (0, 1), got {self.ratio}")
         if not self.structure or set(self.structure) - set(KINDS):
             raise ValueError(f"structure must be one or more of {', '.join(KINDS)}, got {self.structure!r}")
-        _choice("allocation", self.allocation, ALLOCATIONS)
-        _choice("protocol", self.protocol, PROTOCOLS)
-        _choice("aggregate", self.aggregate, tuple(AGGREGATES))
-        _choice("fold", self.fold, FOLDS)
+        require_choice("allocation", self.allocation, ALLOCATIONS)
+        require_choice("protocol", self.protocol, PROTOCOLS)
+        require_choice("aggregate", self.aggregate, tuple(AGGREGATES))
+        require_choice("fold", self.fold, FOLDS)
         check_choice(self.compensate, self.compensate_mode)
         if self.compensate == "none" and self.compensate_mode != PruneConfig.compensate_mode:
             raise ValueError(f"compensate_mode is {self.compensate_mode!r}, and compensate is 'none': it does nothing")
@@ -93,15 +94,15 @@ class PruneConfig:
                 f"compensate is {self.compensate!r}: whole layers leave no channel that could make up for them"
             )
         for name in ("seqlen", "batch_size", "hywia_steps", "hywia_samples"):
-            _positive(name, getattr(self, name))
+            require_whole(name, getattr(self, name), 1, "a positive whole number")
         for name in ("round_to", "nsamples"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                require_whole(name, getattr(self, name), 1, "a positive whole number")
         for name, kind in (("seed", int), ("calibration", str), ("pack", bool)):
             if type(getattr(self, name)) is not kind:
                 raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
         if self.shape is not None:
-            _choice("shape", self.shape, SHAPES)
+            require_choice("shape", self.shape, SHAPES)
         if self.shape == "uniform" and self._widths_differ:
             cause = f"layers {self.layers[0]}:{self.layers[1]}" if self.layers else "protocol 'llm-pruner'"
             raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
@@ -183,14 +184,20 @@ class PruneConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := values.keys() - known:
-            raise ValueError(f"unknown option {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")
-        return cls(**values)
+        return from_known(cls, values)
 
 
 def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
     """The options in a YAML recipe: its keys, or those under ``section`` in the recipe that a checkpoint carries."""
+    content = read_keys(path)
+    held = [name for name in RECIPES if name in content]
+    if held and section not in held:
+        raise ValueError(f"{path}: holds the recipe of a {RECIPES[held[0]]}, expected that of a {RECIPES[section]}")
+    return content.get(section, content)
+
+
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """What a YAML file of keys and values holds; ValueError for anything else."""
     with needs("cli"):
         import yaml
 
@@ -200,10 +207,7 @@ def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
-    held = [name for name in RECIPES if name in content]
-    if held and section not in held:
-        raise ValueError(f"{path}: holds the recipe of a {RECIPES[held[0]]}, expected that of a {RECIPES[section]}")
-    return content.get(section, content)
+    return content
 
 
 def _kinds(value: Any) -> tuple[str, ...]:
@@ -220,18 +224,3 @@ def _layers(value: Any) -> tuple[int, int] | None:
     if not 0 <= first < end:
         raise ValueError(f"layers must be first:end with 0 <= first < end, got {first}:{end}")
     return first, end
-
-
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
-
-
-def _number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}")

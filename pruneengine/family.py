@@ -20,7 +20,7 @@ from pruneengine.metrics import MemberView
 from pruneengine.score import AGGREGATES, Scores, as_scores, require_quantities, score_groups
 from pruneengine.statistics import Statistics
 from pruneengine.structure import KINDS, Structure, find_groups
-from pruneengine.validate import require_choice, require_within
+from pruneengine.validate import from_known, require_choice, require_within
 from pruneengine.weight_sums import MOMENTS, WeightSums
 
 # The quantities whose sums stand for the coarse and the fine score. A mixed order of other weights than (1, 1) is
@@ -120,10 +120,7 @@ class MetricPoint:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetricPoint:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        if unknown := values.keys() - set(known):
-            raise ValueError(f"unknown key {min(map(str, unknown))!r}; known: {', '.join(known)}")
-        return cls(**values)
+        return from_known(cls, values, "key")
 
 
 # The metrics of pruneengine.metrics that are points of the family.

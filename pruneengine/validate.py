@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -12,15 +15,29 @@ def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
 
 
-def require_within(name: str, value: Any, least: float, most: float) -> None:
-    """Refuse what is not a number in ``[least, most]``."""
+def require_number(name: str, value: Any) -> None:
+    """Refuse what is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def require_within(name: str, value: Any, least: float, most: float) -> None:
+    """Refuse what is not a number in ``[least, most]``."""
+    require_number(name, value)
     if not least <= value <= most:
         raise ValueError(f"{name} must lie in [{least}, {most}], got {value}")
 
 
-def require_count(name: str, value: Any) -> None:
-    """Refuse what is not a whole number from 0."""
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name} must be a whole number from 0, got {value!r}")
+def require_whole(name: str, value: Any, least: int = 0, expected: str | None = None) -> None:
+    """Refuse what is not a whole number from ``least``; ``expected`` says so in other words."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be {expected or f'a whole number from {least}'}, got {value!r}")
+
+
+def from_known(kind: type[T], values: Mapping[str, Any], what: str = "option") -> T:
+    """A dataclass from values by name; ValueError for an unknown name, with the known ones."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := values.keys() - set(known):
+        shown = ", ".join(sorted(known) if what == "option" else known)
+        raise ValueError(f"unknown {what} {min(map(str, unknown))!r}; known: {shown}")
+    return kind(**values)

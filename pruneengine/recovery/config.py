@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruneengine.config import read_keys
 from pruneengine.data import parse_spec
-from pruneengine.extras import needs
 from pruneengine.text import check_source
+from pruneengine.validate import from_known, require_number, require_whole
 
 VAL_ROWS = 2000
 VAL_FRACTION = 0.1
@@ -76,19 +77,19 @@ class RecoverConfig:
             raise TypeError(f"data must be a text spec, got {self.data!r}")
         parse_spec(self.data, self.rows)
         for name in ("lora_r", "batch", "micro_batch", "distill_topk"):
-            _whole(name, getattr(self, name), least=1)
+            _whole(name, getattr(self, name), 1)
         for name in ("rows", "max_steps", "eval_every"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least=1)
-        _whole("cutoff", self.cutoff, least=2)
-        _whole("warmup", self.warmup, least=0)
-        _whole("seed", self.seed, least=0)
+                _whole(name, getattr(self, name), 1)
+        _whole("cutoff", self.cutoff, 2)
+        _whole("warmup", self.warmup, 0)
+        _whole("seed", self.seed, 0)
         for name in ("lora_alpha", "lr", "epochs", "distill_temperature"):
             _within(name, getattr(self, name), "positive and finite", lambda v: 0 < v < math.inf)
         _within("lora_dropout", self.lora_dropout, "in [0, 1)", lambda v: 0 <= v < 1)
         _within("distill_weight", self.distill_weight, "in [0, 1]", lambda v: 0 <= v <= 1)
         if self.val_rows is not None:
-            _whole("val_rows", self.val_rows, least=0)
+            _whole("val_rows", self.val_rows, 0)
         if self.val_fraction is not None:
             _within("val_fraction", self.val_fraction, "in (0, 1)", lambda v: 0 < v < 1)
         if self.val_rows is not None and self.val_fraction is not None:
@@ -141,10 +142,7 @@ class RecoverConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RecoverConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := values.keys() - known:
-            raise ValueError(f"unknown option {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")
-        return cls(**values)
+        return from_known(cls, values)
 
 
 def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
@@ -153,14 +151,7 @@ def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read as YAML keys and values, or is the recipe of a model never recovered.
     """
-    with needs("cli"):
-        import yaml
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+    content = read_keys(path)
     if "config" in content and "recovery" not in content:
         raise ValueError(f"{path}: holds how the model was pruned and nothing of a recovery")
     if "recovery" not in content:
@@ -172,12 +163,10 @@ def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    require_whole(name, value, least, f"a whole number of at least {least}")
 
 
 def _within(name: str, value: Any, expected: str, holds: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    require_number(name, value)
     if not holds(value):
         raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -12,7 +12,7 @@ from pruneengine.config import PruneConfig
 from pruneengine.metrics import METRICS
 from pruneengine.plan import SHAPES
 from pruneengine.search.subsets import ALL, Subset
-from pruneengine.validate import require_choice
+from pruneengine.validate import from_known, require_choice, require_whole
 
 SAMPLERS = ("tpe", "random")
 FIXED = ("random", "magnitude_l2", "wanda", "vectorize", "param_first", "param_second", "param_mix", "energy")
@@ -76,7 +76,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if self.counts is None:
-            _at_least("pool", self.pool, 2)
+            require_whole("pool", self.pool, 2)
             eighths = dict.fromkeys(max(1, self.pool // part) for part in (8, 4, 2))
             object.__setattr__(self, "counts", tuple(eighths))
         for name in ("structure", "lengths", "counts", "selectors", "baselines", "compensate"):
@@ -95,10 +95,10 @@ class SearchConfig:
             Subset(2, ALL, 1, each)  # refuses an unknown selector
         whole = ("trials", "startup", "pool", "seqlen", "windows", "held_out", "finalists", "batch_size", "together")
         for name in whole:
-            _at_least(name, getattr(self, name), 2 if name == "seqlen" else 1)
+            require_whole(name, getattr(self, name), 2 if name == "seqlen" else 1)
         for name, least in (("lengths", 2), ("counts", 1)):
             for each in getattr(self, name):
-                _at_least(name, each, least)
+                require_whole(name, each, least)
         if max(self.counts) > self.pool:
             raise ValueError(f"counts: a subset of {max(self.counts)} samples is larger than the pool of {self.pool}")
         if self.pool < 2 and set(self.compensate) - {"none"}:
@@ -149,10 +149,7 @@ class SearchConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := values.keys() - known:
-            raise ValueError(f"unknown option {min(map(str, unknown))!r}; known: {', '.join(sorted(known))}")
-        return cls(**values)
+        return from_known(cls, values)
 
 
 def _several(name: str, value: Any, kind: type) -> tuple:
@@ -162,8 +159,3 @@ def _several(name: str, value: Any, kind: type) -> tuple:
     except (TypeError, ValueError):
         what = "whole numbers" if kind is int else "names"
         raise ValueError(f"{name} must be {what}, comma separated, got {value!r}") from None
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")

@@ -18,7 +18,7 @@ from pruneengine.allocate import rank_to_budget, scale_to_budget
 from pruneengine.score import Scores
 from pruneengine.search.target import CAP, available, budget_of, width_kinds
 from pruneengine.structure import Group, Structure
-from pruneengine.validate import require_choice, require_count, require_within
+from pruneengine.validate import from_known, require_choice, require_whole, require_within
 
 _MIDDLES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": Tensor.mean,
@@ -57,8 +57,8 @@ class Curve:
     def __post_init__(self) -> None:
         for name, least, most in (("slope", -1, 1), ("bend", -1, 1), ("adapt", 0, 1), ("heads", 0, 2)):
             require_within(name, getattr(self, name), least, most)
-        require_count("first", self.first)
-        require_count("last", self.last)
+        require_whole("first", self.first)
+        require_whole("last", self.last)
         require_choice("normalise", self.normalise, NORMALISATIONS)
 
     def profile(
@@ -128,10 +128,7 @@ class Curve:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Curve:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        if unknown := values.keys() - set(known):
-            raise ValueError(f"unknown key {min(map(str, unknown))!r}; known: {', '.join(known)}")
-        return cls(**values)
+        return from_known(cls, values, "key")
 
 
 def _depth(layer: int, layers: range) -> float:
