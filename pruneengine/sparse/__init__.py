@@ -1,0 +1,1 @@
+"""Sparse pruning: single weights become zero, and the matrices keep their shapes."""

@@ -1,0 +1,133 @@
+"""What to prune sparsely, validated where it is made, written to and read from a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.validate import from_known, require_choice, require_number, require_whole
+
+METHODS = ("magnitude", "wanda", "sparsegpt")
+MODES = ("sequential", "two-pass", "one-shot")
+COMPARISONS = ("row", "matrix", "layer")
+_COMPARED = {"magnitude": "matrix", "wanda": "row"}
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """How to prune single weights.
+
+    Attributes:
+        method: "magnitude", "wanda" (Sun et al. 2024) or "sparsegpt" (Frantar & Alistarh 2023).
+        sparsity: in [0, 1): fraction of the weights of all pruned matrices that become zero; None where an N:M
+            pattern says it.
+        pattern: "unstructured", or "N:M": N weights kept of every M consecutive ones of a row.
+        allocation: how the sparsity is spread over layers: a name (:data:`pruneengine.sparse.allocations.NAMES`), an
+            allocation function as text (:mod:`pruneengine.sparse.functions`), or a file: such a function, a sparsity
+            per layer or per linear, or the plan of an earlier prune.
+        spread: lambda of OWL and of allocation functions: sparsities span twice this (0.08, or the function's own).
+            For the other allocations the farthest that a layer may be from the mean; None for no bound.
+        outlier: M of OWL: a weight whose score is above so many means of its layer's is an outlier.
+        compare: whose weights compete for the zeros of a matrix: "row", "matrix", or "layer" (all matrices of the
+            decoder layer). None: "row" for Wanda and "matrix" for magnitude, as published. SparseGPT compares within
+            blocks of columns.
+        mode: "sequential" (each linear's statistics behind everything that is pruned before it; a layer runs once),
+            "two-pass" (a layer's statistics before any of it is pruned, as the published loops do; it runs twice), or
+            "one-shot" (statistics of the dense model).
+        damp: SparseGPT's: what is added to the Hessian's diagonal, as a fraction of its mean.
+        block: SparseGPT's: columns whose errors are handed on together.
+        ignore: linears that stay dense (:func:`pruneengine.sparse.matrices.find_matrices`).
+        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
+            nsamples: None for the counts in ``calibration``, or 32 where it has none.
+        seed: of sampling.
+    """
+
+    method: str = "wanda"
+    sparsity: float | None = None
+    pattern: str = "unstructured"
+    allocation: str = "uniform"
+    spread: float | None = None
+    outlier: float = 5.0
+    compare: str | None = None
+    mode: str = "sequential"
+    damp: float = 0.01
+    block: int = 128
+    ignore: tuple[str, ...] = ()
+    calibration: str = "builtin"
+    nsamples: int | None = None
+    seqlen: int = 128
+    pack: bool = True
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # A command line and YAML write these as text or lists.
+        ignore = self.ignore.split(",") if isinstance(self.ignore, str) else self.ignore
+        object.__setattr__(self, "ignore", tuple(part for part in ignore if part))
+        require_choice("method", self.method, METHODS)
+        require_choice("mode", self.mode, MODES)
+        pattern = Pattern.parse(self.pattern)
+        self._check_sparsity(pattern)
+        if self.compare is not None:
+            require_choice("compare", self.compare, COMPARISONS)
+            if self.method == "sparsegpt":
+                raise ValueError(
+                    f"compare is {self.compare!r}: sparsegpt compares within blocks of columns; leave it out"
+                )
+            if pattern.grouped:
+                raise ValueError(f"compare is {self.compare!r}: under {pattern} every group of {pattern.m} is its own")
+            if self.compare == "layer" and self.mode == "sequential" and self.method == "wanda":
+                raise ValueError(
+                    "compare 'layer' needs all scores of a layer before it is pruned: mode 'two-pass' or 'one-shot', "
+                    "got 'sequential'"
+                )
+        for name in ("damp", "outlier"):
+            require_number(name, getattr(self, name))
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.spread is not None:
+            require_number("spread", self.spread)
+            if not 0 <= self.spread <= 0.5:
+                raise ValueError(f"spread must lie in [0, 0.5], got {self.spread}")
+        for name in ("block", "seqlen", "batch_size"):
+            require_whole(name, getattr(self, name), 1, "a positive whole number")
+        if pattern.grouped and self.block % pattern.m:
+            raise ValueError(f"block must be a multiple of the pattern's {pattern.m}, got {self.block}")
+        if self.nsamples is not None:
+            require_whole("nsamples", self.nsamples, 1, "a positive whole number")
+        for name, kind in (("seed", int), ("calibration", str), ("allocation", str), ("pack", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+
+    def _check_sparsity(self, pattern: Pattern) -> None:
+        if self.sparsity is None:
+            if not pattern.grouped:
+                raise ValueError("sparsity is missing: expected a fraction in [0, 1), or an N:M pattern that says it")
+            object.__setattr__(self, "sparsity", pattern.sparsity)
+        require_number("sparsity", self.sparsity)
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
+        if pattern.grouped and abs(self.sparsity - pattern.sparsity) > 1e-9:
+            raise ValueError(
+                f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {self.sparsity:g}; leave it out"
+            )
+
+    @property
+    @property
+    def compared(self) -> str:
+        """Whose weights compete, as asked or as published; "block" for SparseGPT and "group" under N:M."""
+        if Pattern.parse(self.pattern).grouped:
+            return "group"
+        return self.compare or _COMPARED.get(self.method, "block")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what a recipe holds under ``sparse``."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SparseConfig:
+        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        return from_known(cls, values)

@@ -1,0 +1,162 @@
+"""The plan of a sparse prune: how many weights of every matrix go. Which ones, the pruner decides on its way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pruneengine.files import write_atomically
+from pruneengine.sparse.matrices import Matrix
+from pruneengine.sparse.pattern import Pattern
+
+_FORMAT = "pruneengine.sparse_plan/1"
+
+
+@dataclass(frozen=True)
+class SparsePlan:
+    """How many weights of each matrix become zero.
+
+    Attributes:
+        model_type: of the model's config.
+        method: who orders the weights: "magnitude", "wanda" or "sparsegpt".
+        pattern: "unstructured" or "N:M"; with an allocation that is not uniform M is common and N each layer's own.
+        allocation: who decided the counts, in words.
+        asked, reached: sparsity over all matrices.
+        shapes: ``(rows, columns)`` by the linear's module path.
+        removed: weights that go, likewise.
+    """
+
+    model_type: str
+    method: str
+    pattern: str
+    allocation: str
+    asked: float
+    reached: float
+    shapes: dict[str, tuple[int, int]]
+    removed: dict[str, int]
+
+    def sparsity(self, name: str) -> float:
+        """Of one matrix."""
+        return self.removed[name] / math.prod(self.shapes[name])
+
+    def kept_of_group(self, name: str) -> int:
+        """N of the matrix under an N:M pattern."""
+        m = Pattern.parse(self.pattern).m
+        return m - self.removed[name] * m // math.prod(self.shapes[name])
+
+    def to_json(self) -> str:
+        """One line a field, and one a matrix in ``shapes`` and ``removed``."""
+        fields = {"format": _FORMAT} | asdict(self)
+        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SparsePlan:
+        """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a sparse plan: {error}") from None
+        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+            raise ValueError(f"not a sparse plan: expected a JSON object with format {_FORMAT!r}")
+        try:
+            content["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in content["shapes"].items()}
+            plan = cls(**content)
+            plan._validate()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a sparse plan: {error}") from None
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SparsePlan:
+        try:
+            return cls.from_json(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as a sparse plan ({error})") from None
+
+    def check(self, matrices: Sequence[Matrix]) -> SparsePlan:
+        """Refuse a plan of another model; ValueError names the first difference."""
+        shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in matrices}
+        for name in shapes.keys() | self.shapes.keys():
+            if shapes.get(name) != self.shapes.get(name):
+                raise ValueError(
+                    f"the plan is of another model: {name} is {self.shapes.get(name)} there and {shapes.get(name)} here"
+                )
+        return self
+
+    def _validate(self) -> None:
+        Pattern.parse(self.pattern)
+        if self.shapes.keys() != self.removed.keys():
+            odd = min(self.shapes.keys() ^ self.removed.keys())
+            raise ValueError(f"not a sparse plan: {odd} is not in both of shapes and removed")
+        for name, count in self.removed.items():
+            if not 0 <= count <= math.prod(self.shapes[name]):
+                raise ValueError(f"not a sparse plan: {name} of {self.shapes[name]} loses {count} weights")
+
+
+def make_sparse_plan(
+    model_type: str,
+    matrices: Sequence[Matrix],
+    sparsities: Mapping[str, float],
+    asked: float,
+    *,
+    method: str,
+    pattern: Pattern | None = None,
+    allocation: str = "uniform",
+) -> SparsePlan:
+    """Counts whose sum is the target's, to the weight.
+
+    Args:
+        model_type: of the model's config.
+        matrices: all that may be pruned.
+        sparsities: fraction of each matrix, in [0, 1), by its name; their mean over weights is ``asked``.
+        asked: sparsity over all matrices.
+        method: recorded, as is ``allocation``.
+        allocation: in words.
+        pattern: with an N:M pattern every matrix keeps a whole number of each group.
+
+    Raises:
+        ValueError: sparsities whose mean over weights is not ``asked``.
+    """
+    pattern = pattern or Pattern()
+    total = sum(matrix.numel for matrix in matrices)
+    mean = sum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
+    if abs(mean - asked) > 1e-9:
+        raise ValueError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
+    step = {matrix.name: matrix.numel // pattern.m if pattern.grouped else 1 for matrix in matrices}
+    most = {matrix.name: pattern.m if pattern.grouped else matrix.numel for matrix in matrices}
+    wished = {matrix.name: sparsities[matrix.name] * matrix.numel / step[matrix.name] for matrix in matrices}
+    counts = {name: min(int(wish + 1e-9), most[name]) for name, wish in wished.items()}
+    left = round(asked * total) - sum(counts[name] * step[name] for name in counts)
+    # The largest remainders first; under N:M a step is a whole row's worth, and what is left may stay below one.
+    for name in sorted(counts, key=lambda name: counts[name] - wished[name]):
+        if counts[name] < most[name] and left >= step[name] / 2:
+            counts[name] += 1
+            left -= step[name]
+    removed = {name: count * step[name] for name, count in counts.items()}
+    return SparsePlan(
+        model_type=model_type,
+        method=method,
+        pattern=str(pattern),
+        allocation=allocation,
+        asked=asked,
+        reached=sum(removed.values()) / total,
+        shapes={matrix.name: (matrix.rows, matrix.columns) for matrix in matrices},
+        removed=removed,
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return _object((name, json.dumps(item)) for name, item in value.items())
+    return json.dumps(value)
+
+
+def _object(items: Any) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"
