@@ -1,0 +1,59 @@
+"""The vocabulary of allocation functions: which operation may stand in which stage, and under which names.
+
+The tables are those of DSA (Li, Dong et al., NeurIPS 2024): the poster's OP00 to OP17 and those of the authors' code.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+PRE = (
+    "no", "abs", "log", "abslog", "square", "exp", "normalize", "sigmoid", "tanh", "minmax", "sqrt", "softmax",
+)  # fmt: skip
+REDUCE = ("mean", "var", "std", "l1", "frobenius", "geometric", "entropy", "no")
+POST = (
+    "no", "sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "abs", "sigmoid", "tanh", "softplus", "sqrt",
+    "square",
+)  # fmt: skip
+STAGES = {"pre": PRE, "reduce": REDUCE, "transform": POST, "post": POST}
+
+# The poster lists sqrt and softmax; the authors' code has neither, nor a square after the reduction.
+NOT_IN_CODE = {"pre": ("sqrt", "softmax"), "reduce": (), "transform": ("sqrt", "square"), "post": ("sqrt", "square")}
+
+# Known to the authors' code and drawn by its random search, but each raises on the one vector it gives them.
+MATRIX_ONLY = ("gram", "corref", "diagonal", "determinant", "rank", "slogdet")
+
+# Two operations under one name.
+COMPOUNDS = {"absminmax": ("abs", "minmax"), "absnorm": ("abs", "normalize"), "absexp": ("abs", "exp")}
+
+# Other names, the authors' own among them.
+ALIASES = {
+    "no_op": "no", "pow": "square", "mms": "minmax", "norm": "normalize", "zscore": "normalize", "l1_norm": "l1",
+    "frobenius_norm": "frobenius", "l2": "frobenius", "geometric_mean": "geometric", "variance": "var",
+    "sine": "sin", "cosine": "cos",
+}  # fmt: skip
+
+
+def known(stage: str, name: str) -> str:
+    """The operation that ``name`` stands for in a stage: "pre", "reduce", "transform" or "post".
+
+    Raises:
+        ValueError: an operation that the stage does not have, with near names or all of them, or a reduction of
+            matrices, with the reason why there is none.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"an operation must be a name, got {name!r}")
+    lower = name.lower()
+    found = ALIASES.get(lower, lower)
+    names = STAGES[stage]
+    if found in names:
+        return found
+    if found in MATRIX_ONLY:
+        where = "" if stage == "reduce" else f" (and not in the stage {stage})"
+        raise ValueError(
+            f"operation {name!r} is defined on matrices only{where}: a block's scores are one vector, "
+            "on which the published code raises"
+        )
+    near = difflib.get_close_matches(lower, [*names, *(COMPOUNDS if stage == "pre" else ())], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
+    raise ValueError(f"unknown operation {name!r} in the stage {stage}; {hint}")
