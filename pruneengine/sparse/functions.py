@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.files import write_atomically
-from pruneengine.sparse.names import NOT_IN_CODE, known
+from pruneengine.sparse.names import known
 from pruneengine.validate import from_known, require_number
 
 FORMAT = "pruneengine.function/1"
@@ -51,7 +51,9 @@ class Function:
     def __post_init__(self) -> None:
         if isinstance(self.pre, str):
             raise TypeError(f"pre must be a tuple of operation names, got {self.pre!r}")
-        pre = tuple(name for name in (known("pre", name) for name in self.pre) if name != "no")
+        if not isinstance(self.compat, bool):
+            raise TypeError(f"compat must be true or false, got {self.compat!r}")
+        pre = tuple(name for name in (known("pre", name, self.compat) for name in self.pre) if name != "no")
         if len(pre) > 2:
             raise ValueError(f"pre takes at most 2 operations, got {len(pre)}: {', '.join(pre)}")
         require_number("spread", self.spread)
@@ -59,23 +61,11 @@ class Function:
             raise ValueError(f"the spread λ must lie in (0, 0.5], got {self.spread}")
         if isinstance(self.sign, bool) or self.sign not in (1, -1):
             raise ValueError(f"sign must be +1 or -1, got {self.sign!r}")
-        if not isinstance(self.compat, bool):
-            raise TypeError(f"compat must be true or false, got {self.compat!r}")
         object.__setattr__(self, "pre", pre)
         object.__setattr__(self, "spread", float(self.spread))
         object.__setattr__(self, "sign", int(self.sign))
         for stage in ("reduce", "transform", "post"):
-            object.__setattr__(self, stage, known(stage, getattr(self, stage)))
-        if self.compat:
-            self._check_published()
-
-    def _check_published(self) -> None:
-        for stage, name in self.operations():
-            if name in NOT_IN_CODE[stage]:
-                raise ValueError(
-                    f"operation {name!r} in the stage {stage} is not in the authors' code, so there is no compat "
-                    "reading of it"
-                )
+            object.__setattr__(self, stage, known(stage, getattr(self, stage), self.compat))
 
     def operations(self) -> list[tuple[str, str]]:
         """``(stage, operation)`` in the order in which they are applied."""

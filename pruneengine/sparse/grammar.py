@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 
 from pruneengine.sparse.functions import SPREAD, Function
-from pruneengine.sparse.names import COMPOUNDS, NOT_IN_CODE, known
+from pruneengine.sparse.names import COMPOUNDS, known
 
 _SPREAD_NAMES = ("λ", "lambda", "spread")
 _SIGNS = {"+": 1, "-": -1, "+1": 1, "-1": -1}
@@ -41,22 +41,17 @@ def parse(text: str) -> Function:
     if len(stages) < 2:
         raise _error(text, len(text), "expected '|' and a reduction: pre | reduce | transform, post | λ=0.08")
     first, second, *rest = stages
-    pre = _pre(text, *first)
+    compat = any(stage.lower() == "compat" for stage, _ in rest)
+    pre = _pre(text, *first, compat)
     reduce = _operation(text, "reduce", *second)
     last = ["no", "no"]
     if rest and not _is_option(rest[0][0]):
         names = list(_pieces(rest[0][0], ",", rest[0][1]))
         if len(names) > 2:
             raise _error(text, names[2][1], "expected '|' or the end: a transform and a post operation at most")
-        found = [_operation(text, stage, *name) for stage, name in zip(("transform", "post"), names, strict=False)]
-        last[: len(found)] = found
+        last[: len(names)] = _last(text, names, compat)
         rest = rest[1:]
     options = _options(text, rest)
-    if options.get("compat"):
-        named = [*zip(["pre"] * len(pre), pre, strict=True), ("transform", last[0]), ("post", last[1])]
-        if wrong := [name for stage, name in named if name in NOT_IN_CODE[stage]]:
-            at = text.lower().find(wrong[0])
-            raise _error(text, at, f"{wrong[0]!r} is not in the authors' code: expected another, or no 'compat'")
     return Function(pre, reduce, *last, **options)
 
 
@@ -82,17 +77,12 @@ def parse_published(text: str) -> Function:
         content, at = parts.pop()
         if not re.fullmatch(r"\s*\d+\s*", content):
             raise _error(text, at, f"expected a whole number λ, found {content.strip()!r}")
-    pre = _pre(text, *parts[0]) if parts[0][0].strip() else ()
+    pre = _pre(text, *parts[0], compat=True) if parts[0][0].strip() else ()
     reduce = _operation(text, "reduce", *parts[1])
-    last = list(_pieces(*_with(parts[2], ","))) if len(parts) == 3 and parts[2][0].strip() else []
+    last = list(_pieces(parts[2][0], ",", parts[2][1])) if len(parts) == 3 and parts[2][0].strip() else []
     if len(last) > 2:
         raise _error(text, last[2][1], "expected ')': two operations after the reduction at most")
-    found = [_operation(text, stage, *name) for stage, name in zip(("transform", "post"), last, strict=False)]
-    return Function(pre, reduce, *found, spread=SPREAD, compat=True)
-
-
-def _with(part: Piece, separator: str) -> tuple[str, str, int]:
-    return part[0], separator, part[1]
+    return Function(pre, reduce, *_last(text, last, compat=True), spread=SPREAD, compat=True)
 
 
 def _groups(text: str, at: int) -> Iterator[Piece]:
@@ -117,22 +107,27 @@ def _pieces(text: str, separator: str, at: int) -> Iterator[Piece]:
         at += len(part) + len(separator)
 
 
-def _pre(text: str, stage: str, at: int) -> tuple[str, ...]:
+def _pre(text: str, stage: str, at: int, compat: bool) -> tuple[str, ...]:
     found: list[str] = []
     for name, begin in _pieces(stage, ",", at):
-        found += COMPOUNDS.get(name.lower()) or [_operation(text, "pre", name, begin)]
+        found += COMPOUNDS.get(name.lower()) or [_operation(text, "pre", name, begin, compat)]
         if len([one for one in found if one != "no"]) > 2:
             raise _error(text, begin, "expected '|': two operations before the reduction at most")
     return tuple(one for one in found if one != "no")
 
 
-def _operation(text: str, stage: str, name: str, at: int) -> str:
+def _last(text: str, names: list[Piece], compat: bool) -> list[str]:
+    stages = zip(("transform", "post"), names, strict=False)
+    return [_operation(text, stage, *name, compat) for stage, name in stages]
+
+
+def _operation(text: str, stage: str, name: str, at: int, compat: bool = False) -> str:
     if not name:
         raise _error(text, at, f"expected an operation of the stage {stage} ('no' for none)")
     if stage == "reduce" and "," in name:
         raise _error(text, at + name.index(","), "expected '|': one reduction only")
     try:
-        return known(stage, name)
+        return known(stage, name, compat)
     except ValueError as error:
         raise _error(text, at, str(error)) from None
 

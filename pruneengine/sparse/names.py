@@ -34,18 +34,22 @@ ALIASES = {
 }  # fmt: skip
 
 
-def known(stage: str, name: str) -> str:
+def known(stage: str, name: str, compat: bool = False) -> str:
     """The operation that ``name`` stands for in a stage: "pre", "reduce", "transform" or "post".
 
     Raises:
-        ValueError: an operation that the stage does not have, with near names or all of them, or a reduction of
-            matrices, with the reason why there is none.
+        ValueError: an operation that the stage does not have, with near names or all of them; a reduction of
+            matrices, with the reason why there is none; with ``compat``, one that the authors' code does not have.
     """
     if not isinstance(name, str):
         raise TypeError(f"an operation must be a name, got {name!r}")
     lower = name.lower()
     found = ALIASES.get(lower, lower)
     names = STAGES[stage]
+    if compat and found in NOT_IN_CODE[stage]:
+        raise ValueError(
+            f"operation {name!r} in the stage {stage} is not in the authors' code: there is no compat reading of it"
+        )
     if found in names:
         return found
     if found in MATRIX_ONLY:

@@ -1,0 +1,180 @@
+"""From the numbers of the blocks to the sparsity of each (Li, Dong et al., NeurIPS 2024, their code).
+
+``sparsity_l = s + sign * 2λ (m_l - mean m)`` with ``m = (v - min v) / (max v - min v)``: the sparsest block lies 2λ
+above the least sparse, and the mean is s. Any affine map of v with a positive slope gives the same allocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pruneengine.sparse.operations import Array
+from pruneengine.validate import require_within
+
+MOST = 0.99
+# What the authors' code gives a block that would come out at 0 or below.
+LEAST_PUBLISHED = 0.01
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A sparsity for every block.
+
+    Attributes:
+        sparsity: float64 ``[B]``, read-only.
+        uniform: whether all values were equal, so that every block has the same.
+        clipped: whether a block would have left the bounds.
+    """
+
+    sparsity: Array
+    uniform: bool
+    clipped: bool
+
+
+def position(values: ArrayLike) -> Array | None:
+    """``m`` in [0, 1], where each value lies between the least and the greatest; None when all are equal.
+
+    Raises:
+        ValueError: values that are not a vector of finite numbers.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    if v.ndim != 1 or not v.size or not np.isfinite(v).all():
+        raise ValueError(f"expected one finite number a block, got {v.tolist()}")
+    # Halved first, so that the distance of the greatest finite numbers is finite.
+    v = v / 2
+    span = v.max() - v.min()
+    return None if span == 0 else (v - v.min()) / span
+
+
+def allocation_of(
+    values: ArrayLike,
+    sparsity: float,
+    spread: float,
+    sign: int = 1,
+    *,
+    weights: Sequence[float] | ArrayLike | None = None,
+    compat: bool = False,
+) -> Allocation:
+    """The sparsity of every block from its value.
+
+    Args:
+        values: one finite number a block ``[B]``.
+        sparsity: the mean s over the blocks, in [0, 0.99].
+        spread: λ in (0, 0.5].
+        sign: +1, higher values become sparser; -1, the reverse.
+        weights: how many weights each block has, for the mean; as many in each by default.
+        compat: the authors' guard instead: 0 or less becomes 0.01, and there is no upper bound, so that the mean may
+            miss s; all blocks count the same there.
+
+    Returns:
+        every sparsity in [0, 0.99] (but for compat) and the weighted mean s up to float64 rounding: what a bound cuts
+        off is given to the blocks within by one common shift.
+
+    Raises:
+        ValueError: numbers out of their range, or values or weights of another shape.
+    """
+    require_within("sparsity", sparsity, 0, MOST)
+    if not 0 < spread <= 0.5:
+        raise ValueError(f"the spread λ must lie in (0, 0.5], got {spread}")
+    if sign not in (1, -1):
+        raise ValueError(f"sign must be +1 or -1, got {sign!r}")
+    m = position(values)
+    if m is None:
+        return _allocation(np.full(np.size(values), float(sparsity)), uniform=True)
+    share = _share(weights, m.size, compat)
+    wanted = sparsity + sign * 2 * spread * (m - m @ share)
+    if compat:
+        return _allocation(np.where(wanted <= 0, LEAST_PUBLISHED, wanted), clipped=bool((wanted <= 0).any()))
+    bounded = _filled(wanted, sparsity, share)
+    return _allocation(bounded, clipped=bool((wanted < 0).any() or (wanted > MOST).any()))
+
+
+def canonical(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
+    """A key that candidates share whose values differ in scale and offset alone: m in whole thousandths.
+
+    m is that of the negated values for sign -1. All equal: the empty key. Candidates of one key lie within 1e-3 of one
+    another in every m (L-infinity); two that lie nearer still may fall on two sides of a border: :class:`Seen` finds
+    those, too. λ is no part of the key.
+    """
+    m = _oriented(values, sign)
+    return () if m is None else tuple(np.rint(m * 1000).astype(int).tolist())
+
+
+class Seen:
+    """The distinct allocations met so far: those of one λ whose m lies within ``tolerance`` count as one."""
+
+    def __init__(self, tolerance: float = 1e-3) -> None:
+        self._tolerance = tolerance
+        self._met: dict[float, list[tuple[float | int, ...]]] = {}
+        self._positions: dict[float, Array] = {}
+
+    def __len__(self) -> int:
+        return sum(len(keys) for keys in self._met.values())
+
+    def key(self, values: ArrayLike, spread: float, sign: int = 1) -> tuple[float | int, ...]:
+        """The key of the first allocation met that this one equals, or a new one: λ, then :func:`canonical`'s.
+
+        All equal values have the empty key and are not counted.
+
+        Raises:
+            ValueError: values that are not finite, or another number of blocks than before.
+        """
+        m = _oriented(values, sign)
+        if m is None:
+            return ()
+        keys = self._met.setdefault(spread, [])
+        positions = self._positions.get(spread, np.empty((64, m.size)))
+        if positions.shape[1] != m.size:
+            raise ValueError(f"expected {positions.shape[1]} blocks as before, got {m.size}")
+        near = np.abs(positions[: len(keys)] - m).max(1)
+        if keys and near.min() < self._tolerance:
+            return keys[int(near.argmin())]
+        if len(keys) == len(positions):
+            positions = np.concatenate([positions, np.empty_like(positions)])
+        positions[len(keys)] = m
+        self._positions[spread] = positions
+        keys.append((spread, *canonical(values, sign)))
+        return keys[-1]
+
+
+def _oriented(values: ArrayLike, sign: int) -> Array | None:
+    m = position(values)
+    return m if m is None or sign > 0 else 1 - m
+
+
+def _allocation(sparsity: Array, uniform: bool = False, clipped: bool = False) -> Allocation:
+    sparsity.setflags(write=False)
+    return Allocation(sparsity, uniform, clipped)
+
+
+def _share(weights: ArrayLike | None, blocks: int, compat: bool) -> Array:
+    if weights is None or compat:
+        return np.full(blocks, 1 / blocks)
+    share = np.asarray(weights, dtype=np.float64)
+    if share.shape != (blocks,) or not (np.isfinite(share).all() and (share > 0).all()):
+        raise ValueError(f"expected {blocks} positive numbers of weights, got {share.tolist()}")
+    return share / share.sum()
+
+
+def _filled(wanted: Array, mean: float, share: Array) -> Array:
+    """``clip(wanted + c, 0, 0.99)`` for the c that gives the mean, which is linear in c between two clips."""
+    if wanted.min() >= 0 and wanted.max() <= MOST:
+        return wanted
+
+    def reached(c: float) -> float:
+        return float(np.clip(wanted + c, 0, MOST) @ share)
+
+    corners = np.unique(np.concatenate([-wanted, MOST - wanted]))
+    at = int(np.searchsorted([reached(c) for c in corners], mean))
+    if at == 0:
+        return np.clip(wanted + corners[0], 0, MOST)
+    middle = (corners[at - 1] + corners[min(at, len(corners) - 1)]) / 2
+    free = (wanted + middle > 0) & (wanted + middle < MOST)
+    bounded = np.clip(wanted + middle, 0, MOST)
+    if free.any():
+        bounded[free] += (mean - bounded @ share) / share[free].sum()
+    return np.clip(bounded, 0, MOST)

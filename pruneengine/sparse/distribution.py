@@ -1,0 +1,204 @@
+"""The scores of every block as candidates see them: exact moments and a histogram, instead of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruneengine import ops
+from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
+from pruneengine.sparse.functions import Function
+from pruneengine.sparse.operations import Array, apply_post, apply_pre, as_published
+from pruneengine.sparse.reductions import apply_reduce, rounded
+from pruneengine.sparse.sample import sample_of
+
+_NEVER_NEGATIVE = ("abs", "square", "exp", "sigmoid", "minmax", "sqrt", "softmax")
+_LOGS = (("log",), ("abslog",))
+# Below this, what tells blocks apart is the rounding of float32 and of the sums, not the blocks.
+TOLERANCE = 1e-6
+
+
+class ScoreDistribution:
+    """The element-wise scores of B blocks, for any number of candidate functions.
+
+    The moments of :func:`pruneengine.ops.block_moments` answer exactly what they can (mean, variance, deviation, l1,
+    norm, geometric mean and entropy of the scores and of their squares; mean, variance, deviation and norm of their
+    logarithm); all else comes from the histogram (:mod:`pruneengine.sparse.sample`), to about 1e-4. Every chain of
+    operations before a reduction, and every reduction, is worked out once.
+
+    Args:
+        moments: float64 ``[B, 12]``.
+        histogram: int64 ``[B, 2048]``.
+
+    Raises:
+        ValueError: other shapes, a block without scores, or scores that are negative or not finite.
+    """
+
+    def __init__(self, moments: Tensor, histogram: Tensor) -> None:
+        if moments.ndim != 2 or moments.shape[1] != len(MOMENTS) or not len(moments):
+            raise ValueError(f"moments must be [blocks, {len(MOMENTS)}], got {list(moments.shape)}")
+        if histogram.shape != (len(moments), HISTOGRAM_BINS):
+            raise ValueError(f"histogram must be [{len(moments)}, {HISTOGRAM_BINS}], got {list(histogram.shape)}")
+        self.moments = moments.double().cpu()
+        self.histogram = histogram.cpu()
+        for block, row in enumerate(self.moments.tolist()):
+            named = dict(zip(MOMENTS, row, strict=True))
+            if not named["count"]:
+                raise ValueError(f"block {block} has no scores")
+            if not (named["min"] >= 0 and np.isfinite(row).all()):
+                raise ValueError(
+                    f"the scores of block {block} must be finite and not negative; they lie in "
+                    f"[{named['min']}, {named['max']}] and their sum is {named['sum']}"
+                )
+        self._chains: dict[tuple[tuple[str, ...], bool], Array] = {}
+        self._reduced: dict[tuple[str | bool | tuple[str, ...], ...], Array] = {}
+
+    @classmethod
+    def measure(
+        cls, blocks: Iterable[Iterable[tuple[Tensor, Tensor | None]]], power: float = 1.0, norm_power: float = 1.0
+    ) -> ScoreDistribution:
+        """Of each block's matrices: ``(weight [R, C], norm [C] or None)``; scores ``|W|^power norm^norm_power``."""
+        parts = [
+            [ops.block_moments(weight, norm, power, norm_power)[::2] for weight, norm in block] for block in blocks
+        ]
+        if not parts or not all(parts):
+            raise ValueError(f"expected blocks of at least one matrix, got {[len(block) for block in parts]}")
+        return cls.of_parts(parts)
+
+    @classmethod
+    def of_parts(cls, blocks: Iterable[Iterable[tuple[Tensor, Tensor]]]) -> ScoreDistribution:
+        """From ``(moments [12], histogram [2048])`` of every matrix of every block."""
+        merged = [merge(*zip(*block, strict=True)) for block in blocks]
+        return cls(*(_stacked(column) for column in zip(*merged, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    @property
+    def counts(self) -> Array:
+        """How many scores each block has: float64 ``[B]``."""
+        return self._moment("count")
+
+    def values(self, function: Function) -> Array:
+        """The function's number of every block: float64 ``[B]``. In the safe reading all are finite, always.
+
+        In compat NaN has become 0 and an infinity -1.
+        """
+        last = (function.transform, function.post)
+        if function.reduce == "no":
+            value = self._mean_of_each(function.pre, last, function.compat)
+        else:
+            value = self.reduced(function.pre, function.reduce, function.compat)
+            for name in last:
+                value = apply_post(name, value, function.compat)
+        return as_published(value) if function.compat else value
+
+    def is_valid(self, function: Function, tolerance: float = TOLERANCE) -> bool:
+        """Whether the function tells blocks apart: finite, and not constant up to ``tolerance`` of its magnitude.
+
+        The reduced values must tell them apart already: what a later operation makes of their rounding is noise.
+        """
+        reduced = function.reduce == "no" or tells_apart(
+            self.reduced(function.pre, function.reduce, function.compat), tolerance
+        )
+        return reduced and tells_apart(self.values(function), tolerance)
+
+    def reduced(self, pre: tuple[str, ...], reduce: str, compat: bool = False) -> Array:
+        """The blocks' numbers before transform and post: float64 ``[B]``, kept for later candidates."""
+        pre = self._simplified(pre)
+        key = (pre, reduce, compat)
+        if key not in self._reduced:
+            exact = self._exact(pre, reduce, compat)
+            self._reduced[key] = (
+                apply_reduce(reduce, self._chain(pre, compat), self.sample[1], compat)
+                if exact is None
+                else rounded(exact, compat)
+            )
+        return self._reduced[key]
+
+    @cached_property
+    def sample(self) -> tuple[Array, Array]:
+        """``(values, weights)``, float64 ``[B, K]``: what stands for the scores."""
+        return sample_of(self.moments.numpy(), self.histogram.numpy())
+
+    def _mean_of_each(self, pre: tuple[str, ...], last: tuple[str, ...], compat: bool) -> Array:
+        key = (pre, "no", *last, compat)
+        if key not in self._reduced:
+            x = self._chain(self._simplified(pre), compat)
+            for name in last:
+                x = apply_post(name, x, compat)
+            self._reduced[key] = apply_reduce("no", x, self.sample[1], compat)
+        return self._reduced[key]
+
+    def _chain(self, pre: tuple[str, ...], compat: bool) -> Array:
+        if not pre:
+            return self.sample[0]
+        if (pre, compat) not in self._chains:
+            before = self._chain(pre[:-1], compat)
+            self._chains[pre, compat] = apply_pre(pre[-1], before, self.sample[1], compat)
+        return self._chains[pre, compat]
+
+    @staticmethod
+    def _simplified(pre: tuple[str, ...]) -> tuple[str, ...]:
+        """Without the magnitude of what is no negative number: scores, and what some operations give."""
+        kept: list[str] = []
+        for name in pre:
+            if name != "abs" or (kept and kept[-1] not in _NEVER_NEGATIVE):
+                kept.append(name)
+        return tuple(kept)
+
+    def _moment(self, name: str) -> Array:
+        return self.moments[:, MOMENTS.index(name)].numpy()
+
+    def _exact(self, pre: tuple[str, ...], reduce: str, compat: bool) -> Array | None:
+        """What the moments answer alone, or None."""
+        if pre in ((), ("square",)):
+            names = ("sum", "sum2", "slog") if not pre else ("sum2", "sum4", "s2log")
+            total, squares, logs = (self._moment(name) for name in names)
+            bare = compat and reduce in ("geometric", "entropy")
+            return None if bare else self._of_sums(reduce, total, squares, 1 + len(pre), logs)
+        if pre == ("abslog",) or (pre == ("log",) and not compat):
+            return self._of_sums(reduce, self._moment("log"), self._moment("log2")) if reduce in _SIGNED else None
+        return None
+
+    def _of_sums(self, reduce: str, total: Array, squares: Array, power: int = 1, logs: Array | None = None) -> Array:
+        n = self.counts
+        with np.errstate(all="ignore"):
+            if reduce in ("mean", "l1", "no"):
+                return total / n
+            if reduce == "frobenius":
+                return np.sqrt(squares)
+            if reduce == "geometric":
+                positive = self._moment("positive")
+                return np.where(positive > 0, np.exp(power * self._moment("log") / positive), 0.0)
+            if reduce == "entropy":
+                return np.where(total > 0, np.log(total) - power * logs / total, 0.0)
+            var = np.maximum(squares - np.square(total) / n, 0.0) / (n - 1)
+        return var if reduce == "var" else np.sqrt(var)
+
+
+_SIGNED = ("mean", "var", "std", "frobenius")
+
+
+def tells_apart(values: Array, tolerance: float = TOLERANCE) -> bool:
+    """Whether values are finite and not all equal up to ``tolerance`` of the greatest magnitude."""
+    if not np.isfinite(values).all():
+        return False
+    return bool(np.ptp(values) > tolerance * np.abs(values).max())
+
+
+def merge(moments: Iterable[Tensor], histograms: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Those of a block from those of its matrices: sums add up, the least and the greatest are taken."""
+    moments = _stacked(moments)
+    merged = moments.sum(0)
+    low, high = MOMENTS.index("min"), MOMENTS.index("max")
+    merged[low], merged[high] = moments[:, low].min(), moments[:, high].max()
+    return merged, _stacked(histograms).sum(0)
+
+
+def _stacked(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([tensor.cpu() for tensor in tensors])
