@@ -116,7 +116,6 @@ class SparseConfig:
             )
 
     @property
-    @property
     def compared(self) -> str:
         """Whose weights compete, as asked or as published; "block" for SparseGPT and "group" under N:M."""
         if Pattern.parse(self.pattern).grouped:
