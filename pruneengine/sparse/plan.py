@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.files import write_atomically
-from pruneengine.sparse.matrices import Matrix
+from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
 
 _FORMAT = "pruneengine.sparse_plan/1"
@@ -119,7 +119,9 @@ def make_sparse_plan(
         asked: sparsity over all matrices.
         method: recorded, as is ``allocation``.
         allocation: in words.
-        pattern: with an N:M pattern every matrix keeps a whole number of each group.
+        pattern: with an N:M pattern every matrix keeps a whole number of each group. Where decoder layers differ in
+            size, whole numbers may miss the target: by up to half a weight of each group of the largest layer they
+            are taken as they are, and ``reached`` says what they come to.
 
     Raises:
         ValueError: sparsities whose mean over weights is not ``asked``.
@@ -127,13 +129,14 @@ def make_sparse_plan(
     pattern = pattern or Pattern()
     total = sum(matrix.numel for matrix in matrices)
     mean = sum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
-    if abs(mean - asked) > 1e-9:
+    half = max(sum(matrix.numel for matrix in layer) for layer in of_layers(matrices).values()) / 2 / total
+    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.grouped else 0):
         raise ValueError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
     step = {matrix.name: matrix.numel // pattern.m if pattern.grouped else 1 for matrix in matrices}
     most = {matrix.name: pattern.m if pattern.grouped else matrix.numel for matrix in matrices}
     wished = {matrix.name: sparsities[matrix.name] * matrix.numel / step[matrix.name] for matrix in matrices}
     counts = {name: min(int(wish + 1e-9), most[name]) for name, wish in wished.items()}
-    left = round(asked * total) - sum(counts[name] * step[name] for name in counts)
+    left = round((mean if pattern.grouped else asked) * total) - sum(counts[name] * step[name] for name in counts)
     # The largest remainders first; under N:M a step is a whole row's worth, and what is left may stay below one.
     for name in sorted(counts, key=lambda name: counts[name] - wished[name]):
         if counts[name] < most[name] and left >= step[name] / 2:
