@@ -1,0 +1,176 @@
+"""What allocations ask of the scores of every matrix: a few numbers each, no scores stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pruneengine import ops
+from pruneengine.extras import needs
+from pruneengine.files import write_atomically
+from pruneengine.progress import track
+from pruneengine.reference import HISTOGRAM_BINS
+from pruneengine.sparse.matrices import Matrix
+from pruneengine.statistics import Statistics
+from pruneengine.structure import get_linear
+
+_FORMAT = "pruneengine.score_moments/1"
+_TENSORS = {"moments": torch.float64, "above": torch.int64, "histogram": torch.int64}
+_LEAST, _GREATEST = ops.MOMENTS.index("min"), ops.MOMENTS.index("max")
+
+
+@dataclass(frozen=True)
+class ScoreMoments:
+    """Moments, counts and a histogram of the scores of M matrices, or of M blocks that they make.
+
+    Attributes:
+        moments: float64 ``[M, 12]``, named by :data:`pruneengine.ops.MOMENTS`.
+        above: int64 ``[M, K]``: scores above each of ``thresholds`` times the mean of the decoder layer's.
+        histogram: int64 ``[M, 2048]`` (:func:`pruneengine.ops.histogram_edges`).
+        names: the linear's module path, or ``layers.<i>`` of a block.
+        layers: the decoder layer of each.
+        sizes: weights of each.
+        thresholds: K multiples of a decoder layer's mean.
+        model, data: of the statistics whose norms are in the scores; empty for ``|W|``.
+    """
+
+    moments: Tensor
+    above: Tensor
+    histogram: Tensor
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    sizes: tuple[int, ...]
+    thresholds: tuple[float, ...] = ()
+    model: str = ""
+    data: str = ""
+
+    def column(self, name: str) -> Tensor:
+        """One of :data:`pruneengine.ops.MOMENTS`: float64 ``[M]``."""
+        return self.moments[:, ops.MOMENTS.index(name)]
+
+    def of_layers(self) -> ScoreMoments:
+        """The matrices of each decoder layer taken together as one block, in the layers' order."""
+        layers = sorted(set(self.layers))
+        places = [[place for place, layer in enumerate(self.layers) if layer == wanted] for wanted in layers]
+        moments = torch.stack([self.moments[rows].sum(0) for rows in places])
+        moments[:, _LEAST] = torch.stack([self.column("min")[rows].min() for rows in places])
+        moments[:, _GREATEST] = torch.stack([self.column("max")[rows].max() for rows in places])
+        return ScoreMoments(
+            moments,
+            torch.stack([self.above[rows].sum(0) for rows in places]),
+            torch.stack([self.histogram[rows].sum(0) for rows in places]),
+            tuple(f"layers.{layer}" for layer in layers),
+            tuple(layers),
+            tuple(sum(self.sizes[place] for place in rows) for rows in places),
+            self.thresholds,
+            self.model,
+            self.data,
+        )
+
+    def check(self, matrices: Sequence[Matrix], statistics: Statistics | None) -> ScoreMoments:
+        """Refuse those of other matrices, another model or other calibration data; ValueError says which."""
+        whose = ("", "") if statistics is None else (statistics.model, statistics.data)
+        expected = (tuple(m.name for m in matrices), tuple(m.numel for m in matrices), *whose)
+        found = (self.names, self.sizes, self.model, self.data)
+        for what, wanted, held in zip(("matrices", "sizes", "model", "data"), expected, found, strict=True):
+            if wanted != held:
+                raise ValueError(f"the score moments are of other {what}: expected {wanted!r}, found {held!r}")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        with needs("hf"):
+            from safetensors.torch import save
+
+        header = {"format": _FORMAT, "names": self.names, "layers": self.layers, "sizes": self.sizes}
+        header |= {"thresholds": self.thresholds, "model": self.model, "data": self.data}
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        write_atomically(path, save(tensors, metadata={"pruneengine": json.dumps(header)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreMoments:
+        """Read a file written by :meth:`save`; ValueError when it is corrupt or not one of ours."""
+        with needs("hf"):
+            from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("pruneengine", "{}"))
+                if header.pop("format", None) != _FORMAT:
+                    raise ValueError(f"expected the format {_FORMAT!r}")
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            lists = {name: tuple(header.pop(name)) for name in ("names", "layers", "sizes", "thresholds")}
+            found = cls(**tensors, **lists, **header)
+            found._validate()
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: no score moments ({error})") from None
+        return found
+
+    def _validate(self) -> None:
+        count = len(self.names)
+        if not count == len(self.layers) == len(self.sizes):
+            raise ValueError(f"{count} names, {len(self.layers)} layers, {len(self.sizes)} sizes")
+        widths = (len(ops.MOMENTS), len(self.thresholds), HISTOGRAM_BINS)
+        for (name, dtype), width in zip(_TENSORS.items(), widths, strict=True):
+            tensor = getattr(self, name)
+            if tensor.dtype != dtype or tensor.shape != (count, width):
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {[count, width]}")
+
+
+def wanda_norm(statistics: Statistics, site: str) -> Tensor:
+    """The factor of each input channel in Wanda's score (Sun et al. 2024, eq. 1): float32 ``[C]``.
+
+    The root of the mean over samples of the sum over tokens of ``x^2``, as the authors' code has it.
+
+    Raises:
+        ValueError: statistics without "squares" of this site.
+    """
+    return statistics.mean("squares", site).sqrt()
+
+
+def collect_scores(
+    model: nn.Module, matrices: Sequence[Matrix], statistics: Statistics | None, thresholds: Sequence[float] = ()
+) -> ScoreMoments:
+    """Read every weight once (twice with ``thresholds``) for the moments of its scores.
+
+    Args:
+        model: dense; float32, float16 or bfloat16 weights, on any device.
+        matrices: what is read.
+        statistics: with "squares": the scores are Wanda's, ``|W| * norm``. None: they are ``|W|``.
+        thresholds: multiples of the mean score of a decoder layer; what lies above is counted, exactly.
+
+    Returns:
+        Tensors on the CPU, a row per matrix.
+
+    Raises:
+        ValueError: statistics without "squares", or more than 16 thresholds.
+    """
+    read = [_read(model, matrix, statistics, ()) for matrix in track(matrices, "scores")]
+    found = ScoreMoments(
+        *(torch.stack(parts) for parts in zip(*read, strict=True)),
+        tuple(matrix.name for matrix in matrices),
+        tuple(matrix.layer for matrix in matrices),
+        tuple(matrix.numel for matrix in matrices),
+        model="" if statistics is None else statistics.model,
+        data="" if statistics is None else statistics.data,
+    )
+    if not thresholds:
+        return found
+    blocks = found.of_layers()
+    means = dict(zip(blocks.layers, (blocks.column("sum") / blocks.column("count")).tolist(), strict=True))
+    above = [
+        _read(model, matrix, statistics, [multiple * means[matrix.layer] for multiple in thresholds])[1]
+        for matrix in track(matrices, "outliers")
+    ]
+    return replace(found, above=torch.stack(above), thresholds=tuple(float(multiple) for multiple in thresholds))
+
+
+def _read(model: nn.Module, matrix: Matrix, statistics: Statistics | None, bounds: Sequence[float]) -> list[Tensor]:
+    weight = get_linear(model, matrix.name).weight.detach()
+    norm = None if statistics is None else wanda_norm(statistics, matrix.site).to(weight.device)
+    return [part.cpu() for part in ops.block_moments(weight, norm, thresholds=bounds)]

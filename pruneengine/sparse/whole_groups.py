@@ -1,0 +1,41 @@
+"""Sparsities that groups of M weights can have: a whole number goes of each, the same in all of a decoder layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pruneengine.sparse.matrices import Matrix, of_layers
+
+
+def round_to_groups(
+    matrices: Sequence[Matrix], sparsities: Mapping[str, float], target: float, m: int
+) -> dict[str, float]:
+    """The nearest whole numbers of weights removed per group of ``m`` in each decoder layer, by largest remainder.
+
+    The idea of OWL's N:M variant (Yin et al. 2024), with a mean that is met where the layers are of equal size, and
+    otherwise to half a weight of a group of the largest layer.
+
+    Args:
+        matrices: what is pruned.
+        sparsities: of each matrix, in ``[0, (m - 1) / m]``, by name.
+        target: the mean over weights.
+        m: weights in a group.
+
+    Returns:
+        ``{name: removed / m}``, at least one weight of each group kept.
+    """
+    layers = of_layers(matrices)
+    sizes = {layer: sum(matrix.numel for matrix in members) for layer, members in layers.items()}
+    wished = {
+        layer: m * math.fsum(sparsities[matrix.name] * matrix.numel for matrix in members) / sizes[layer]
+        for layer, members in layers.items()
+    }
+    # What is whole but for rounding is whole.
+    removed = {layer: min(math.floor(wish + 1e-9), m - 1) for layer, wish in wished.items()}
+    left = target * m * sum(sizes.values()) - sum(removed[layer] * size for layer, size in sizes.items())
+    for layer in sorted(wished, key=lambda layer: removed[layer] - wished[layer]):
+        if removed[layer] < m - 1 and left >= sizes[layer] / 2:
+            removed[layer] += 1
+            left -= sizes[layer]
+    return {matrix.name: removed[matrix.layer] / m for matrix in matrices}
