@@ -1,0 +1,140 @@
+"""How a sparsity is spread over the matrices: what an allocation's name, text or file means, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from pruneengine.sparse.allocation import MOST
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.functions import PUBLISHED, Function, is_function_file
+from pruneengine.sparse.grammar import parse
+from pruneengine.sparse.matrices import Matrix
+from pruneengine.sparse.mean_sparsity import meet_mean
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.sparse.whole_groups import round_to_groups
+from pruneengine.sparse.wishes import (
+    Wish,
+    wish_by_file,
+    wish_by_function,
+    wish_by_outliers,
+    wish_by_shape,
+    wish_global,
+    wish_uniform,
+)
+from pruneengine.statistics import Statistics
+
+NAMES = ("uniform", "global", "er", "er-plus", "owl", "dsa")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The sparsity of every matrix.
+
+    Attributes:
+        sparsities: by the linear's module path, in [0, 0.99] unless uniform. Their mean over weights is the target to
+            1e-12; under an N:M pattern whose decoder layers differ in size, nearly.
+        words: how it was decided.
+        values: what a decoder layer was judged by, where there is such a number: OWL's percentage of outliers, or the
+            function's value.
+        warnings: what the user should know.
+    """
+
+    sparsities: dict[str, float]
+    words: str
+    values: dict[int, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def needs_statistics(config: SparseConfig) -> bool:
+    """Whether the allocation reads Wanda's scores, and so statistics of the dense model with "squares".
+
+    Raises:
+        ValueError: an allocation that is neither a name, nor a function, nor a file.
+    """
+    meaning = _meaning(config.allocation)
+    return meaning == "owl" or isinstance(meaning, Function) or (meaning == "global" and config.method != "magnitude")
+
+
+def allocate_sparsities(
+    model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics | None = None
+) -> Allocation:
+    """Decide how much of each matrix goes.
+
+    ``uniform``; ``global``, one threshold over all scores of the method; ``er`` and ``er-plus``, Erdos-Renyi
+    densities, the latter with the last decoder layer dense; ``owl`` (Yin et al. 2024), decoder layers with more
+    outliers kept denser; ``dsa``, the function that the authors of DSA released; an allocation function as text or
+    file; or sparsities from a file (:func:`pruneengine.sparse.allocation_file.read_sparsities`). OWL and functions
+    read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices within it by
+    one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves dense.
+
+    Args:
+        model: the dense model.
+        matrices: what is pruned.
+        config: the allocation, the target and the pattern; under N:M each decoder layer gets its whole number of
+            weights per group, between none and M - 1.
+        statistics: of the dense model, with "squares", where :func:`needs_statistics` says so.
+
+    Raises:
+        ValueError: an unknown allocation, statistics that are missing, a file that does not fit, or a target that the
+            bounds do not allow.
+    """
+    if needs_statistics(config) and statistics is None:
+        raise ValueError(f"allocation {config.allocation!r} reads Wanda's scores: it needs statistics with 'squares'")
+    meaning = _meaning(config.allocation)
+    if meaning == "uniform":
+        wish = wish_uniform(matrices, config)
+        return Allocation(wish.shares, wish.words)
+    if isinstance(meaning, Function):
+        wish = wish_by_function(model, matrices, config, statistics, meaning)
+    elif isinstance(meaning, Path):
+        wish = wish_by_file(matrices, config, meaning)
+    elif meaning == "owl":
+        wish = wish_by_outliers(model, matrices, config, statistics)
+    elif meaning == "global":
+        wish = wish_global(model, matrices, config, statistics)
+    else:
+        wish = wish_by_shape(matrices, config, plus=meaning == "er-plus")
+    return _granted(wish, matrices, config)
+
+
+def _meaning(allocation: str) -> str | Function | Path:
+    if allocation in NAMES:
+        return PUBLISHED if allocation == "dsa" else allocation
+    if "|" in allocation or allocation.startswith("W:("):
+        return parse(allocation)
+    path = Path(allocation)
+    try:
+        found = path.is_file()
+    except OSError:
+        found = False
+    if not found:
+        raise ValueError(
+            f"unknown allocation {allocation!r}: expected {', '.join(NAMES)}, a function such as "
+            "'abslog | var | atan, asin', or a file that exists"
+        )
+    return Function.load(path) if is_function_file(path) else path
+
+
+def _granted(wish: Wish, matrices: Sequence[Matrix], config: SparseConfig) -> Allocation:
+    """The wish, moved and cut until the target is met within the bounds."""
+    target, m = config.sparsity, Pattern.parse(config.pattern).m
+    most = MOST if m is None else (m - 1) / m
+    least, most = (0, most) if wish.bound is None else (max(0, target - wish.bound), min(most, target + wish.bound))
+    names = [matrix.name for matrix in matrices]
+    bounds = [(0, 0) if name in wish.dense else (least, most) for name in names]
+    try:
+        met = meet_mean(
+            [wish.shares[name] for name in names], [matrix.numel for matrix in matrices], target, *zip(*bounds)
+        )
+    except ValueError as error:
+        raise ValueError(f"allocation {wish.words}: {error}") from None
+    sparsities, warnings = dict(zip(names, met, strict=True)), wish.warnings
+    if m is not None:
+        sparsities = round_to_groups(matrices, sparsities, target, m)
+        if target and len(set(sparsities.values())) == 1 and not warnings:
+            warnings = (f"allocation {wish.words}: in whole weights per group of {m} all layers come out the same",)
+    return Allocation(sparsities, wish.words, wish.values, warnings)
