@@ -127,9 +127,7 @@ def _granted(wish: Wish, matrices: Sequence[Matrix], config: SparseConfig) -> Al
     names = [matrix.name for matrix in matrices]
     bounds = [(0, 0) if name in wish.dense else (least, most) for name in names]
     try:
-        met = meet_mean(
-            [wish.shares[name] for name in names], [matrix.numel for matrix in matrices], target, *zip(*bounds)
-        )
+        met = meet_mean([wish.shares[name] for name in names], [matrix.numel for matrix in matrices], target, bounds)
     except ValueError as error:
         raise ValueError(f"allocation {wish.words}: {error}") from None
     sparsities, warnings = dict(zip(names, met, strict=True)), wish.warnings
