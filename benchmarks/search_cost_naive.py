@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pruneengine
-from pruneengine.engine import Stopwatch
 from pruneengine.family import MetricPoint
+from pruneengine.progress import Stopwatch
 from pruneengine.samples import Samples
 from pruneengine.search.candidate import Candidate
 from pruneengine.search.config import SearchConfig

@@ -70,7 +70,7 @@ def calibrate(
     subsets = checked_subsets(subsets or {}, len(samples))
     if samples.tokens.shape[1] < 2 and (losses or wanted - ACTIVATIONS):
         raise ValueError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
-    _check_tokens(model, samples)
+    check_tokens(model, samples)
     structure = structure or find_groups(model)
     layers = layers if layers is not None else range(structure.num_layers)
     if not len(layers):
@@ -85,7 +85,7 @@ def calibrate(
     pieces = [
         (slice(s, min(s + batch_size, len(samples))), samples.tokens[s : s + batch_size].to(device)) for s in starts
     ]
-    _check_weights(model)
+    check_weights(model)
     with frozen(model):
         if wanted & ELEMENTWISE:
             loss = backward_by_layer(
@@ -218,15 +218,16 @@ def _require_gradient(_module, args):
     return (args[0].detach().requires_grad_(True), *args[1:])
 
 
-def _check_tokens(model: nn.Module, samples: Samples) -> None:
+def check_tokens(model: nn.Module, samples: Samples) -> None:
+    """ValueError for a token id outside the model's vocabulary."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if samples.tokens.shape[1] and not 0 <= int(samples.tokens.min()) <= int(samples.tokens.max()) < vocabulary:
         worst = int(samples.tokens.max()) if int(samples.tokens.min()) >= 0 else int(samples.tokens.min())
         raise ValueError(f"token id {worst}: expected 0 to {vocabulary - 1}, the model's vocabulary")
 
 
-def _check_weights(model: nn.Module) -> None:
-    """One read of the weights, before a pass is spent."""
+def check_weights(model: nn.Module) -> None:
+    """ValueError for weights that are not finite: one read of them, before a pass is spent."""
     for name, parameter in model.named_parameters():
         if not bool(torch.stack(parameter.detach().aminmax()).isfinite().all()):
             raise ValueError(f"weights of {name} are not finite: they hold NaN or infinity")

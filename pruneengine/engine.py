@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from pruneengine.data import Samples, as_samples
 from pruneengine.fusion import HyWIA
 from pruneengine.hywia_fit import Fit, fit
 from pruneengine.plan import Plan, make_plan
+from pruneengine.progress import Stopwatch
 from pruneengine.score import Scores, score
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Structure, find_groups, model_fingerprint
@@ -215,18 +214,3 @@ def _plan(
     ratios = allocate(structure, scores, config.ratio, allocation=allocation, layers=layers, profile=profile, **options)
     shape = config.final_shape
     return make_plan(structure, scores, ratios, config.ratio, shape=shape, round_to=config.round_to, **options)
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage, in the order in which the stages began."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

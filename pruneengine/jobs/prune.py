@@ -16,7 +16,7 @@ from pruneengine.calibrate import calibrate
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
-from pruneengine.engine import PruneReport, Stopwatch, carry_out, decide, rehearse, split_samples
+from pruneengine.engine import PruneReport, carry_out, decide, rehearse, split_samples
 from pruneengine.evaluate import (
     PerplexityResult,
     best_dtype,
@@ -27,6 +27,7 @@ from pruneengine.evaluate import (
 from pruneengine.files import check_writable
 from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
+from pruneengine.progress import Stopwatch
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,

@@ -13,11 +13,11 @@ import torch
 
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
 from pruneengine.data import check_spec, evaluation_windows
-from pruneengine.engine import Stopwatch
 from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.extras import needs
 from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
+from pruneengine.progress import Stopwatch
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,

@@ -12,11 +12,12 @@ import torch
 from pruneengine.apply import compact
 from pruneengine.checkpoint import SavedCheckpoint, check_output, save
 from pruneengine.data import check_spec, evaluation_windows
-from pruneengine.engine import Stopwatch, rehearse
+from pruneengine.engine import rehearse
 from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.files import check_writable
 from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model
+from pruneengine.progress import Stopwatch
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures, plan_columns
 from pruneengine.search.adapruner import SearchRun, search

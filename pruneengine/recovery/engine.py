@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.data import Samples
-from pruneengine.engine import Stopwatch
 from pruneengine.extras import needs
 from pruneengine.loading import load_model, load_skeleton
+from pruneengine.progress import Stopwatch
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.instructions import as_rows, load_rows
 from pruneengine.recovery.lora import attach, detach, find_targets

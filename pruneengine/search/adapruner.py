@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pruneengine.engine import Stopwatch, rehearse
+from pruneengine.engine import rehearse
+from pruneengine.progress import Stopwatch
 from pruneengine.search import baselines as fixed
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.decide import Decider
