@@ -24,6 +24,9 @@ from pruneengine.score import Scores, score
 from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.texts import SearchTexts, search_texts
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.engine import SparseReport, sparsify
+from pruneengine.sparse.plan import SparsePlan
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Group, Structure, find_groups
 
@@ -47,6 +50,9 @@ __all__ = [
     "SearchConfig",
     "SearchRun",
     "SearchTexts",
+    "SparseConfig",
+    "SparsePlan",
+    "SparseReport",
     "Statistics",
     "Structure",
     "allocate",
@@ -68,4 +74,5 @@ __all__ = [
     "score",
     "search",
     "search_texts",
+    "sparsify",
 ]

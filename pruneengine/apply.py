@@ -8,8 +8,9 @@ inputs in their place (mask), or new values of the linears that read them (both)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def skip(model: nn.Module, structure: Structure, layers: Iterable[int]) -> Itera
     """Within the context these decoder layers pass their input on."""
     with contextlib.ExitStack() as undo:
         for layer in layers:
-            undo.enter_context(_identity(model.get_submodule(structure.layer_path(layer))))
+            undo.enter_context(stand_in(model.get_submodule(structure.layer_path(layer)), _identity))
         yield model
 
 
@@ -152,18 +153,39 @@ def compact(
     return model
 
 
-def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The groups that lose some of their units, and what they keep."""
-    return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
+def _identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
+    """Set the weights at True of a bool ``[out, in]`` to zero, in place."""
+    with torch.no_grad():
+        linear.weight.masked_fill_(mask, 0)
+
+
+def set_weight(linear: nn.Linear, values: Tensor) -> None:
+    """Write ``[out, in]`` values of any dtype into a weight, in place and rounded to its dtype."""
+    with torch.no_grad():
+        linear.weight.copy_(values)
 
 
 @contextlib.contextmanager
-def _identity(layer: nn.Module) -> Iterator[None]:
-    layer.forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+def stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the context a module computes ``forward`` and nothing of its own."""
+    own = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        del layer.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The groups that lose some of their units, and what they keep."""
+    return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
 
 
 def _checked(

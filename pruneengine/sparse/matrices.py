@@ -68,6 +68,14 @@ def of_layers(matrices: Iterable[Matrix]) -> dict[int, tuple[Matrix, ...]]:
     return layers
 
 
+def of_sites(matrices: Iterable[Matrix]) -> dict[str, tuple[Matrix, ...]]:
+    """The matrices that read one input together, by its site."""
+    sites: dict[str, tuple[Matrix, ...]] = {}
+    for matrix in matrices:
+        sites[matrix.site] = (*sites.get(matrix.site, ()), matrix)
+    return sites
+
+
 def check_columns(matrices: Iterable[Matrix], m: int) -> None:
     """Refuse rows that are no whole number of groups of ``m``; ValueError names the layers."""
     uneven = [matrix for matrix in matrices if matrix.columns % m]

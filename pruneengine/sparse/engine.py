@@ -1,0 +1,200 @@
+"""sparsify(): the whole path from a dense model to one with zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from pruneengine.calibrate import calibrate, check_tokens, check_weights
+from pruneengine.decoder import inference
+from pruneengine.progress import Stopwatch, track
+from pruneengine.samples import Samples, as_samples
+from pruneengine.sparse.allocations import Allocation, allocate_sparsities, needs_statistics
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.inputs import checked_norm
+from pruneengine.sparse.masks import zero_smallest
+from pruneengine.sparse.matrices import Matrix, check_columns, find_matrices, of_layers
+from pruneengine.sparse.passes import prune_layers
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
+from pruneengine.sparse.pruners import make_pruner
+from pruneengine.statistics import Statistics
+from pruneengine.structure import Structure, find_groups, model_fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class SparseReport:
+    """What was done, or by :func:`decide` what would be.
+
+    Attributes:
+        config: as asked.
+        plan: how many weights of every matrix are removed.
+        allocation: why so many of each; None where the plan was given.
+        statistics: of the dense model, where any were read.
+        seconds: by stage.
+        warnings: what went otherwise than asked.
+    """
+
+    config: SparseConfig
+    plan: SparsePlan
+    allocation: Allocation | None = None
+    statistics: Statistics | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        plan = self.plan
+        zeros, total = sum(plan.removed.values()), sum(rows * columns for rows, columns in plan.shapes.values())
+        spent = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        return (
+            f"{self.config.method} ({plan.pattern}, {plan.allocation}): {zeros:,} of {total:,} weights in "
+            f"{len(plan.shapes)} matrices removed, {plan.reached:.2%} for {plan.asked:.2%} asked ({spent})"
+        )
+
+
+def sparsify(
+    model: nn.Module,
+    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+    config: SparseConfig | None = None,
+    *,
+    statistics: Statistics | None = None,
+    plan: SparsePlan | None = None,
+) -> SparseReport:
+    """Set single weights of a model to zero, in place.
+
+    Embeddings and the head stay dense, and so do linears whose share is zero: those keep every bit. Layers are pruned
+    one after the other, so an error or Ctrl-C on the way (of SparseGPT or Wanda; never of the checks) leaves those
+    before pruned and those behind dense: load the model again.
+
+    Args:
+        model: a transformers causal language model of the Llama family, dense.
+        batches: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
+        config: what to do; may be left out with a plan.
+        statistics: of this dense model, with "squares": for allocations that read any, and in place of batches for
+            Wanda in mode "one-shot".
+        plan: counts made before, by this config's method and pattern; then none are worked out.
+
+    Raises:
+        ValueError: before the model is touched, for anything that cannot be done as asked: tokens outside the
+            vocabulary, weights that are not finite, rows that are no whole number of groups, a plan of another model.
+            While layers are pruned: activations that are not finite, or a Hessian that no damping helps.
+    """
+    if config is None:
+        config = SparseConfig() if plan is None else SparseConfig(plan.method, plan.asked, plan.pattern)
+    clock = Stopwatch()
+    with clock("structure"):
+        structure = find_groups(model)
+    if statistics is not None:
+        statistics.check(model=model_fingerprint(model))
+    report = decide(model, structure, batches, config, statistics=statistics, plan=plan, clock=clock)
+    return carry_out(model, structure, batches, report, clock)
+
+
+def decide(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    config: SparseConfig,
+    *,
+    statistics: Statistics | None = None,
+    plan: SparsePlan | None = None,
+    clock: Stopwatch | None = None,
+) -> SparseReport:
+    """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
+    clock = clock or Stopwatch()
+    with clock("check"):
+        matrices = _checked(model, structure, batches, config, statistics, plan)
+    reads = plan is None and needs_statistics(config)
+    if statistics is None and (reads or _reads_dense_norms(config)):
+        with clock("calibrate"):
+            statistics = calibrate(
+                model, batches, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
+            )
+    allocation = None
+    if plan is None:
+        with clock("allocate"):
+            allocation = allocate_sparsities(model, matrices, config, statistics)
+            plan = make_sparse_plan(
+                structure.model_type, matrices, allocation.sparsities, config.sparsity,
+                method=config.method, pattern=Pattern.parse(config.pattern), allocation=allocation.words,
+            )  # fmt: skip
+    warnings = allocation.warnings if allocation else ()
+    return SparseReport(config, plan, allocation, statistics, clock.seconds, warnings)
+
+
+def carry_out(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    report: SparseReport,
+    clock: Stopwatch,
+) -> SparseReport:
+    """What :func:`decide` decided, done to the model in place."""
+    config, plan = report.config, report.plan
+    matrices = find_matrices(model, structure, config.ignore)
+    chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
+    with clock("prune"), inference(model):
+        if config.method == "magnitude" or _reads_dense_norms(config):
+            statistics = None if config.method == "magnitude" else report.statistics
+            _prune_from(model, chosen, config, plan, statistics)
+            return report
+        pruner = make_pruner(model, plan, config)
+        pieces = [*as_samples(batches).batches(config.batch_size)]
+        found = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method)
+    return replace(report, warnings=report.warnings + found)
+
+
+def _reads_dense_norms(config: SparseConfig) -> bool:
+    return config.method == "wanda" and config.mode == "one-shot"
+
+
+def _prune_from(
+    model: nn.Module,
+    matrices: Sequence[Matrix],
+    config: SparseConfig,
+    plan: SparsePlan,
+    statistics: Statistics | None,
+) -> None:
+    """Masks that are known without running the model: of the weights alone, or with norms of its dense inputs."""
+    for of_layer in track([*of_layers(matrices).values()], config.method):
+        norms = None
+        if statistics is not None:
+            device = model.get_submodule(of_layer[0].name).weight.device
+            norms = {m.site: checked_norm(statistics.mean("squares", m.site), m.name).to(device) for m in of_layer}
+        zero_smallest(model, plan, of_layer, config.compared, norms)
+
+
+def _checked(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    config: SparseConfig,
+    statistics: Statistics | None,
+    plan: SparsePlan | None,
+) -> tuple[Matrix, ...]:
+    """The matrices, when all that is asked can be done."""
+    pattern = Pattern.parse(config.pattern)
+    matrices = find_matrices(model, structure, config.ignore)
+    if pattern.grouped:
+        check_columns(matrices, pattern.m)
+    if plan is not None:
+        plan.check(matrices)
+        for name, asked, planned in (("method", config.method, plan.method), ("pattern", config.pattern, plan.pattern)):
+            if asked != planned:
+                raise ValueError(f"the plan has {name} {planned!r}, the config {asked!r}")
+    needed = None
+    if config.method != "magnitude" and not (_reads_dense_norms(config) and statistics is not None):
+        needed = f"method {config.method!r} in mode {config.mode!r}"
+    elif statistics is None and plan is None and needs_statistics(config):
+        needed = f"allocation {config.allocation!r}"
+    if needed and batches is None:
+        raise ValueError(f"{needed} needs calibration batches, got none")
+    if statistics is not None and "squares" not in statistics.tensors:
+        collected = ", ".join(sorted(statistics.tensors)) or "none"
+        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+    if batches is not None:
+        check_tokens(model, as_samples(batches))
+    check_weights(model)
+    return matrices

@@ -1,0 +1,83 @@
+"""The model layer by layer over the calibration text, pruned behind what is pruned already or as the dense model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruneengine.layer_walk import LayerWalk
+from pruneengine.progress import track
+from pruneengine.sparse.matrices import Matrix, of_layers
+from pruneengine.sparse.pruners import Pruner
+from pruneengine.sparse.staged import StagedLayer, UnstageableError
+from pruneengine.structure import Structure
+
+
+def prune_layers(
+    model: nn.Module,
+    structure: Structure,
+    matrices: Sequence[Matrix],
+    pruner: Pruner,
+    batches: Sequence[Tensor],
+    mode: str,
+    description: str,
+) -> tuple[str, ...]:
+    """Run the layers one by one up to the last that has a matrix to prune, and prune them on the way.
+
+    Memory beside the model: the hidden states of the text, in mode "sequential" as much again for attention's outputs
+    and the input of one linear; and the sums of one site, in the other modes of one layer.
+
+    Args:
+        model: in evaluation mode, without gradients; changed in place. Ctrl-C leaves the layers before pruned.
+        structure: of the model.
+        matrices: those that lose a weight.
+        pruner: of the method.
+        batches: token ids, int64 ``[b, T]`` of one T.
+        mode: as in :class:`pruneengine.sparse.config.SparseConfig`.
+        description: for progress.
+
+    Returns:
+        Warnings: what went otherwise than asked.
+    """
+    layers = of_layers(matrices)
+    last = max(layers, default=-1)
+    walk = LayerWalk(model, structure, batches)
+    hidden, warnings = walk.inputs, []
+    for layer in track(range(last + 1), description):
+        chosen, advance = layers.get(layer, ()), layer < last
+        if chosen and mode == "sequential":
+            try:
+                StagedLayer(model, structure, walk, layer, hidden).prune(chosen, pruner, last=not advance)
+            except UnstageableError as error:
+                warnings.append(
+                    f"layer {layer} ran twice: {error.module} is not the last to touch what its part gives, so the "
+                    "statistics of the linears behind it are those of the layer as it was before they were pruned"
+                )
+                chosen = error.left
+            else:
+                continue
+        if chosen:
+            sums = _observe(walk, layer, hidden, chosen, pruner, advance=mode == "one-shot")
+            pruner.prune(chosen, sums)
+        if advance and not (chosen and mode == "one-shot"):
+            for batch, h in enumerate(hidden):
+                hidden[batch] = walk.run(layer, h)
+    return (*warnings, *pruner.warnings)
+
+
+def _observe(
+    walk: LayerWalk, layer: int, hidden: list[Tensor], matrices: Sequence[Matrix], pruner: Pruner, *, advance: bool
+) -> dict[str, Any]:
+    """Sums of what enters each site of a layer that is run as it is; ``hidden`` becomes its output with ``advance``."""
+    modules = {matrix.site: matrix.name for matrix in matrices}
+    sums = {site: pruner.sums() for site in modules}
+    for batch, h in enumerate(hidden):
+        with walk.recording(modules.values()) as seen:
+            output = walk.run(layer, h)
+        for site, module in modules.items():
+            sums[site].add(seen[module])
+        if advance:
+            hidden[batch] = output
+    return sums

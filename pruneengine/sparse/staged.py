@@ -1,0 +1,144 @@
+"""One decoder layer, run once over the whole text and pruned on the way: each linear behind all that come before it.
+
+The layer's own forward is followed as far as a linear that is to be pruned; there it is stopped, the next batch comes,
+and after the last one the linear is pruned. What a layer's two parts (attention, MLP) compute would be computed again
+at every stop. So the input of a part's last linear is kept, and from there on the finished part is stood in for by what
+that linear makes of it. Only norms and additions run more than once.
+
+Beside the hidden states of the text this holds what attention gave, and the input of one linear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pruneengine.apply import stand_in
+from pruneengine.layer_walk import LayerWalk
+from pruneengine.sparse.matrices import Matrix, of_sites
+from pruneengine.sparse.pruners import Pruner
+from pruneengine.structure import Site, Structure, get_linear
+
+
+class UnstageableError(Exception):
+    """A part of the layer does not simply give on what its last linear computes.
+
+    Attributes:
+        module: that linear.
+        left: the layer's matrices that are not pruned yet.
+    """
+
+    def __init__(self, module: str, left: tuple[Matrix, ...] = ()) -> None:
+        super().__init__(module)
+        self.module, self.left = module, left
+
+
+class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
+    def __init__(self, found: object) -> None:
+        super().__init__()
+        self.found = found
+
+
+class StagedLayer:
+    """A decoder layer on its way from stage to stage."""
+
+    def __init__(
+        self, model: nn.Module, structure: Structure, walk: LayerWalk, layer: int, hidden: list[Tensor]
+    ) -> None:
+        """Args: what enters the layer as ``hidden``, ``[b, T, H]`` a batch."""
+        self._model, self._walk, self._layer, self._hidden = model, walk, layer, hidden
+        self._sites = [site for site in structure.sites if site.name.startswith(f"layers.{layer}.")]
+        # (module of a finished part, its outputs, the length of the tuple that it wraps them in or None)
+        self._finished: list[tuple[nn.Module, list[Tensor], int | None]] = []
+
+    def prune(self, matrices: Sequence[Matrix], pruner: Pruner, *, last: bool) -> None:
+        """Prune the layer's matrices site by site; ``hidden`` becomes what leaves the layer.
+
+        Args:
+            matrices: of this layer.
+            pruner: decides on one site's matrices from what enters it.
+            last: nobody reads ``hidden`` any more: stop behind the last matrix.
+
+        Raises:
+            UnstageableError: with what is left; ``hidden`` is as it was.
+        """
+        left = of_sites(matrices)
+        for entry, out in zip(self._sites[::2], self._sites[1::2], strict=True):
+            if entry.name in left:
+                pruner.prune(left.pop(entry.name), {entry.name: self._sums(pruner, entry)})
+            if last and not left:
+                return
+            try:
+                part, inputs, wrapped = self._kept(out)
+            except UnstageableError as error:
+                raise UnstageableError(error.module, sum(left.values(), ())) from None
+            if out.name in left:
+                sums = pruner.sums()
+                for x in inputs:
+                    sums.add(x)
+                pruner.prune(left.pop(out.name), {out.name: sums})
+            if last and not left:
+                return
+            linear = get_linear(self._model, out.module)
+            for batch, x in enumerate(inputs):
+                inputs[batch] = linear(x)
+            self._finished.append((part, inputs, wrapped))
+        self._hidden[:] = [self._run(batch) for batch in range(len(self._hidden))]
+
+    def _sums(self, pruner: Pruner, site: Site):
+        sums, module = pruner.sums(), self._model.get_submodule(site.module)
+        for batch in range(len(self._hidden)):
+            with _stopping(module.register_forward_pre_hook(_reached_with)) as reached:
+                self._run(batch)
+            sums.add(reached[0][0])
+        return sums
+
+    def _kept(self, site: Site) -> tuple[nn.Module, list[Tensor], int | None]:
+        """The part that ends in a site's linear, what enters it for each batch, and how outputs are wrapped."""
+        linear, part = get_linear(self._model, site.module), self._model.get_submodule(site.module.rpartition(".")[0])
+        inputs: list[Tensor] = []
+        wrapped = None
+
+        def instead(x: Tensor) -> Tensor:
+            inputs.append(x)
+            outputs.append(x.new_zeros(1).expand(*x.shape[:-1], linear.weight.shape[0]))
+            return outputs[-1]
+
+        for batch in range(len(self._hidden)):
+            outputs: list[Tensor] = []
+            with stand_in(linear, instead), _stopping(part.register_forward_hook(_reached_behind)) as reached:
+                self._run(batch)
+            given = reached[0]
+            wrapped = len(given) if isinstance(given, tuple) else None
+            if (given if wrapped is None else given[0]) is not outputs[-1]:
+                raise UnstageableError(site.module)
+        return part, inputs, wrapped
+
+    def _run(self, batch: int) -> Tensor:
+        with contextlib.ExitStack() as undo:
+            for part, outputs, wrapped in self._finished:
+                given = outputs[batch] if wrapped is None else (outputs[batch], *[None] * (wrapped - 1))
+                undo.enter_context(stand_in(part, lambda *_args, given=given, **_kwargs: given))
+            return self._walk.run(self._layer, self._hidden[batch])
+
+
+@contextlib.contextmanager
+def _stopping(handle):
+    """A forward pass within the context may end early at a hook, which is then removed; yields what it found there."""
+    found: list = []
+    try:
+        yield found
+    except _Reached as reached:
+        found.append(reached.found)
+    finally:
+        handle.remove()
+
+
+def _reached_with(_module, args):
+    raise _Reached(args)
+
+
+def _reached_behind(_module, _args, output):
+    raise _Reached(output)
