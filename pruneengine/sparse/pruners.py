@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from pruneengine.apply import set_weight
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.inputs import SquareSums
+from pruneengine.sparse.inputs import Hessian, SquareSums
 from pruneengine.sparse.masks import zero_smallest
-from pruneengine.sparse.matrices import Matrix
+from pruneengine.sparse.matrices import Matrix, of_sites
+from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan
+from pruneengine.sparse.sparsegpt import Share, inverse_factor, prune_columns
+from pruneengine.structure import get_linear
 
 
 class Pruner(Protocol):
@@ -45,6 +51,53 @@ class Wanda:
         zero_smallest(self._model, self._plan, matrices, self._compare, norms)
 
 
+class SparseGPT:
+    """Frantar & Alistarh 2023: the weights that stay make up for those that go."""
+
+    def __init__(self, model: nn.Module, plan: SparsePlan, config: SparseConfig) -> None:
+        self._model, self._plan, self._config = model, plan, config
+        self._m = Pattern.parse(plan.pattern).m
+        self.warnings: list[str] = []
+
+    def sums(self) -> Hessian:
+        return Hessian()
+
+    def prune(self, matrices: Sequence[Matrix], sums: Mapping[str, Hessian]) -> None:
+        for site, together in of_sites(matrices).items():
+            self._prune(together, sums[site])
+
+    def _prune(self, matrices: Sequence[Matrix], hessian: Hessian) -> None:
+        names = ", ".join(matrix.name for matrix in matrices)
+        sums = hessian.matrix(names)
+        dead = sums.diagonal() == 0
+        sums.diagonal().masked_fill_(dead, 1)
+        factor = self._factor(sums, names)
+        linears = [get_linear(self._model, matrix.name) for matrix in matrices]
+        columns = torch.cat([linear.weight.detach().T.float() for linear in linears], 1)
+        ends = [*accumulate(matrix.rows for matrix in matrices)]
+        shares = [
+            Share(slice(end - matrix.rows, end), self._plan.removed[matrix.name], self._kept(matrix))
+            for matrix, end in zip(matrices, ends, strict=True)
+        ]
+        prune_columns(columns, factor, dead, shares, self._config.block, self._m)
+        for linear, share in zip(linears, shares, strict=True):
+            set_weight(linear, columns[:, share.rows].T)
+
+    def _factor(self, hessian: Tensor, names: str) -> Tensor:
+        try:
+            factor, damp = inverse_factor(hessian, self._config.damp)
+        except ValueError as error:
+            raise ValueError(f"{names}: {error}") from None
+        if damp != self._config.damp:
+            self.warnings.append(
+                f"{names}: no Cholesky factor at damp {self._config.damp:g}; {damp:g} was taken in its place"
+            )
+        return factor
+
+    def _kept(self, matrix: Matrix) -> int | None:
+        return None if self._m is None else self._plan.kept_of_group(matrix.name)
+
+
 def make_pruner(model: nn.Module, plan: SparsePlan, config: SparseConfig) -> Pruner:
     """The config's method, for this model and plan."""
-    return Wanda(model, plan, config)
+    return {"wanda": Wanda, "sparsegpt": SparseGPT}[config.method](model, plan, config)

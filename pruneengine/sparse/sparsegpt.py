@@ -1,0 +1,112 @@
+"""SparseGPT's column loop (Frantar & Alistarh 2023, algorithm 1): what goes, and what the others take over for it.
+
+With H the Hessian of a linear's squared error and ``H^-1 = U^T U``, U upper triangular, the weight ``w_j`` of a row may
+go at the cost ``w_j^2 / U_jj^2``; the columns behind it make up for it by ``-(w_j / U_jj) U_j,j+1:``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruneengine import ops
+
+# Stronger than this, the mean of the diagonal many times over, nothing of the Hessian would be left.
+STRONGEST_DAMPING = 10.0
+# Columns that are brought up to date together: one matrix product in place of so many smaller ones.
+_STRIDE = 32
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of the stacked linears loses.
+
+    Attributes:
+        rows: its rows of the stack.
+        count: weights that go where there is no pattern.
+        kept: N of the pattern, or None.
+    """
+
+    rows: slice
+    count: int
+    kept: int | None
+
+
+def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
+    """The upper triangular U of ``(H + damping)^-1 = U^T U``, and the damping that it took.
+
+    Where there is no Cholesky factor the damping is made ten times as strong and it is tried again.
+
+    Args:
+        hessian: float32 ``[C, C]``, symmetric, with a positive diagonal; changed in place.
+        damp: what is added to the diagonal, as a fraction of its mean.
+
+    Raises:
+        ValueError: no factor up to :data:`STRONGEST_DAMPING`.
+    """
+    diagonal = hessian.diagonal()
+    mean, own = diagonal.mean(), diagonal.clone()
+    while True:
+        diagonal.copy_(own + damp * mean)
+        # Backwards, so that the factor is of the form that its inverse needs: H = R R^T with R upper, and U = R^-1.
+        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+        if not int(failed):
+            eye = torch.eye(len(hessian), device=hessian.device)
+            factor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+            if bool(factor.isfinite().all()):
+                return factor, damp
+        if damp >= STRONGEST_DAMPING:
+            raise ValueError(f"no Cholesky factor of the Hessian, up to a damping of {damp:g} times its mean diagonal")
+        damp = min(10 * damp, STRONGEST_DAMPING)
+
+
+def prune_columns(
+    columns: Tensor, factor: Tensor, dead: Tensor, shares: Sequence[Share], block: int, m: int | None
+) -> None:
+    """Prune stacked linears that read one input, and let the weights that stay make up for those that go.
+
+    Args:
+        columns: float32 ``[C, R]``, the transposed weights one beside the other; changed in place.
+        factor: U of :func:`inverse_factor`.
+        dead: bool ``[C]``, inputs that are always zero: their weights go first.
+        shares: of the stack.
+        block: columns whose weights compete and whose errors are handed on together.
+        m: of the pattern, a divisor of ``block`` and of C; None for unstructured.
+    """
+    total = len(columns)
+    scale = factor.diagonal().reciprocal()
+    worth = scale.masked_fill(dead, 0)
+    stride = m or _STRIDE
+    for start in range(0, total, block):
+        stop = min(start + block, total)
+        part, upper, inverse = columns[start:stop], factor[start:stop, start:stop], scale[start:stop, None]
+        errors = torch.empty_like(part)
+        gone = torch.empty_like(part, dtype=torch.bool)
+        if m is None:
+            for share in shares:
+                count = share.count * stop // total - share.count * start // total
+                gone[:, share.rows] = _cheapest(part[:, share.rows] * worth[start:stop, None], count)
+        for first in range(0, stop - start, stride):
+            now = slice(first, min(first + stride, stop - start))
+            if first:
+                part[now].addmm_(upper[:first, now].T, errors[:first], alpha=-1)
+            if m is not None:
+                rows = part[now].T.contiguous()
+                for share in shares:
+                    gone[now, share.rows] = ops.nm_mask(rows[share.rows], share.kept, m, worth[start:stop][now]).T
+            weight = gone[now] * inverse[now]
+            for i in range(now.start, now.stop):
+                if i > first:
+                    part[i].addmv_(errors[first:i].T, upper[first:i, i], alpha=-1)
+                torch.mul(part[i], weight[i - first], out=errors[i])
+        part.masked_fill_(gone, 0)
+        if stop < total:
+            columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+
+
+def _cheapest(costs: Tensor, count: int) -> Tensor:
+    """True at the ``count`` entries of smallest magnitude: bool, of the shape of ``costs``."""
+    return ops.select_mask(costs.abs_().view(1, -1), count).view_as(costs)
