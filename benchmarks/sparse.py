@@ -1,0 +1,204 @@
+"""Sparse pruning, allocation by allocation: ``python benchmarks/sparse.py --data DIR --function 0.6=FILE ...``.
+
+Perplexity of WikiText-2's test text after Wanda at several sparsities, and after magnitude and SparseGPT at the first of
+them, for every allocation and for functions that a search found. Calibration is on 32 x 512 tokens of C4 unless said
+otherwise; the papers take 128 x 2,048. Every cell is kept as it is measured, so that a run that was stopped goes on
+where it was; ``--list`` shows what is missing and about how long it takes. The results go to
+``benchmarks/results/sparse.csv`` and ``sparse.md``; with ``--model``, to files that carry the model's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import pruneengine
+from benchmarks.models import smollm2
+from benchmarks.sparse_cells import DENSE, METHODS, OURS, ROWS, Cell, Column, Study, cells, columns
+from benchmarks.sparse_report import markdown, write_csv
+from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
+from pruneengine.files import write_atomically
+from pruneengine.progress import set_progress
+from pruneengine.sparse.config import MODES
+
+# Seconds on two cores, of a 135M model and the default sizes: what is said before anything was timed.
+EXPECTED_FORWARD = 2.1e-3
+EXPECTED_PRUNE = {"magnitude": 5.0, "wanda": 60.0, "sparsegpt": 180.0}
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    set_progress(True)
+    wanted = columns(options.methods, options.sparsities)
+    try:
+        functions = read_functions(options.function, wanted)
+        study = load(options, functions)
+    except (ValueError, OSError) as error:
+        sys.exit(f"sparse: {error}")
+    chosen = cells(wanted, options.rows, options.seeds, functions, options.full_rows if options.full else None)
+    missing = [cell for cell in chosen if study.result(cell) is None]
+    state = f"{len(missing)} of {len(chosen)} cells are missing{left(study, chosen, missing)}"
+    if options.list:
+        print(*missing, state, sep="\n")
+        return
+    print(state, flush=True)
+    failed: dict[Cell, str] = {}
+    try:
+        failed = run(study, chosen, missing)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+    report(study, chosen, options)
+    if failed:
+        sys.exit("\n".join(f"failed: {cell}: {reason}" for cell, reason in failed.items()))
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with c4/c4_demo.jsonl and wikitext2/test_docs.jsonl")
+    parser.add_argument("--calibration", help="text spec (default: of DATA, else c4 from the hub)")
+    parser.add_argument("--evaluation", help="text spec (default: of DATA, else wikitext2 from the hub)")
+    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
+    parser.add_argument(
+        "--function", action="append", default=[], metavar="[METHOD@]SPARSITY=FILE",
+        help="a function of a search (the row ours); without METHOD for every method that has none of its own",
+    )  # fmt: skip
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="allocations")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--sparsities", type=float, nargs="+", default=[0.6, 0.5, 0.7], help="of wanda; the others take the first"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration samples")
+    parser.add_argument("--mode", choices=MODES, default="sequential", help="two-pass is what the papers' code does")
+    parser.add_argument("--nsamples", type=int, default=32, help="calibration samples (published: 128)")
+    parser.add_argument("--seqlen", type=int, default=512, help="tokens a sample (published: 2048)")
+    parser.add_argument("--window", type=int, default=2048, help="tokens a window of the perplexity")
+    parser.add_argument("--windows", type=int, default=16, help="how many, from the start of the text")
+    parser.add_argument("--full", action="store_true", help="measure dense and --full-rows on all windows, too")
+    parser.add_argument("--full-rows", nargs="*", choices=ROWS, default=["uniform", OURS], metavar="ROW")
+    parser.add_argument("--batch-size", type=int, default=1, help="windows a forward of the perplexity")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "sparse", help="folder of the cells")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file and the table")
+    parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
+    options = parser.parse_args(given)
+    for name in ("nsamples", "seqlen", "windows", "batch_size", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if wrong := [value for value in options.sparsities if not 0 < value < 1]:
+        parser.error(f"--sparsities must lie between 0 and 1, got {wrong[0]}")
+    data = options.data
+    options.calibration = options.calibration or (str(data / "c4" / "c4_demo.jsonl") if data else "c4")
+    options.evaluation = options.evaluation or (str(data / "wikitext2" / "test_docs.jsonl") if data else "wikitext2")
+    return options
+
+
+def read_functions(given: Sequence[str], wanted: Sequence[Column]) -> dict[Column, Path]:
+    """``[METHOD@]SPARSITY=FILE`` as the file of each column; ValueError for one that no column takes."""
+    found: dict[Column, Path] = {}
+    for text in sorted(given, key=lambda text: "@" in text.partition("=")[0]):
+        column, separator, file = text.partition("=")
+        method, at, sparsity = column.rpartition("@")
+        try:
+            value = float(sparsity)
+        except ValueError:
+            separator = ""
+        if not separator or not file or (at and not method):
+            raise ValueError(f"--function {text!r}: expected SPARSITY=FILE or METHOD@SPARSITY=FILE, such as 0.6=f.json")
+        fitting = [one for one in wanted if one[1] == value and method in ("", one[0])]
+        if not fitting:
+            known = ", ".join(f"{m}@{s:g}" for m, s in wanted)
+            raise ValueError(f"--function {text!r}: no column is {column}; there are {known}")
+        if not Path(file).is_file():
+            raise ValueError(f"--function {text!r}: there is no file {file}")
+        found |= dict.fromkeys(fitting, Path(file))
+    return found
+
+
+def load(options: argparse.Namespace, functions: dict[Column, Path]) -> Study:
+    """The model and its texts; nothing is measured yet."""
+    for spec in (options.calibration, options.evaluation):
+        pruneengine.data.check_spec(spec, None, default=1)
+    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
+    samples = {
+        seed: pruneengine.load_samples(
+            options.calibration, tokenizer, options.nsamples, options.seqlen, seed, model=model
+        )
+        for seed in options.seeds
+    }
+    windows = pruneengine.evaluation_windows(
+        options.evaluation, tokenizer, options.window, None if options.full else options.windows
+    )
+    options.cache.mkdir(parents=True, exist_ok=True)
+    fields = {"mode": options.mode, "nsamples": options.nsamples, "seqlen": options.seqlen}
+    return Study(
+        model, samples, windows, options.windows, options.cache, functions, fields, batch_size=options.batch_size
+    )
+
+
+def run(study: Study, chosen: Sequence[Cell], missing: Sequence[Cell]) -> dict[Cell, str]:
+    """Measure what is missing, a line a cell with the time that is left; the cells that failed, and why."""
+    failed = {}
+    for number, cell in enumerate(missing, 1):
+        try:
+            found = study.measure(cell)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            failed[cell] = " ".join(str(error).split())
+            print(f"{number}/{len(missing)}  {cell}: failed ({failed[cell]})", flush=True)
+            continue
+        reached = f", sparsity {found['reached']:.4%}" if "reached" in found else ""
+        print(
+            f"{number}/{len(missing)}  {cell}: perplexity {found['perplexity']:.2f}{reached}  "
+            f"({found['seconds']:.0f} s{left(study, chosen, missing[number:])})",
+            flush=True,
+        )
+    return failed
+
+
+def left(study: Study, chosen: Sequence[Cell], missing: Sequence[Cell]) -> str:
+    """Roughly how long the missing cells take, by what cells of their kind took."""
+    if not missing:
+        return ""
+    taken: dict[tuple[str, bool], list[float]] = {}
+    for cell in chosen:
+        if (found := study.result(cell)) is not None:
+            taken.setdefault((cell.method, cell.full), []).append(found["seconds"])
+    seconds = 0.0
+    for cell in missing:
+        tokens = (len(study.windows) if cell.full else study.first) * study.windows.tokens.shape[1]
+        guess = EXPECTED_PRUNE.get(cell.method, 0.0) + tokens * EXPECTED_FORWARD
+        known = taken.get((cell.method, cell.full))
+        seconds += statistics.median(known) if known else guess
+    return f"; about {seconds / 60:.0f} min left"
+
+
+def report(study: Study, chosen: Sequence[Cell], options: argparse.Namespace) -> None:
+    """The CSV and the table of what is there, whatever is still missing."""
+    results = {cell: found for cell in chosen if (found := study.result(cell)) is not None}
+    if Cell(DENSE) not in results:
+        return
+    name = Path(options.model).name if options.model else "SmolLM2-135M-Instruct"
+    setting = {
+        "model": name, "calibration": Path(options.calibration).name, "samples": str(options.nsamples),
+        "seqlen": str(options.seqlen), "mode": options.mode, "window": str(options.window), "device": cpu_name(),
+        "threads": str(options.threads), "versions": versions("torch", "transformers"),
+        "date": date.today().isoformat(),
+    }  # fmt: skip
+    labels = {column: path.name for column, path in study.functions.items()}
+    stem = f"sparse-{name}" if options.model else "sparse"
+    write_csv(options.results / f"{stem}.csv", results, labels, setting)
+    text = markdown(results, labels, setting)
+    write_atomically(options.results / f"{stem}.md", text)
+    print("", text, f"written: {options.results / stem}.csv and .md", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
