@@ -1,7 +1,7 @@
 """Sparse pruning, allocation by allocation: ``python benchmarks/sparse.py --data DIR --function 0.6=FILE ...``.
 
-Perplexity of WikiText-2's test text after Wanda at several sparsities, and after magnitude and SparseGPT at the first of
-them, for every allocation and for functions that a search found. Calibration is on 32 x 512 tokens of C4 unless said
+Perplexity of WikiText-2's test text after Wanda at several sparsities, and after magnitude and SparseGPT at the first
+of them, for every allocation and for functions that a search found. Calibration is on 32 x 512 tokens of C4 unless said
 otherwise; the papers take 128 x 2,048. Every cell is kept as it is measured, so that a run that was stopped goes on
 where it was; ``--list`` shows what is missing and about how long it takes. The results go to
 ``benchmarks/results/sparse.csv`` and ``sparse.md``; with ``--model``, to files that carry the model's name.
