@@ -7,6 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.pages import read
 from tests.test_cli import folder, prune_arguments, run  # noqa: F401
 from tests.test_recovery import at_micro_batch
 
@@ -144,7 +145,7 @@ def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeyp
     def fail(*_arguments, **_options):
         raise FloatingPointError("the loss of step 2 is nan")
 
-    monkeypatch.setattr("pruneengine.jobs.prune.recover", fail)
+    monkeypatch.setattr("pruneengine.jobs.recover_pruned.recover", fail)
     out = tmp_path / "out"
     options = ("--method", "magnitude_l1", "--ratio", 0.4, "--recover", "--recover-data", folder / "text.txt")
     done = run(*prune_arguments(folder, *options, "--no-proof", "--out", out))
@@ -153,3 +154,15 @@ def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeyp
     plan, report = (json.loads((out / name).read_text()) for name in ("plan.json", "report.json"))
     assert sum(t.numel() for t in load_file(out / "model.safetensors").values()) == plan["params_after"]
     assert "recovery" not in report
+
+
+def test_the_page_of_a_prune_shows_its_compensation(folder, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    options = ("--method", "magnitude_l1", "--ratio", 0.4, "--compensate", "least-squares", "--no-proof")
+    done = run(*prune_arguments(folder, *options, "--out", out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "report.json").read_text())["compensation"]["held-out error"]
+    fitted = sum(row["ridge"] is not None for row in rows)
+    page = read((out / "report.html").read_text()).text
+    assert f"By least-squares, sequential: {fitted} of {len(rows)} groups were refitted" in page
+    assert all(row["group"] in page for row in rows)

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 pytest.importorskip("optuna")
 
+from tests.pages import read
 from tests.test_cli import folder, run
 
 __all__ = ["folder"]
@@ -103,3 +107,68 @@ def test_results_are_not_reported_on_text_that_was_searched_on(texts, tmp_path):
     done = run(*arguments(texts, tmp_path / "pruned", "--eval-text", texts / "search.txt"))
     assert done.returncode == 2
     assert "must be reported on text that the search never saw" in done.stderr
+
+
+RECOVERY = "cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nlr: 0.01\nlora_r: 4\nmax_steps: 3\n"
+
+
+def recovered_arguments(texts, out, *more):
+    """A search with the recovery of three steps; its recipe lies beside the output."""
+    recipe = out.with_name("lora.yaml")
+    recipe.write_text(RECOVERY)
+    recovery = ("--recover", "--recover-data", texts / "text.txt", "--recover-recipe", recipe)
+    return arguments(texts, out, "--trials", 2, *recovery, *more)
+
+
+def test_a_search_recovers_in_one_command(texts, tmp_path):
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    done = run(*recovered_arguments(texts, out, "--recover-steps", 4))
+    assert done.returncode == 0, done.stderr
+    assert "4 steps over" in done.stdout
+    assert "reloaded in a fresh process" in done.stdout
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert (recipe["search"]["ratio"], recipe["recovery"]["config"]["max_steps"]) == (0.4, 4)
+    report = json.loads((out / "report.json").read_text())
+    sides = report["recovery"]["perplexity"]
+    assert sides["before"] == report["perplexity"]["pruned"] != sides["after"]
+    assert report["proof"]["argmax_agreement"] == 1
+    page = read((out / "report.html").read_text()).text
+    for expected in ("Perplexity, recovered", "4 steps of training on", "Reopened in a fresh process"):
+        assert expected in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.yaml", "out", "out-search"]
+
+    # The weights are the recovered ones, of the same plan.
+    assert run(*arguments(texts, plain, "--trials", 2, "--no-proof")).returncode == 0
+    assert (plain / "plan.json").read_text() == (out / "plan.json").read_text()
+    one, other = (load_file(path / "model.safetensors") for path in (out, plain))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_recovery_that_fails_leaves_the_found_model_and_its_report(texts, tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise FloatingPointError("the loss of step 2 is nan")
+
+    monkeypatch.setattr("pruneengine.jobs.recover_pruned.recover", fail)
+    out = tmp_path / "out"
+    done = run(*recovered_arguments(texts, out, "--no-proof"))
+    assert done.returncode == 2
+    assert f"the loss of step 2 is nan. The pruned model without recovery is saved in {out}" in done.stderr
+    plan, report = (json.loads((out / name).read_text()) for name in ("plan.json", "report.json"))
+    assert sum(t.numel() for t in load_file(out / "model.safetensors").values()) == plan["params_after"]
+    assert len(report["trials"]) == 2
+    assert "recovery" not in report
+    assert "recovery" not in yaml.safe_load((out / "recipe.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--recover-steps", 3), "options of the recovery without --recover"),
+        (("--recover",), "needs --recover-data"),
+        (("--recover", "--recover-data", "absent.jsonl"), "'absent.jsonl' does not exist"),
+    ],
+)
+def test_a_bad_recovery_is_refused_before_the_search(texts, tmp_path, more, message):
+    done = run(*arguments(texts, tmp_path / "out", *more))
+    assert (done.returncode, message in done.stderr, "loading" in done.stderr) == (2, True, False)
+    assert not list(tmp_path.iterdir())

@@ -23,6 +23,15 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a G
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the weights in memory and on disk.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
+Ratio = Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")]
+Shape = Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")]
+Layers = Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")]
+RoundTo = Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")]
+Recipe = Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")]
+EvalSeqlen = Annotated[int, typer.Option(help="Tokens a window of that text.")]
+EvalWindows = Annotated[int | None, typer.Option(help="Windows of that text (16).")]
+Proof = Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
 
 
 def parse_dtype(name: str):

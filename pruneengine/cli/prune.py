@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype, read_config
+from pruneengine.cli.app import (
+    Device,
+    Dtype,
+    EvalSeqlen,
+    EvalWindows,
+    Layers,
+    Model,
+    Overwrite,
+    Proof,
+    Ratio,
+    Recipe,
+    RoundTo,
+    Shape,
+    Trust,
+    err,
+    out,
+    parse_device,
+    parse_dtype,
+    read_config,
+)
+from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
 
 
 def prune(
     model: Model,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")] = None,
     method: Annotated[str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")] = None,
+    ratio: Ratio = None,
     structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers.")] = None,
     allocation: Annotated[str | None, typer.Option(help="uniform, global or unstructured.")] = None,
-    shape: Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")] = None,
+    shape: Shape = None,
     protocol: Annotated[str | None, typer.Option(help="engine, or llm-pruner: the ratio is inside --layers.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")] = None,
+    layers: Layers = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean, prod, max, first or last member.")] = None,
     fold: Annotated[str | None, typer.Option(help="gqa, or llm-pruner: its misaligned fold, to compare.")] = None,
-    round_to: Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")] = None,
+    round_to: RoundTo = None,
     compensate: Annotated[
         str | None, typer.Option(help="none, bias or least-squares: kept units make up for removed ones.")
     ] = None,
@@ -40,22 +60,22 @@ def prune(
     hywia_blend: Annotated[float | None, typer.Option(help="A fixed share of the fine score, 0 to 1.")] = None,
     hywia_steps: Annotated[int | None, typer.Option(help="Steps of the fit (40).")] = None,
     hywia_samples: Annotated[int | None, typer.Option(help="Samples held out for the fit (8).")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
+    recipe: Recipe = None,
     statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
-    recover: Annotated[bool, typer.Option("--recover", help="Train LoRA on the pruned model, see recover.")] = False,
-    recover_data: Annotated[str | None, typer.Option(metavar="SPEC", help="What to train on.")] = None,
-    recover_steps: Annotated[int | None, typer.Option(help="Steps, in place of 2 epochs.")] = None,
-    recover_recipe: Annotated[Path | None, typer.Option(help="YAML file of recover's options; flags win.")] = None,
+    recover: Recover = False,
+    recover_data: RecoverData = None,
+    recover_steps: RecoverSteps = None,
+    recover_recipe: RecoverRecipe = None,
     eval_text: Annotated[
         str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")
     ] = "builtin-eval",
-    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of that text.")] = 256,
-    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text (16).")] = None,
+    eval_seqlen: EvalSeqlen = 256,
+    eval_windows: EvalWindows = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s (keeps a dense copy in memory).")] = False,
     prompt: Annotated[str | None, typer.Option(help="Let the reloaded checkpoint continue this.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the per-layer plan and stop.")] = False,
-    proof: Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    proof: Proof = True,
+    overwrite: Overwrite = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -76,8 +96,7 @@ def prune(
         "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
     }  # fmt: skip
     config = read_config(PruneConfig, recipe, given)
-    trained = {"data": recover_data, "max_steps": recover_steps}
-    recovery = _recovery(recover, recover_recipe, {name: value for name, value in trained.items() if value is not None})
+    recovery = recovery_config(recover, recover_recipe, recover_data, recover_steps)
     if out_dir is None and not dry_run:
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
@@ -104,23 +123,7 @@ def prune(
         tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
     if eval_text.startswith("builtin") or config.calibration == "builtin":
         out.print(SMOKE_TEXT)
-    if result.saved.proof is not None:
-        checked = result.saved.proof
-        out.print(
-            f"reloaded in a fresh process with {checked.loader}: logits within {checked.max_difference:.1e}, "
-            f"next tokens equal at {checked.argmax_agreement:.1%} of positions"
-        )
+    tables.show_proof(out, result.saved)
     if result.text is not None:
         out.print(f"there it continues {prompt!r}: {result.text!r}")
-    out.print(f"saved {result.saved.path} ({result.saved.bytes / 1e6:.1f} MB)")
-
-
-def _recovery(asked: bool, recipe: Path | None, given: dict[str, Any]):
-    from pruneengine.recovery import RecoverConfig, read_recovery_recipe
-
-    if not asked and (given or recipe):
-        raise ValueError("options of the recovery without --recover")
-    values = (read_recovery_recipe(recipe) if recipe else {}) | given
-    if asked and "data" not in values:
-        raise ValueError("--recover needs --recover-data SPEC (or a --recover-recipe that holds it)")
-    return RecoverConfig.from_dict(values) if asked else None
+    tables.show_saved(out, result.saved)

@@ -7,7 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype
+from pruneengine.cli.app import (
+    Device,
+    Dtype,
+    EvalSeqlen,
+    EvalWindows,
+    Model,
+    Overwrite,
+    Proof,
+    Recipe,
+    Trust,
+    err,
+    out,
+    parse_device,
+    parse_dtype,
+)
 
 
 def recover(
@@ -16,7 +30,7 @@ def recover(
     data: Annotated[
         str | None, typer.Option(metavar="SPEC", help="alpaca, an instruction or text file, builtin, c4:2000, ...")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
+    recipe: Recipe = None,
     rows: Annotated[int | None, typer.Option(help="At most this many rows or windows.")] = None,
     val_rows: Annotated[int | None, typer.Option(help="Rows for validation (2000, at most 10%); 0 for none.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="The same as a fraction.")] = None,
@@ -43,10 +57,10 @@ def recover(
     eval_text: Annotated[
         str, typer.Option(metavar="SPEC", help="Text of the perplexity before and after; none for none.")
     ] = "builtin-eval",
-    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of that text.")] = 256,
-    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text (16).")] = None,
-    proof: Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    eval_seqlen: EvalSeqlen = 256,
+    eval_windows: EvalWindows = None,
+    proof: Proof = True,
+    overwrite: Overwrite = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -80,13 +94,8 @@ def recover(
     tables.show_times(out, result.seconds)
     if eval_text.startswith("builtin") or config.data.startswith("builtin"):
         out.print(SMOKE_TEXT)
-    if result.saved.proof is not None:
-        checked = result.saved.proof
-        out.print(
-            f"reloaded in a fresh process with {checked.loader}: logits within {checked.max_difference:.1e}, "
-            f"next tokens equal at {checked.argmax_agreement:.1%} of positions"
-        )
-    out.print(f"saved {result.saved.path} ({result.saved.bytes / 1e6:.1f} MB)")
+    tables.show_proof(out, result.saved)
+    tables.show_saved(out, result.saved)
 
 
 def _config(recipe: Path | None, given: dict[str, Any]):

@@ -8,19 +8,38 @@ from typing import Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype, read_config
+from pruneengine.cli.app import (
+    Device,
+    Dtype,
+    EvalSeqlen,
+    Layers,
+    Model,
+    Overwrite,
+    Proof,
+    Ratio,
+    Recipe,
+    RoundTo,
+    Shape,
+    Trust,
+    err,
+    out,
+    parse_device,
+    parse_dtype,
+    read_config,
+)
+from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
 
 
 def search(
     model: Model,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")],
     method: Annotated[str, typer.Option(help="adapruner.")] = "adapruner",
-    ratio: Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")] = None,
+    ratio: Ratio = None,
     trials: Annotated[int | None, typer.Option(help="Candidates to evaluate (100).")] = None,
-    shape: Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")] = None,
+    shape: Shape = None,
     structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")] = None,
-    round_to: Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")] = None,
+    layers: Layers = None,
+    round_to: RoundTo = None,
     sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
     stop: Annotated[str | None, typer.Option(help="p-value at which a trial is stopped early (0.1), or none.")] = None,
     calibration: Annotated[str | None, typer.Option(metavar="SPEC", help="Text of the calibration pool.")] = None,
@@ -36,7 +55,11 @@ def search(
     compensate: Annotated[str | None, typer.Option(help="Choices for the winner: none,bias,least-squares.")] = None,
     together: Annotated[int | None, typer.Option(help="Candidates that share a forward pass (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the pool, the sampler and random subsets.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")] = None,
+    recipe: Recipe = None,
+    recover: Recover = False,
+    recover_data: RecoverData = None,
+    recover_steps: RecoverSteps = None,
+    recover_recipe: RecoverRecipe = None,
     study: Annotated[str, typer.Option(metavar="NAME", help="Of the Optuna study.")] = "adapruner",
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="journal:FILE or a database URL (a journal beside --out).")
@@ -46,16 +69,16 @@ def search(
     eval_text: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Text of the report, which is never searched on.")
     ] = None,
-    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of it.")] = 512,
-    eval_windows: Annotated[int | None, typer.Option(help="How many.")] = 64,
-    proof: Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    eval_seqlen: EvalSeqlen = 512,
+    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text.")] = 64,
+    proof: Proof = True,
+    overwrite: Overwrite = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
     """Search calibration data, metric and allocation; save the best plan. Run it again to go on after a stop."""
-    from pruneengine.cli import tables_search as tables
+    from pruneengine.cli import tables, tables_search
     from pruneengine.jobs.search import SearchOptions, run
     from pruneengine.search.config import SearchConfig
 
@@ -70,17 +93,22 @@ def search(
     config = read_config(SearchConfig, recipe, given, section="search")
     if stop is not None:
         config = replace(config, stop=None if stop == "none" else _p_value(stop))
+    recovery = recovery_config(recover, recover_recipe, recover_data, recover_steps)
     options = SearchOptions(
         source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
         study=study, storage=storage, workers=workers, time_limit=time_limit,
         eval_text=eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
-        proof=proof, trust_remote_code=trust_remote_code,
+        proof=proof, trust_remote_code=trust_remote_code, recover=recovery,
     )  # fmt: skip
     found = run(config, options, say=lambda line: err.print(line, style="dim"))
     for warning in found.warnings:
         err.print(f"warning: {warning}", style="yellow")
-    tables.show_search(out, found)
-    out.print(f"saved {found.saved.path} ({found.saved.bytes / 1e6:.1f} MB)")
+    tables_search.show_search(out, found)
+    if found.recovered is not None:
+        trained = found.recovered
+        tables.show_recovery(out, trained.report, found.pruned, trained.after, title="recovery")
+    tables.show_proof(out, found.saved)
+    tables.show_saved(out, found.saved)
 
 
 def _p_value(text: str) -> float:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pruneengine.blends import blends
+from pruneengine.checkpoint import SavedCheckpoint
 from pruneengine.engine import PruneReport
 from pruneengine.jobs.prune import JobResult
 from pruneengine.predict import Prediction
@@ -183,6 +184,19 @@ def show_recovery(console: Console, report: RecoverReport, before: Measures, aft
     if report.validation:
         checks = ", ".join(f"{step}: {loss:.4f}" for step, loss in report.validation.items())
         console.print(f"validation loss by step: {checks}")
+
+
+def show_proof(console: Console, saved: SavedCheckpoint) -> None:
+    """What the checkpoint gave when it was reopened, if it was."""
+    if saved.proof is not None:
+        console.print(
+            f"reloaded in a fresh process with {saved.proof.loader}: logits within {saved.proof.max_difference:.1e}, "
+            f"next tokens equal at {saved.proof.argmax_agreement:.1%} of positions"
+        )
+
+
+def show_saved(console: Console, saved: SavedCheckpoint) -> None:
+    console.print(f"saved {saved.path} ({saved.bytes / 1e6:.1f} MB)")
 
 
 def show_times(console: Console, seconds: dict[str, float]) -> None:

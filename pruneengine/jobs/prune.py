@@ -13,32 +13,19 @@ import torch
 from torch import nn
 
 from pruneengine.calibrate import calibrate
-from pruneengine.checkpoint import SavedCheckpoint, check_output, save
+from pruneengine.checkpoint import SavedCheckpoint, save
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
 from pruneengine.engine import PruneReport, carry_out, decide, rehearse, split_samples
-from pruneengine.evaluate import (
-    PerplexityResult,
-    best_dtype,
-    measure_speed_pair,
-    model_size,
-    perplexity,
-)
+from pruneengine.evaluate import best_dtype, measure_speed_pair
 from pruneengine.files import check_writable
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.recover_pruned import recover_pruned
 from pruneengine.jobs.versions import versions
+from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.loading import load_model
 from pruneengine.progress import Stopwatch
-from pruneengine.recovery import (
-    RecoverConfig,
-    RecoverReport,
-    check_recovery,
-    load_rows,
-    no_gain_warnings,
-    overlap_warnings,
-    recover,
-    summarise,
-    work_folder,
-)
+from pruneengine.recovery import RecoverConfig, RecoverReport, check_recovery, load_rows, work_folder
 from pruneengine.reload import reload_and_generate
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures, details, hashes, summary
@@ -126,21 +113,19 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             counted, _ = split_samples(calibration, config)
             statistics = _complete(held, model, structure, counted, config, options.statistics)
     report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
-    dense = Measures(*model_size(model))
+    yardstick = Yardstick(evaluation, options.dtype, options.device)
     if options.out is None:
-        return JobResult(structure, report, dense, warnings=warnings, seconds=clock.seconds)
+        return JobResult(structure, report, yardstick.measure(model), warnings=warnings, seconds=clock.seconds)
     say("measuring dense and pruned")
-    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
     with clock("evaluate"):
-        dense = replace(dense, perplexity=_perplexity(model, evaluation, dtype))
+        dense = yardstick.measure(model)
     original_config = model.config.to_dict()
     original = copy.deepcopy(model) if options.speed else None
     report = carry_out(model, structure, calibration, report, clock)
     if report.compensation is not None:
         warnings += report.compensation.warnings
-    pruned = Measures(*model_size(model))
     with clock("evaluate"):
-        pruned = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
+        pruned = yardstick.measure(model)
     if original is not None:
         with clock("speed"):
             before, after = measure_speed_pair(original, model)
@@ -160,17 +145,13 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
 
     if rows is not None:
         say(f"recovering on {len(rows)} rows; checkpoints in {work_folder(options.out)}")
-        try:
-            with clock("recover"):
-                recovery = recover(model, tokenizer, options.recover, data=rows, work_dir=work_folder(options.out))
-        except (ArithmeticError, OSError) as error:
-            # The weights are as pruned; what was computed so far must not be lost.
-            raise type(error)(f"{error}. The pruned model without recovery is saved in {store().path}") from error
-        with clock("evaluate"):
-            recovered = replace(pruned, perplexity=_perplexity(model, evaluation, dtype))
-        cautions = overlap_warnings(rows, evaluation) + no_gain_warnings(recovery)
-        warnings += cautions
-        numbers["recovery"] = summarise(recovery, pruned.perplexity, recovered.perplexity, cautions)
+        found = recover_pruned(
+            model, tokenizer, options.recover, rows, work_folder(options.out),
+            before=pruned, yardstick=yardstick, store=lambda: store().path, clock=clock,
+        )  # fmt: skip
+        recovery, recovered = found.report, found.after
+        warnings += found.warnings
+        numbers["recovery"] = found.numbers
         recipe["recovery"] = recovery.recipe()
     saved = store()
     if rows is not None:
@@ -189,15 +170,10 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
 def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
     """Refuse what can be refused before a model is loaded, and settle the sizes of the texts."""
     if options.out is not None:
-        out = check_output(options.out, options.overwrite)
-        if out == Path(options.source).expanduser().resolve():
-            raise ValueError(f"output folder {out} is the model itself; choose another")
+        check_out(options.out, options.overwrite, options.source)
     config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
-    if options.eval_text:
-        windows = check_spec(options.eval_text, options.eval_windows, default=16)
-        options = replace(options, eval_windows=windows)
-        if options.eval_seqlen < 2:
-            raise ValueError(f"evaluation windows of {options.eval_seqlen} token(s): expected at least 2")
+    windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
+    options = replace(options, eval_windows=windows)
     if options.statistics is not None:
         check_writable(options.statistics.parent)
     if options.recover is not None:
@@ -249,10 +225,6 @@ def _complete(
         found = replace(found, tensors=held.tensors | found.tensors, loss=loss)
     found.save(path)
     return found
-
-
-def _perplexity(model: nn.Module, evaluation: Samples | None, dtype: torch.dtype | None) -> PerplexityResult | None:
-    return None if evaluation is None else perplexity(model, evaluation, dtype=dtype)
 
 
 def _recipe(config: PruneConfig, options: JobOptions, model: nn.Module, calibration: Samples | None) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from pruneengine.checkpoint import SavedCheckpoint, check_output, save
-from pruneengine.data import check_spec, evaluation_windows
-from pruneengine.evaluate import best_dtype, model_size, perplexity
+from pruneengine.checkpoint import SavedCheckpoint, save
+from pruneengine.data import evaluation_windows
 from pruneengine.extras import needs
+from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.versions import versions
+from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.loading import load_model
 from pruneengine.progress import Stopwatch
 from pruneengine.recovery import (
@@ -90,16 +91,15 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         if options.eval_text:
             evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
     warnings = overlap_warnings(rows, evaluation)
-    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
-    measure = (lambda: None) if evaluation is None else (lambda: perplexity(model, evaluation, dtype=dtype))
+    yardstick = Yardstick(evaluation, options.dtype, options.device)
     with clock("evaluate"):
-        before = Measures(*model_size(model), perplexity=measure())
+        before = yardstick.measure(model)
     say(f"training on {len(rows)} rows; checkpoints in {options.work}, from which the same command goes on")
     report = recover(model, tokenizer, config, data=rows, work_dir=options.work)
     for stage, seconds in report.seconds.items():
         clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     with clock("evaluate"):
-        after = replace(before, perplexity=measure())
+        after = yardstick.measure(model)
     warnings += no_gain_warnings(report)
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     carried = _carried(Path(options.source).expanduser())
@@ -120,16 +120,10 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
 
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
-    out = check_output(options.out, options.overwrite)
-    if out == Path(options.source).expanduser().resolve():
-        raise ValueError(f"output folder {out} is the model itself; choose another")
+    check_out(options.out, options.overwrite, options.source)
     config.check_sources()
-    if options.eval_text:
-        windows = check_spec(options.eval_text, options.eval_windows, default=16)
-        options = replace(options, eval_windows=windows)
-        if options.eval_seqlen < 2:
-            raise ValueError(f"evaluation windows of {options.eval_seqlen} token(s): expected at least 2")
-    return options
+    windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
+    return replace(options, eval_windows=windows)
 
 
 def _carried(source: Path) -> dict[str, str]:

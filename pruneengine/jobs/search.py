@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pruneengine.apply import compact
-from pruneengine.checkpoint import SavedCheckpoint, check_output, save
+from pruneengine.checkpoint import SavedCheckpoint, save
 from pruneengine.data import check_spec, evaluation_windows
 from pruneengine.engine import rehearse
-from pruneengine.evaluate import best_dtype, model_size, perplexity
 from pruneengine.files import check_writable
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.recover_pruned import Recovered, recover_pruned
 from pruneengine.jobs.versions import versions
+from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.loading import load_model
 from pruneengine.progress import Stopwatch
+from pruneengine.recovery import RecoverConfig, check_recovery, load_rows, work_folder
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures, plan_columns
 from pruneengine.search.adapruner import SearchRun, search
@@ -38,6 +42,7 @@ class SearchOptions:
             where the pool's statistics are kept too.
         workers, time_limit: as of :class:`SearchRun`.
         eval_text, eval_seqlen, eval_windows: the text of the report, which the search never sees; None for none.
+        recover: train the pruned model before it is saved; None for not.
     """
 
     source: str
@@ -54,6 +59,7 @@ class SearchOptions:
     eval_windows: int | None = 64
     proof: bool = True
     trust_remote_code: bool = False
+    recover: RecoverConfig | None = None
 
     @property
     def folder(self) -> Path:
@@ -68,14 +74,15 @@ class SearchJobResult:
     result: SearchResult
     dense: Measures
     pruned: Measures
-    saved: SavedCheckpoint
     texts: dict[str, dict[str, Any]]
     warnings: tuple[str, ...] = ()
+    recovered: Recovered | None = None
+    saved: SavedCheckpoint | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None] = lambda _: None) -> SearchJobResult:
-    """Load, search, compact, measure, save and prove.
+    """Load, search, compact, recover where that is asked for, measure, save and prove.
 
     A job that was stopped goes on where it was when it is started again with the same arguments.
 
@@ -83,38 +90,73 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         ValueError, OSError: before work is spent wherever that can be known.
     """
     clock = Stopwatch()
-    out = check_output(options.out, options.overwrite)
-    check_spec(config.calibration, config.pool, default=config.pool)
-    check_spec(config.search_text, config.windows + config.held_out, default=1)
-    if options.eval_text:
-        check_spec(options.eval_text, options.eval_windows, default=1)
-    check_writable(options.folder)
-    dtype = best_dtype(options.device) if options.dtype == torch.float32 else None
-    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
-    run_as = SearchRun(options.study, storage, options.folder, options.workers, options.time_limit, dtype)
+    run_as = _checked(config, options)
     say(f"loading {options.source}")
     with clock("load"):
         model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     rehearse(find_groups(model), config.prune_config)
+    if options.recover is not None:
+        check_recovery(model, options.recover)
     with clock("text"):
         texts, report = search_texts(config, tokenizer, model), None
         if options.eval_text:
             report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
         described, warnings = describe(config, texts, report, options.eval_text)
-    result = search(model, texts, config, run_as, say=say)
-    dense = Measures(*model_size(model))
+        rows = load_rows(options.recover, tokenizer, model) if options.recover else None
+    yardstick = Yardstick(report, options.dtype, options.device)
+    result = search(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
     if report is not None:
         say("measuring dense and pruned")
-        with clock("evaluate"):
-            dense = replace(dense, perplexity=perplexity(model, report, dtype=dtype))
+    with clock("evaluate"):
+        dense = yardstick.measure(model)
     dense_config = model.config.to_dict()
     with clock("compact"):
         compact(model, result.plan, corrections=result.corrections)
-    pruned = Measures(*model_size(model))
-    if report is not None:
-        with clock("evaluate"):
-            pruned = replace(pruned, perplexity=perplexity(model, report, dtype=dtype))
-    say(f"saving {out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    with clock("evaluate"):
+        pruned = yardstick.measure(model)
+    job = SearchJobResult(result, dense, pruned, described, warnings)
+
+    def store(job: SearchJobResult) -> SearchJobResult:
+        say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+        recipe = _recipe(config, options, job.recovered)
+        with clock("save"):
+            saved = save(
+                model, tokenizer, options.out,
+                plan=result.plan, recipe=recipe, report=summary(job), overwrite=options.overwrite,
+                dense_config=dense_config, proof=options.proof,
+            )  # fmt: skip
+        seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
+        job = replace(job, saved=saved, seconds=seconds)
+        write_report(saved.path, "search", _report_values(job, recipe), say)
+        return job
+
+    if rows is None:
+        return store(job)
+    work = work_folder(options.out)
+    say(f"recovering on {len(rows)} rows; checkpoints in {work}")
+    found = recover_pruned(
+        model, tokenizer, options.recover, rows, work,
+        before=pruned, yardstick=yardstick, store=lambda: store(job).saved.path, clock=clock,
+    )  # fmt: skip
+    job = store(replace(job, recovered=found, warnings=warnings + found.warnings))
+    shutil.rmtree(work, ignore_errors=True)
+    return job
+
+
+def _checked(config: SearchConfig, options: SearchOptions) -> SearchRun:
+    """Refuse what can be refused before a model is loaded; how the search runs."""
+    check_out(options.out, options.overwrite, options.source)
+    check_spec(config.calibration, config.pool, default=config.pool)
+    check_spec(config.search_text, config.windows + config.held_out, default=1)
+    check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
+    if options.recover is not None:
+        options.recover.check_sources()
+    check_writable(options.folder)
+    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
+    return SearchRun(options.study, storage, options.folder, options.workers, options.time_limit)
+
+
+def _recipe(config: SearchConfig, options: SearchOptions, recovered: Recovered | None) -> dict[str, Any]:
     recipe = {
         "search": config.to_dict(),
         "source": options.source,
@@ -122,23 +164,26 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         "study": options.study,
         "versions": versions(),
     }
-    numbers = summary(result, dense, pruned)
-    with clock("save"):
-        saved = save(
-            model, tokenizer, out,
-            plan=result.plan, recipe=recipe, report=numbers, overwrite=options.overwrite,
-            dense_config=dense_config, proof=options.proof,
-        )  # fmt: skip
-    seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
-    values = result.to_dict() | numbers | {"texts": described, "recipe": recipe, "versions": versions()}
-    values |= {"plan": plan_columns(result.plan), "kinds": list(result.plan.kinds)}
-    values |= {"seconds": seconds, "warnings": list(warnings), "objective": "loss above the dense model's, nats"}
-    write_report(saved.path, "search", values, say)
-    return SearchJobResult(result, dense, pruned, saved, described, warnings, seconds)
+    return recipe if recovered is None else recipe | {"recovery": recovered.report.recipe()}
 
 
-def summary(result: SearchResult, dense: Measures, pruned: Measures) -> dict[str, Any]:
+def _report_values(job: SearchJobResult, recipe: dict[str, Any]) -> dict[str, Any]:
+    plan = job.result.plan
+    values = job.result.to_dict() | summary(job)
+    values |= {"texts": job.texts, "recipe": recipe, "versions": recipe["versions"]}
+    values |= {"plan": plan_columns(plan), "kinds": list(plan.kinds)}
+    if job.saved.proof is not None:
+        values["proof"] = asdict(job.saved.proof)
+    return values | {
+        "seconds": job.seconds,
+        "warnings": list(job.warnings),
+        "objective": "loss above the dense model's, nats",
+    }
+
+
+def summary(job: SearchJobResult) -> dict[str, Any]:
     """The few numbers that a model card shows."""
+    result, dense, pruned = job.result, job.dense, job.pruned
     values: dict[str, Any] = {
         "method": "adapruner",
         "ratio asked": result.plan.asked,
@@ -151,4 +196,6 @@ def summary(result: SearchResult, dense: Measures, pruned: Measures) -> dict[str
     if dense.perplexity and pruned.perplexity:
         values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
         values["perplexity tokens"] = dense.perplexity.tokens
+    if job.recovered is not None:
+        values["recovery"] = job.recovered.numbers
     return values

@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from pruneengine.report.checkpoint_sections import (
+    compensation_section,
+    proof_section,
+    recovery_facts,
+    recovery_section,
+)
 from pruneengine.report.figures import lines, loss_curves, score_spread
 from pruneengine.report.page import Fact, Figure, Page, Section
 from pruneengine.report.parts import Row, before_and_after, pairs, provenance, times
@@ -22,7 +28,7 @@ def prune_page(values: Mapping[str, Any]) -> Page:
 
     Args:
         values: :func:`pruneengine.report.values.summary`, with what else is known: ``details``, "source", "recipe",
-            "hashes", "proof", "prompt" and "continuation", "seconds", "warnings".
+            "hashes", "recovery", "proof", "prompt" and "continuation", "seconds", "warnings".
     """
     recipe = dict(values.get("recipe") or {})
     source = str(values.get("source") or recipe.get("source") or "a model")
@@ -40,8 +46,9 @@ def prune_page(values: Mapping[str, Any]) -> Page:
             _scores(values),
             _blend(values),
             _fit(values),
-            _recovery(values),
-            _proof(values),
+            compensation_section(values),
+            recovery_section(values),
+            proof_section(values),
             Section("Recipe", tables=(pairs(recipe), pairs(config, "Options"))),
             times(values.get("seconds")),
             provenance(versions, values.get("hashes"), seeds),
@@ -56,8 +63,7 @@ def _facts(values: Mapping[str, Any]):
         if sides := values.get(key):
             before, after = sides["dense"], sides["pruned"]
             yield Fact(label, form(after), f"from {form(before)}, {change(before, after)}")
-    if sides := (values.get("recovery") or {}).get("perplexity"):
-        yield Fact("Perplexity, recovered", number(sides["after"]), f"from {number(sides['before'])} as pruned")
+    yield from recovery_facts(values)
     if speed := values.get("tokens per second"):
         for label, key in (("Prefill, tokens/s", "prefill"), ("Decode, tokens/s", "decode")):
             before, after = speed["dense"][key], speed["pruned"][key]
@@ -147,34 +153,3 @@ def _fit(values: Mapping[str, Any]) -> Section:
     kept = dict(checks).get(best)
     alt = f"Held-out loss {number(checks[0][1]) if checks else ''} at first, {number(kept)} at the step kept."
     return Section("Fit of the blend", figures=(Figure(loss_curves(losses, checks, best), caption, alt, wide=True),))
-
-
-def _recovery(values: Mapping[str, Any]) -> Section:
-    found = values.get("recovery")
-    if not found:
-        return Section("Recovery")
-    best = found["best step"]
-    text = f"{count(found['steps'])} steps of training on {count(found['rows'])} rows; step {count(best)} was kept."
-    if sides := found.get("perplexity"):
-        text += f" Perplexity {number(sides['before'])} before, {number(sides['after'])} after."
-    text += " Everything else on this page but the reload proof was measured before it."
-    losses, checks = (
-        [pair for pair in found[key] if pair[1] is not None] for key in ("loss by step", "validation loss by step")
-    )
-    caption = "Mean loss of the training batches and of the rows held out, by step."
-    picture = loss_curves(losses, checks, best)
-    return Section("Recovery", (text,), figures=(Figure(picture, caption, caption, wide=True),))
-
-
-def _proof(values: Mapping[str, Any]) -> Section:
-    paragraphs = []
-    if proof := values.get("proof"):
-        difference, agreement = proof["max_difference"], percent(proof["argmax_agreement"], 1)
-        logits = f"within {difference:.1e} of" if difference else "equal to the bit to"
-        paragraphs.append(
-            f"Reopened in a fresh process by {proof['loader']}: logits {logits} those of the model in memory "
-            f"(tolerance {proof['tolerance']:.1e}), next tokens equal at {agreement} of positions."
-        )
-    if values.get("continuation"):
-        paragraphs.append(f"There it continues “{values.get('prompt', '')}”: {values['continuation']}")
-    return Section("Reload proof", tuple(paragraphs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pruneengine.report.checkpoint_sections import proof_section, recovery_facts, recovery_section
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, provenance, stage_table, times
 from pruneengine.report.plan_section import plan_section
@@ -22,7 +23,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
             and "parameters" or "latency" where they differ; smaller values are better), "baselines" (``{"name",
             "value", "held_out", "reached"}``), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
             "warnings", "objective": what a value is; and of the checkpoint "plan" (with "kinds", "ratio asked", "ratio
-            reached"), "parameters" and "perplexity".
+            reached"), "parameters", "perplexity", "recovery" and "proof".
     """
     trials = [_trial(trial) for trial in values["trials"]]
     best = values.get("best") or {}
@@ -41,6 +42,8 @@ def search_page(values: Mapping[str, Any]) -> Page:
             *((plan_section(values),) if values.get("plan") else ()),
             _importance(values.get("importance") or {}),
             _pareto(trials, baselines, metric),
+            recovery_section(values),
+            proof_section(values),
             Section("Texts", _text_note(texts), (_texts(texts),)),
             Section("Recipe", tables=(pairs(values.get("recipe") or {}),)),
             _times(trials, values.get("seconds")),
@@ -68,6 +71,7 @@ def _measured(values: Mapping[str, Any]) -> Iterator[Fact]:
         if values.get(key):
             tokens = f" on {count(values['perplexity tokens'])} unseen tokens" if key == "perplexity" else ""
             yield Fact(label, form(values[key]["pruned"]), f"dense {form(values[key]['dense'])}{tokens}")
+    yield from recovery_facts(values)
 
 
 def _facts(

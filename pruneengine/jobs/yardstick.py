@@ -1,0 +1,36 @@
+"""What a job measures its models by: the same text, in the same arithmetic, before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from pruneengine.data import Samples
+from pruneengine.evaluate import best_dtype, model_size, perplexity
+from pruneengine.report.values import Measures
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Measures models that were loaded alike.
+
+    Attributes:
+        text: windows of the perplexity; None for none.
+        loaded: what the models' weights are in; float32 is computed in the fastest that the device has.
+        device: where they are.
+    """
+
+    text: Samples | None
+    loaded: torch.dtype
+    device: str
+    dtype: torch.dtype | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", best_dtype(self.device) if self.loaded == torch.float32 else None)
+
+    def measure(self, model: nn.Module) -> Measures:
+        """Size, and perplexity where there is a text."""
+        found = None if self.text is None else perplexity(model, self.text, dtype=self.dtype)
+        return Measures(*model_size(model), perplexity=found)
