@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine import Samples, perplexity
+from pruneengine import Samples, Statistics, calibrate, perplexity
 from pruneengine.bench.here import commit
 from pruneengine.files import write_atomically
+from pruneengine.sparse.allocations import needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.structure import get_linear, model_fingerprint
+from pruneengine.structure import find_groups, get_linear, model_fingerprint
 
 DENSE, OURS = "dense", "ours"
 HEADLINE = ("uniform", "owl", "dsa", OURS)
@@ -90,7 +91,7 @@ class Study:
         samples: of the calibration, by seed.
         windows: of the perplexity, all of them.
         first: how many of the windows a cell reads that is not ``full``.
-        cache: folder of the results, a file a cell.
+        cache: folder of the results, a file a cell, and of the dense model's statistics, a file a seed.
         functions: the file of the row :data:`OURS`, by column.
         options: further fields of :class:`SparseConfig`.
         batch_size: windows a forward of the perplexity.
@@ -132,11 +133,13 @@ class Study:
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure a cell and keep it."""
-        start = time.perf_counter()
         found: dict[str, Any] = {"cell": asdict(cell), "commit": commit()}
+        config = self.config(cell) if cell.row != DENSE else None
+        statistics = self.statistics(cell.seed) if config and needs_statistics(config) else None
+        start = time.perf_counter()
         with self._restored():
-            if cell.row != DENSE:
-                report = sparsify(self.model, self.samples[cell.seed], self.config(cell))
+            if config:
+                report = sparsify(self.model, self.samples[cell.seed], config, statistics=statistics)
                 found |= {"prune seconds": time.perf_counter() - start, "stages": dict(report.seconds)}
                 found |= counted(self.model, report.plan) | {"warnings": list(report.warnings)}
             measured = perplexity(self.model, self._windows(cell), batch_size=self.batch_size)
@@ -144,6 +147,16 @@ class Study:
         found |= {"tokens": measured.tokens, "perplexity seconds": measured.seconds, "dtype": measured.dtype}
         found["seconds"] = time.perf_counter() - start
         write_atomically(self.path(cell), json.dumps(found, indent=1))
+        return found
+
+    def statistics(self, seed: int) -> Statistics:
+        """What allocations read of a seed's samples, from one pass over the dense model, kept in the folder."""
+        samples = self.samples[seed]
+        path = self.cache / f"statistics-{self.fingerprint[:8]}-{samples.hash[:12]}.safetensors"
+        if path.exists():
+            return Statistics.load(path).check(model=self.fingerprint, data=samples.hash)
+        found = calibrate(self.model, samples, ("squares",), structure=find_groups(self.model), kinds=())
+        found.save(path)
         return found
 
     def _windows(self, cell: Cell) -> Samples:

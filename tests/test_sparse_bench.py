@@ -26,7 +26,7 @@ def study(tmp_path_factory) -> Study:
 
 @pytest.fixture(scope="module")
 def chosen() -> list[Cell]:
-    return cells(WANTED, ("uniform", "er"), (0, 1), {}, ["uniform"])
+    return cells(WANTED, ("uniform", "owl"), (0, 1), {}, ["uniform"])
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,13 @@ def test_wanda_takes_every_sparsity_and_the_others_the_first():
 
 def test_every_cell_is_measured_once_and_leaves_the_model_dense(study, chosen, results, capsys):
     assert len({study.path(cell) for cell in chosen}) == len(chosen) == 1 + 2 * 6 + 1 + 2 * 3
-    kept = {path: path.read_text() for path in study.cache.iterdir()}
+    kept = {path: path.read_bytes() for path in study.cache.iterdir()}
     dense = tiny_model().state_dict()
     assert all(torch.equal(value, dense[name]) for name, value in study.model.state_dict().items())
+    assert len([path for path in kept if path.suffix == ".safetensors"]) == 2
     run(study, chosen, [cell for cell in chosen if study.result(cell) is None])
-    assert kept == {path: path.read_text() for path in study.cache.iterdir()}
-    found = results[Cell("er", "wanda", 0.6, 1)]
+    assert kept == {path: path.read_bytes() for path in study.cache.iterdir()}
+    found = results[Cell("owl", "wanda", 0.6, 1)]
     assert found["reached"] == pytest.approx(0.6, abs=1e-4)
     assert found["exact"] == found["matrices"] == 21
 
@@ -89,7 +90,7 @@ def test_a_cell_is_remade_when_what_made_it_changes(study, tmp_path):
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(study, tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise ValueError("no such\nallocation")
 
     monkeypatch.setattr(sparse_cells, "sparsify", refuse)
