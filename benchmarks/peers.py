@@ -8,11 +8,8 @@ range of a row of gate and up), but all remove the same number of channels: the 
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 import pruneengine
 from benchmarks.compare import Target
 from benchmarks.models import smollm2
+from benchmarks.worker import Worker, interpreter, make_environment
 from pruneengine.bench.here import ROOT
 from pruneengine.bench.record import GateError, Row, Setting, interleave
 from pruneengine.engine import decide
@@ -34,7 +32,7 @@ TARGETS = (
 )
 CASE = "SmolLM2-135M mlp 25%"
 FOLDER = ROOT / "benchmarks" / ".venv-peers"
-PYTHON = FOLDER / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+PYTHON = interpreter(FOLDER)
 PROVIDERS = {
     "pruneengine-l1": Path(sys.executable),
     "pruneengine-l2": Path(sys.executable),
@@ -45,11 +43,8 @@ PROVIDERS = {
 
 
 def setup() -> None:
-    """Create the peers' environment anew: torch first, so that no peer can pull in another one."""
-    venv.create(FOLDER, clear=True, symlinks=sys.platform != "win32", with_pip=True)
-    pip = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", ROOT / "constraints.txt"]
-    for what in (["torch"], ["-r", ROOT / "benchmarks" / "requirements-peers.txt"]):
-        subprocess.run([*pip, *what], check=True)
+    """Create the peers' environment anew."""
+    make_environment(FOLDER, ROOT / "benchmarks" / "requirements-peers.txt", ROOT / "constraints.txt")
 
 
 def measure(rounds: int, threads: int) -> list[Row]:
@@ -65,14 +60,14 @@ def measure(rounds: int, threads: int) -> list[Row]:
         workers: dict[str, Worker] = {}
         try:
             for name, python in PROVIDERS.items():
-                workers[name] = Worker(python, name, folder, threads)
+                workers[name] = worker(python, name, folder, threads)
             # The gate's round is the warm-up.
-            check_equal({name: worker.prune() for name, worker in workers.items()}, width=1152, linears=3 * layers)
-            timed = {name: lambda worker=worker: worker.prune()["seconds"] for name, worker in workers.items()}
+            check_equal({name: process.ask("go") for name, process in workers.items()}, width=1152, linears=3 * layers)
+            timed = {name: lambda process=process: process.ask("go")["seconds"] for name, process in workers.items()}
             values = interleave(timed, rounds, warmup=0)
         finally:
-            for worker in workers.values():
-                worker.close()
+            for process in workers.values():
+                process.close()
     return [
         setting.row(CASE, name, quantity, "s", seconds, workers[name].versions)
         for name, measured in values.items()
@@ -107,33 +102,6 @@ def check_equal(outcomes: Mapping[str, Mapping], width: int, linears: int) -> No
         raise GateError(f"the providers disagree on the parameters that are left: {params}")
 
 
-class Worker:
-    """A provider's process; see :mod:`benchmarks.peers_worker`."""
-
-    def __init__(self, python: Path, provider: str, folder: str, threads: int):
-        self.provider = provider
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
-        command = [python, Path(__file__).with_name("peers_worker.py"), provider, folder, str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        self.versions: str = self._answer()["versions"]
-
-    def prune(self) -> dict:
-        """One prune of a fresh copy: ``seconds`` by quantity, ``widths``, ``linears`` and ``params``."""
-        print("go", file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            raise RuntimeError(f"{self.provider} ended: {self._errors.read().strip().splitlines()[-1:]}")
-        return json.loads(line)
+def worker(python: Path, provider: str, folder: str, threads: int) -> Worker:
+    """A provider's process; it answers every "go" with one prune of a fresh copy of the model in ``folder``."""
+    return Worker(provider, [python, Path(__file__).with_name("peers_worker.py"), provider, folder, str(threads)])

@@ -86,9 +86,9 @@ def test_the_peers_gate_stops_unequal_work(change):
 
 def test_a_worker_prunes_a_fresh_copy_each_time(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    worker = peers.Worker(Path(sys.executable), "pruneengine-l1", str(tmp_path), threads=1)
+    worker = peers.worker(Path(sys.executable), "pruneengine-l1", str(tmp_path), threads=1)
     try:
-        first, second = worker.prune(), worker.prune()
+        first, second = worker.ask("go"), worker.ask("go")
     finally:
         worker.close()
     assert f"torch {torch.__version__.split('+')[0]}" in worker.versions
@@ -99,7 +99,7 @@ def test_a_worker_prunes_a_fresh_copy_each_time(tmp_path):
 
 def test_a_worker_that_ends_says_why():
     with pytest.raises(RuntimeError, match="pruneengine-l1 ended"):
-        peers.Worker(Path(sys.executable), "pruneengine-l1", "/no/such/folder", threads=1)
+        peers.worker(Path(sys.executable), "pruneengine-l1", "/no/such/folder", threads=1)
 
 
 def test_the_statistics_gate_passes_and_stops_a_wrong_statistic(monkeypatch):

@@ -1,0 +1,77 @@
+"""What must hold before sparse pruning is timed: everyone prunes as many weights, and the same ones but for ties."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchmarks.sparse_providers import COMPRESSOR, LOOP, OURS, TWO_PASS, Outcome, Panel, Work
+from pruneengine.bench.record import GateError
+from pruneengine.structure import get_linear
+from tests.sparse_reference import grouped, row_counts, smallest
+
+# Relative distance of a score to its threshold; a tie in one layer moves the scores of the next ones a little.
+TIE = 1e-3
+# Choices of SparseGPT feed on one another's errors in float32: a part of them may be others.
+AGREEMENT = 0.98
+
+
+def gate(work: Work, dense: nn.Module, panel: Panel) -> dict[str, int]:
+    """Let everyone prune once, and compare.
+
+    Returns:
+        How many weights each chose otherwise than the published loop, for those that prune in its order.
+
+    Raises:
+        GateError: a count of pruneengine's is not exact, its two-pass mode does not choose as the published loop does,
+            or there is no such loop. Another peer that chooses otherwise has failed.
+    """
+    outcomes = {name: panel.prune(name, work, masks=True) for name in panel.taking_part(work)}
+    if LOOP in panel.failed:
+        raise GateError(f"the {LOOP} failed, and there is nothing to compare with: {panel.failed[LOOP]}")
+    for name in (OURS, TWO_PASS):
+        removed = outcomes[name].removed.values()
+        found, asked = sum(int(m.sum()) for m in removed), round(work.sparsity * sum(m.numel() for m in removed))
+        if found != asked:
+            raise GateError(f"{name} removed {found:,} weights, expected {asked:,}")
+    different = {TWO_PASS: check_same(work, dense, TWO_PASS, outcomes[TWO_PASS], outcomes[LOOP])}
+    if outcomes.get(COMPRESSOR) is not None:
+        try:
+            different[COMPRESSOR] = check_same(work, dense, COMPRESSOR, outcomes[COMPRESSOR], outcomes[LOOP])
+        except GateError as error:
+            panel.failed[COMPRESSOR] = str(error)
+    return different
+
+
+def check_same(work: Work, dense: nn.Module, name: str, outcome: Outcome, loop: Outcome) -> int:
+    """How many weights a provider chose otherwise than the published loop; GateError unless they are ties or few."""
+    if outcome.removed.keys() != loop.removed.keys():
+        odd = min(outcome.removed.keys() ^ loop.removed.keys())
+        raise GateError(f"{name} and {LOOP} do not prune the same linears: {odd}")
+    differ = {path: mask != loop.removed[path] for path, mask in outcome.removed.items()}
+    count = sum(int(mask.sum()) for mask in differ.values())
+    if work.method == "sparsegpt":
+        agreement = 1 - count / sum(mask.numel() for mask in differ.values())
+        if agreement < AGREEMENT:
+            raise GateError(f"{name} and {LOOP} agree on {agreement:.2%} of the weights, expected {AGREEMENT:.0%}")
+        return count
+    for path, mask in differ.items():
+        squares = loop.statistics[path].squares
+        if (worst := _farthest(work, get_linear(dense, path).weight.detach(), squares, mask)) > TIE:
+            raise GateError(
+                f"{name} and {LOOP} differ in {path} by a weight whose score is {worst:.1e} from the threshold"
+            )
+    return count
+
+
+def _farthest(work: Work, weight: Tensor, squares: Tensor, differ: Tensor) -> float:
+    """The largest distance to the threshold among weights that were chosen otherwise."""
+    rows = differ.any(1).nonzero().flatten()
+    if not len(rows):
+        return 0.0
+    scores = weight[rows].double().abs() * squares.double().sqrt()
+    if work.group is None:
+        count = round(work.sparsity * weight.numel())
+        _, margin = smallest(scores, [row_counts(count, len(weight))[row] for row in rows.tolist()])
+    else:
+        _, margin = grouped(scores, work.group)
+    return float(margin[differ[rows]].max())
