@@ -1,8 +1,10 @@
 """A weighted sample that stands for the scores of each block: one value for each bin of their histogram.
 
-The bins are 1.6 to 3.1% wide. A value is where the mean of its bin must lie: the bin's own slope of density is
-followed, and one shift in common makes the sample's sum the exact one (weights of few bits sit on the bins' left
-halves). Zero, the least and the greatest score are values of their own.
+The bins are 1.6 to 3.1% wide. A value first lies where the slope of density about its bin has the bin's mean; then all
+are moved, by as little as it takes (in bins, squared, over all scores), until the sums of the logarithms and of the
+first four powers are the exact ones. So weights of few bits, which sit on the left halves of the bins, and the few
+greatest scores, which rule an exponential, are where they should be. Zero, the least and the greatest score are values
+of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from pruneengine.sparse.operations import Array
 _COLUMN = {name: index for index, name in enumerate(MOMENTS)}
 # The counts of neighbours tell a slope of density up to this much of the density across a bin; beyond, they are noise.
 _STEEPEST = 1.5
+_SUMS = ("sum", "sum2", "sum3", "sum4")
+_STEPS = 2
+_CONDITION = 1e-6
 
 
 def sample_of(moments: Array, histogram: Array) -> tuple[Array, Array]:
@@ -27,7 +32,7 @@ def sample_of(moments: Array, histogram: Array) -> tuple[Array, Array]:
         moments: float64 ``[B, 12]``, :func:`pruneengine.ops.block_moments`.
         histogram: counts ``[B, 2048]``, of the same.
     """
-    total, low, high = (moments[:, _COLUMN[name]] for name in ("sum", "min", "max"))
+    low, high = (moments[:, _COLUMN[name]] for name in ("min", "max"))
     zeros = moments[:, _COLUMN["count"]] - moments[:, _COLUMN["positive"]]
     counts = histogram.astype(np.float64)
     counts[:, 0] -= zeros
@@ -47,17 +52,44 @@ def sample_of(moments: Array, histogram: Array) -> tuple[Array, Array]:
         ends.append(taken)
 
     width = upper - lower
-    fixed = (left * (lower + width * slope / 12)).sum(1) + sum(x * w for x, w in zip(extremes, ends, strict=True))
-    spread = (left * width).sum(1)
-    shift = np.divide(total - fixed, spread, out=np.full(len(total), 0.5), where=spread > 0)
-    inside = np.clip(np.clip(shift, 0, 1)[:, None] + slope / 12, 0, 1)
+    used = left.any(0)
+    left, lower, width = left[:, used], lower[used], width[:, used]
+    inside = np.clip(0.5 + slope[:, used] / 12, 0, 1)
+    inside = _fitted(inside, lower, width, left, moments, list(zip(extremes, ends, strict=True)))
     values = np.clip(lower + width * inside, np.where(low > 0, low, 0)[:, None], high[:, None])
 
-    used = left.any(0)
-    nothing = np.zeros_like(total)
-    values = np.column_stack([nothing, *extremes, values[:, used]])
-    weights = np.column_stack([zeros, *ends, left[:, used]])
+    values = np.column_stack([np.zeros_like(high), *extremes, values])
+    weights = np.column_stack([zeros, *ends, left])
     return np.where(weights > 0, values, high[:, None]), weights
+
+
+def _fitted(
+    inside: Array, lower: Array, width: Array, counts: Array, moments: Array, extremes: list[tuple[Array, Array]]
+) -> Array:
+    """``inside``, the place of each value in its bin (0 to 1), moved least so that the five sums come out."""
+    high = moments[:, [_COLUMN["max"]]]
+    high = np.where(high > 0, high, 1.0)
+    scaled = [moments[:, [_COLUMN[name]]] / high**power for power, name in enumerate(_SUMS, 1)]
+    log = moments[:, [_COLUMN["log"]]] - moments[:, [_COLUMN["positive"]]] * np.log(high)
+    wanted = np.column_stack([log, *scaled])
+    for extreme, taken in extremes:
+        wanted -= taken[:, None] * _sums(np.where(taken > 0, extreme, high[:, 0])[:, None] / high, np.ones_like(high))
+    for _ in range(_STEPS):
+        u = np.where(counts > 0, (lower + width * inside) / high, 1.0)
+        # [B, 5, K]: how each sum moves with the place of a value, for one score in the bin.
+        moves = np.stack([1 / u, *(power * u ** (power - 1) for power in (1, 2, 3, 4))], 1) * (width / high)[:, None]
+        gram = np.einsum("bik,bjk,bk->bij", moves, moves, counts)
+        scale = np.sqrt(np.maximum(np.einsum("bii->bi", gram), np.finfo(np.float64).tiny))
+        gram /= scale[:, :, None] * scale[:, None, :]
+        missing = (wanted - _sums(u, counts)) / scale
+        solved = np.einsum("bij,bj->bi", np.linalg.pinv(gram, rcond=_CONDITION, hermitian=True), missing) / scale
+        inside = np.clip(inside + np.einsum("bi,bik->bk", solved, moves), 0, 1)
+    return inside
+
+
+def _sums(u: Array, counts: Array) -> Array:
+    """The sums of the logarithm and of the first four powers: ``[B, 5]``."""
+    return np.stack([(counts * f).sum(1) for f in (np.log(u), u, u**2, u**3, u**4)], 1)
 
 
 def _slope(counts: Array, width: Array) -> Array:

@@ -1,0 +1,139 @@
+"""From the numbers of blocks to their sparsity."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from pruneengine.sparse.allocation import Seen, allocation_of, canonical, position
+
+blocks = arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6))
+sparsities = st.floats(0, 0.99)
+spreads = st.floats(0.001, 0.5)
+signs = st.sampled_from([1, -1])
+
+
+@given(blocks, sparsities, spreads, signs, st.data())
+def test_mean_is_exact_and_bounds_hold(values, sparsity, spread, sign, data):
+    counts = st.lists(st.integers(1, 10**9), min_size=values.size, max_size=values.size)
+    weights = np.array(data.draw(st.none() | counts) or np.ones(values.size))
+    found = allocation_of(values, sparsity, spread, sign, weights=weights)
+    assert found.sparsity.min() >= 0
+    assert found.sparsity.max() <= 0.99
+    assert found.sparsity @ weights / weights.sum() == pytest.approx(sparsity, abs=1e-12)
+    assert found.uniform == (position(values) is None)
+
+
+@given(blocks, st.floats(0.35, 0.65), st.floats(0.01, 0.17), signs)
+def test_within_the_bounds_it_is_the_formula(values, sparsity, spread, sign):
+    found = allocation_of(values, sparsity, spread, sign)
+    if not found.uniform:
+        m = (values - values.min()) / (values.max() - values.min())
+        np.testing.assert_allclose(found.sparsity, sparsity + sign * 2 * spread * (m - m.mean()), atol=1e-12)
+        assert np.ptp(found.sparsity) == pytest.approx(2 * spread)
+        assert not found.clipped
+
+
+@given(arrays.arrays(np.float64, 8, elements=st.integers(-100, 100)), st.integers(1, 1000), st.integers(-1000, 1000))
+def test_scale_and_offset_change_nothing(values, scale, offset):
+    one = allocation_of(values, 0.6, 0.08)
+    other = allocation_of(values * scale + offset, 0.6, 0.08)
+    np.testing.assert_allclose(one.sparsity, other.sparsity, atol=1e-12)
+    mirrored = allocation_of(-values, 0.6, 0.08, -1)
+    np.testing.assert_allclose(one.sparsity, mirrored.sparsity, atol=1e-12)
+    assert Seen().key(values, 0.08) == Seen().key(-values, 0.08, -1)
+
+
+def test_more_is_sparser_or_denser_by_the_sign():
+    np.testing.assert_allclose(allocation_of([0, 1, 2], 0.5, 0.1).sparsity, [0.4, 0.5, 0.6])
+    np.testing.assert_allclose(allocation_of([0, 1, 2], 0.5, 0.1, -1).sparsity, [0.6, 0.5, 0.4])
+
+
+def test_what_a_bound_cuts_off_goes_to_the_others():
+    found = allocation_of([0, 0, 0, 1], 0.9, 0.2)
+    assert found.clipped
+    np.testing.assert_allclose(found.sparsity, [0.87, 0.87, 0.87, 0.99])
+    found = allocation_of([0, 1, 1, 1], 0.1, 0.2)
+    np.testing.assert_allclose(found.sparsity, [0, 0.4 / 3, 0.4 / 3, 0.4 / 3])
+    heavy = allocation_of([0, 0, 1], 0.9, 0.2, weights=[1, 1, 2])
+    np.testing.assert_allclose(heavy.sparsity, [0.81, 0.81, 0.99])
+
+
+def test_equal_values_are_uniform():
+    found = allocation_of([3.0] * 5, 0.7, 0.08)
+    assert found.uniform
+    assert found.sparsity.tolist() == [0.7] * 5
+
+
+def test_compat_has_the_published_guard_alone():
+    found = allocation_of([0, 1, 1, 1], 0.1, 0.2, compat=True)
+    np.testing.assert_allclose(found.sparsity, [0.01, 0.2, 0.2, 0.2])
+    assert found.clipped
+    np.testing.assert_allclose(allocation_of([0, 0, 0, 1], 0.9, 0.2, compat=True).sparsity, [0.8, 0.8, 0.8, 1.2])
+
+
+def test_allocations_are_read_only():
+    with pytest.raises(ValueError, match="read-only"):
+        allocation_of([1, 2], 0.5, 0.1).sparsity[0] = 1
+
+
+def test_canonical_keys():
+    assert canonical([0, 1, 4]) == (0, 250, 1000)
+    assert canonical([0, 1, 4], -1) == (1000, 750, 0)
+    assert canonical([10, 12.0001, 18]) == canonical([0, 1, 4])
+    assert canonical([0, 1.01, 4]) != canonical([0, 1, 4])
+    assert canonical([2, 2]) == ()
+
+
+@given(arrays.arrays(np.float64, 6, elements=st.floats(0, 1)), arrays.arrays(np.float64, 6, elements=st.floats(0, 1)))
+def test_equal_keys_are_near(values, others):
+    if canonical(values) == canonical(others) != ():
+        assert np.abs(position(values) - position(others)).max() < 1.001e-3
+
+
+def test_neighbours_across_a_border_are_recognised():
+    seen = Seen()
+    first = seen.key([0, 0.25049, 1], 0.08)
+    assert canonical([0, 0.25049, 1]) != canonical([0, 0.25051, 1])
+    assert seen.key([0, 0.25051, 1], 0.08) == first
+    assert seen.key([0, 0.2520, 1], 0.08) != first
+    assert seen.key([0, 0.25049, 1], 0.09) != first
+    assert len(seen) == 3
+    assert seen.key([5, 5, 5], 0.08) == ()
+    assert len(seen) == 3
+    with pytest.raises(ValueError, match="expected 3 blocks"):
+        seen.key([0, 1], 0.08)
+
+
+def test_many_allocations_keep_their_keys():
+    rng = np.random.default_rng(0)
+    values = rng.random((200, 5))
+    seen = Seen()
+    keys = [seen.key(row, 0.1) for row in values]
+    assert len(set(keys)) == len(seen) == 200
+    assert [seen.key(row * 3 - 1, 0.1) for row in values] == keys
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1, float("nan")], 0.5, 0.1), "finite number a block"),
+        (([], 0.5, 0.1), "finite number a block"),
+        (([[1, 2]], 0.5, 0.1), "finite number a block"),
+        (([1, 2], 1.0, 0.1), r"\[0, 0.99\]"),
+        (([1, 2], -0.1, 0.1), r"\[0, 0.99\]"),
+        (([1, 2], 0.5, 0.0), r"\(0, 0.5\]"),
+        (([1, 2], 0.5, 0.6), r"\(0, 0.5\]"),
+        (([1, 2], 0.5, 0.1, 0), "sign"),
+    ],
+)
+def test_bad_numbers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        allocation_of(*arguments)
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, float("inf")]])
+def test_bad_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="2 positive numbers"):
+        allocation_of([1, 2], 0.5, 0.1, weights=weights)
