@@ -195,7 +195,8 @@ _SIGNED = ("mean", "var", "std", "frobenius")
 
 def _transformed(value: Array, function: Function) -> Array:
     for name in (function.transform, function.post):
-        value = apply_post(name, value, function.compat)
+        if name != "no":
+            value = apply_post(name, value, function.compat)
     return as_published(value) if function.compat else value
 
 
@@ -203,7 +204,8 @@ def tells_apart(values: Array, tolerance: float = TOLERANCE) -> bool:
     """Whether values are finite and not all equal up to ``tolerance`` of the greatest magnitude."""
     if not np.isfinite(values).all():
         return False
-    return bool(np.ptp(values) > tolerance * np.abs(values).max())
+    high, low = values.max(), values.min()
+    return bool(high - low > tolerance * max(high, -low))
 
 
 def merge(moments: Iterable[Tensor], histograms: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,10 @@ def _exp(v: Array) -> Array:
     return np.exp(np.minimum(v, MOST_EXPONENT))
 
 
+def _unit(v: Array) -> Array:
+    return np.minimum(np.maximum(v, -1.0), 1.0)
+
+
 def _sigmoid(v: Array) -> Array:
     return 0.5 + 0.5 * np.tanh(0.5 * v)
 
@@ -110,7 +114,7 @@ SAFE_PRE: Mapping[str, OfScores] = _ON_SCORES | {
 }  # fmt: skip
 SAFE_POST: Mapping[str, OfValues] = _EVERYWHERE | {
     "exp": _exp, "log": lambda v: np.log(np.maximum(np.abs(v), 1 / LIMIT)), "sqrt": lambda v: np.sqrt(np.abs(v)),
-    "asin": lambda v: np.arcsin(np.clip(v, -1, 1)), "acos": lambda v: np.arccos(np.clip(v, -1, 1)),
+    "asin": lambda v: np.arcsin(_unit(v)), "acos": lambda v: np.arccos(_unit(v)),
 }  # fmt: skip
 COMPAT_PRE: Mapping[str, OfScores] = _ON_SCORES | {
     "log": lambda x, w: np.log(np.where(x <= 0, 1.0, x) + 1e-6), "abslog": _abslog, "exp": _of_each(np.exp),
@@ -134,7 +138,7 @@ def apply_post(name: str, v: Array, compat: bool) -> Array:
 def _held(function: Callable[..., Array], compat: bool, *arguments: Array) -> Array:
     with np.errstate(all="ignore"):
         result = function(*arguments)
-        return result.astype(np.float32).astype(np.float64) if compat else np.clip(result, -LIMIT, LIMIT)
+        return result.astype(np.float32).astype(np.float64) if compat else np.minimum(np.maximum(result, -LIMIT), LIMIT)
 
 
 def as_published(v: Array) -> Array:
