@@ -32,7 +32,7 @@ class ScoreDistribution:
     logarithm); all else comes from the histogram (:mod:`pruneengine.sparse.sample`). From 40,000 scores a block on that
     is good to 1e-4 after one smooth operation, and to 1e-6 in the median over all chains. Worse are exponentials of
     scores beyond 10, which the few greatest rule (percent), and logarithms, geometric means and entropies of what comes
-    near 0 in the midst of the scores (``normalize, log``: percent; an entropy that is all but 0 itself: no digit).
+    near 0 in the midst of the scores (``normalize, log``: the order of magnitude at times).
     Every chain of operations before a reduction, and every reduction, is worked out once.
 
     Args:
