@@ -62,9 +62,10 @@ def test_er_is_the_formula():
     low = allocated("er", 0.05).sparsities
     dense = [m for m in MATRICES if low[m.name] == 0]
     free = [m for m in MATRICES if low[m.name] > 0]
-    epsilon = (1 - low[free[0].name]) * free[0].numel / (free[0].rows + free[0].columns)
+    kept = [(1 - low[m.name]) * m.numel / (m.rows + m.columns) for m in free]
+    assert kept == pytest.approx([kept[0]] * len(kept), rel=1e-12)
     assert dense
-    assert all(epsilon * (m.rows + m.columns) >= m.numel for m in dense)
+    assert all(kept[0] * (m.rows + m.columns) >= m.numel for m in dense)
 
 
 def test_er_plus_leaves_the_last_layer_dense():
