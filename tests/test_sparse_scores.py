@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pruneengine.calibrate import calibrate
 from pruneengine.ops import MOMENTS
 from pruneengine.sparse.block_scores import ScoreMoments, collect_scores, wanda_norm
+from pruneengine.sparse.erdos_renyi import erdos_renyi
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.sparse.pattern import Pattern
@@ -120,6 +121,18 @@ def test_whole_numbers_come_close_for_layers_of_any_size(data, layers, m):
     assert [plan.sparsity(name) for name in found] == list(found.values())
     assert plan.reached == pytest.approx(mean_of(found, matrices), abs=1e-12)
     assert plan.asked == target
+
+
+def test_epsilon_is_solved_again_where_matrices_become_dense():
+    shapes = {"tiny": (10, 10), "small": (20, 30), "wide": (40, 400), "square": (300, 300)}
+    matrices = [Matrix(name, 0, "", *shape) for name, shape in shapes.items()]
+    found = erdos_renyi(matrices, 0.7)
+    # Of 106,700 weights 32,010 stay, 700 of them in the two dense matrices.
+    epsilon = (32_010 - 700) / (440 + 600)
+    expected = {"tiny": 0, "small": 0, "wide": 1 - epsilon * 440 / 16_000, "square": 1 - epsilon * 600 / 90_000}
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert erdos_renyi(matrices, 0.4) == pytest.approx(dict.fromkeys(shapes, 0) | {"square": 0.4 * 106_700 / 90_000})
+    assert set(erdos_renyi(matrices, 0.0).values()) == {0.0}
 
 
 def test_one_weight_of_a_group_always_stays():
