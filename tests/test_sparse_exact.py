@@ -8,7 +8,7 @@ import pruneengine
 from tests import sparse_reference as reference
 from tests.tiny import tiny_model, tiny_tokens
 
-engine = pytest.mark.skipif(not hasattr(pruneengine, "sparsify"), reason="pruneengine.sparsify is not there yet")
+engine = pytest.mark.skipif(not hasattr(pruneengine, "sparsify"), reason="no pruneengine.sparsify")
 
 # Divisible by 8, so that 4:8 fits every matrix; blocks of 24 columns divide none of them.
 SIZES = {"hidden_size": 64, "intermediate_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -59,13 +59,15 @@ def compare(rule_name, variant, pattern_name, mode, **changes):
         differ = mask != expected.removed[path]
         assert not differ[expected.margin[path] > TIE[method]].any(), (path, expected.margin[path][differ])
         assert differ.sum() <= 4, path
-        torch.testing.assert_close(weights[path].double(), expected.weights[path], rtol=1e-3, atol=1e-5, msg=path)
+        torch.testing.assert_close(weights[path].double(), expected.weights[path], rtol=1e-4, atol=1e-5, msg=path)
 
 
 @engine
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "pattern"),
+    [*(("llama-gqa-tied", pattern) for pattern in PATTERNS), ("llama-mha-untied", "37%"), ("llama-mha-untied", "4:8")],
+)
 @pytest.mark.parametrize("rule", ["wanda", "sparsegpt"])
 def test_masks_and_weights_are_the_references(rule, variant, pattern, mode):
     compare(rule, variant, pattern, mode)
@@ -75,6 +77,7 @@ def test_masks_and_weights_are_the_references(rule, variant, pattern, mode):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("rule", ["magnitude", "magnitude row", "wanda matrix"])
 def test_other_comparisons(rule, pattern):
+    # Within groups nothing else is compared.
     changes = {"compare": None} if ":" in pattern else {}
     compare(rule, "llama-gqa-tied", pattern, "two-pass", **changes)
 
@@ -119,7 +122,7 @@ def test_weights_on_dead_inputs_go_first(method, pattern):
         assert removed[path].sum() == removed[path].numel() // 2
         if "q_proj" in path:
             assert removed[path][:, [3, 40]].all()
-        torch.testing.assert_close(weight.double(), expected.weights[path], rtol=1e-3, atol=1e-5, msg=path)
+        torch.testing.assert_close(weight.double(), expected.weights[path], rtol=1e-4, atol=1e-5, msg=path)
 
 
 def a_matrix(rows=5, columns=24, count=0, follow=None, pattern=None):
