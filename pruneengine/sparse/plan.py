@@ -83,7 +83,7 @@ class SparsePlan:
     def check(self, matrices: Sequence[Matrix]) -> SparsePlan:
         """Refuse a plan of another model; ValueError names the first difference."""
         shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in matrices}
-        for name in shapes.keys() | self.shapes.keys():
+        for name in {**shapes, **self.shapes}:
             if shapes.get(name) != self.shapes.get(name):
                 raise ValueError(
                     f"the plan is of another model: {name} is {self.shapes.get(name)} there and {shapes.get(name)} here"

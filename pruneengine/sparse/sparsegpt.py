@@ -69,7 +69,7 @@ def prune_columns(
     """Prune stacked linears that read one input, and let the weights that stay make up for those that go.
 
     Args:
-        columns: float32 ``[C, R]``, the transposed weights one beside the other; changed in place.
+        columns: float32 ``[C, R]``, contiguous: the transposed weights one beside the other; changed in place.
         factor: U of :func:`inverse_factor`.
         dead: bool ``[C]``, inputs that are always zero: their weights go first.
         shares: of the stack.
