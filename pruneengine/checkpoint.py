@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,19 @@ def written_here(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any((folder / name).is_file() for name in files)
 
 
+def count_saved_zeros(folder: Path, modules: Iterable[str]) -> dict[str, int]:
+    """How many entries of the weight of each module are zero in the files of a checkpoint, by module path."""
+    from safetensors import safe_open
+
+    wanted = {f"{module}.weight": module for module in modules}
+    found: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in wanted.keys() & set(tensors.keys()):
+                found[wanted[name]] = int((tensors.get_tensor(name) == 0).sum())
+    return found
+
+
 def save(
     model: nn.Module,
     tokenizer: Any,
@@ -88,6 +101,7 @@ def save(
     dense_config: Any = None,
     proof: bool = True,
     extra_files: Mapping[str, str] | None = None,
+    remarks: tuple[str, Sequence[str]] | None = None,
 ) -> SavedCheckpoint:
     """Write ``model`` as a checkpoint folder that transformers loads without pruneengine.
 
@@ -105,6 +119,7 @@ def save(
         dense_config: config of the unpruned model (a dict or with ``to_dict()``), for the model card.
         proof: reopen the checkpoint in a fresh process before it appears.
         extra_files: file name -> text.
+        remarks: for the model card: a heading, and the paragraphs beneath it.
 
     Raises:
         FileExistsError, PermissionError: as :func:`check_output`.
@@ -124,8 +139,9 @@ def save(
         texts["plan.json"] = plan.to_json()
     dense = dense_config.to_dict() if hasattr(dense_config, "to_dict") else dense_config
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    widths = layer_widths(find_groups(model))
     texts["README.md"] = model_card(
-        path.name, config, loader, parameters, layer_widths(find_groups(model)), dense, texts.get("recipe.yaml"), report
+        path.name, config, loader, parameters, widths, dense, texts.get("recipe.yaml"), report, remarks
     )
     if "auto_map" in config:
         texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")

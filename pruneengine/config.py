@@ -18,7 +18,7 @@ from pruneengine.structure import KINDS
 from pruneengine.validate import from_known, require_choice, require_number, require_whole
 
 # Sections of the recipes that checkpoints carry, and whose options they hold.
-RECIPES = {"config": "prune", "search": "search"}
+RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TEMPLATE = """---
@@ -60,6 +60,7 @@ def model_card(
     dense_config: Mapping[str, Any] | None = None,
     recipe: str | None = None,
     report: Mapping[str, Any] | None = None,
+    remarks: tuple[str, Sequence[str]] | None = None,
 ) -> str:
     """Markdown text of the card.
 
@@ -72,6 +73,7 @@ def model_card(
         dense_config: config of the unpruned model, for the column "before".
         recipe: YAML text of the recipe.
         report: measured values; those that are numbers, strings or flat mappings of them are shown.
+        remarks: a heading and the paragraphs of a section of its own, in words.
     """
     sizes = ["| | before | after |", "|---|---:|---:|"] if dense_config else ["| | after |", "|---|---:|"]
     for key, name in SIZE_NAMES.items():
@@ -79,7 +81,8 @@ def model_card(
         before = f" {dense_config.get(key, '')} |" if dense_config else ""
         sizes.append(f"| {name} |{before} {after} |")
     sizes.append(f"| parameters |{' |' if dense_config else ''} {parameters:,} |")
-    sections = f"\n## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else ""
+    sections = f"\n## {remarks[0]}\n\n" + "\n\n".join(remarks[1]) + "\n" if remarks else ""
+    sections += f"\n## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else ""
     rows = [f"| {key} | {value} |" for key, value in _flat(report or {})]
     if rows:
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"

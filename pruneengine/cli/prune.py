@@ -27,16 +27,34 @@ from pruneengine.cli.app import (
     parse_dtype,
     read_config,
 )
+from pruneengine.cli.prune_sparse import prune_sparsely
 from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
+from pruneengine.cli.sparse_options import (
+    Block,
+    Compare,
+    Damp,
+    Ignore,
+    Mode,
+    Outlier,
+    PatternOption,
+    Sparsity,
+    Spread,
+    sparse_config,
+)
 
 
 def prune(
     model: Model,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")] = None,
-    method: Annotated[str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...; sparse: wanda, magnitude, sparsegpt.")
+    ] = None,
     ratio: Ratio = None,
     structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers.")] = None,
-    allocation: Annotated[str | None, typer.Option(help="uniform, global or unstructured.")] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="uniform, global or unstructured; sparse: uniform, global, er, er-plus, owl, dsa, ..."),
+    ] = None,
     shape: Shape = None,
     protocol: Annotated[str | None, typer.Option(help="engine, or llm-pruner: the ratio is inside --layers.")] = None,
     layers: Layers = None,
@@ -60,6 +78,15 @@ def prune(
     hywia_blend: Annotated[float | None, typer.Option(help="A fixed share of the fine score, 0 to 1.")] = None,
     hywia_steps: Annotated[int | None, typer.Option(help="Steps of the fit (40).")] = None,
     hywia_samples: Annotated[int | None, typer.Option(help="Samples held out for the fit (8).")] = None,
+    sparsity: Sparsity = None,
+    pattern: PatternOption = None,
+    spread: Spread = None,
+    outlier: Outlier = None,
+    compare: Compare = None,
+    mode: Mode = None,
+    damp: Damp = None,
+    block: Block = None,
+    ignore: Ignore = None,
     recipe: Recipe = None,
     statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
     recover: Recover = False,
@@ -86,16 +113,22 @@ def prune(
     from pruneengine.jobs.prune import JobOptions, run
     from pruneengine.report.prune import SMOKE_TEXT
 
-    given = {
-        "method": method, "ratio": ratio, "structure": structure,
-        "allocation": allocation, "shape": shape, "protocol": protocol, "layers": layers,
-        "aggregate": aggregate, "fold": fold, "round_to": round_to, "compensate": compensate,
-        "compensate_mode": compensate_mode, "calibration": calibration,
-        "nsamples": nsamples, "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
-        "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature, "hywia_blend": hywia_blend,
-        "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
+    shared = {
+        "method": method, "allocation": allocation, "calibration": calibration, "nsamples": nsamples,
+        "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
-    config = read_config(PruneConfig, recipe, given)
+    structured = {
+        "ratio": ratio, "structure": structure, "shape": shape, "protocol": protocol, "layers": layers,
+        "aggregate": aggregate, "fold": fold, "round_to": round_to, "compensate": compensate,
+        "compensate_mode": compensate_mode, "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature,
+        "hywia_blend": hywia_blend, "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
+    }  # fmt: skip
+    single = {
+        "sparsity": sparsity, "pattern": pattern, "spread": spread, "outlier": outlier, "compare": compare,
+        "mode": mode, "damp": damp, "block": block, "ignore": ignore,
+    }  # fmt: skip
+    sparse = sparse_config(recipe, shared, single, structured)
+    config = sparse or read_config(PruneConfig, recipe, shared | structured)
     recovery = recovery_config(recover, recover_recipe, recover_data, recover_steps)
     if out_dir is None and not dry_run:
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
@@ -106,6 +139,9 @@ def prune(
         speed=speed, statistics=statistics, proof=proof, prompt=prompt, trust_remote_code=trust_remote_code,
         recover=recovery,
     )  # fmt: skip
+    if sparse:
+        prune_sparsely(sparse, options)
+        return
     result = run(config, options, say=lambda line: err.print(line, style="dim"))
     for warning in result.warnings:
         err.print(f"warning: {warning}", style="yellow")

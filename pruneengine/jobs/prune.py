@@ -15,12 +15,13 @@ from torch import nn
 from pruneengine.calibrate import calibrate
 from pruneengine.checkpoint import SavedCheckpoint, save
 from pruneengine.config import PruneConfig
-from pruneengine.data import Samples, check_overlap, check_spec, evaluation_windows, load_samples
+from pruneengine.data import Samples, check_spec
 from pruneengine.engine import PruneReport, carry_out, decide, rehearse, split_samples
 from pruneengine.evaluate import best_dtype, measure_speed_pair
 from pruneengine.files import check_writable
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.recover_pruned import recover_pruned
+from pruneengine.jobs.texts import load_texts
 from pruneengine.jobs.versions import versions
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.loading import load_model
@@ -104,7 +105,9 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     if held is not None:
         held.check(model=model_fingerprint(model))
     with clock("text"):
-        calibration, evaluation, warnings = _texts(config, options, model, tokenizer)
+        calibration, evaluation, warnings = load_texts(
+            config, options, model, tokenizer, calibrates=bool(config.needs or config.compensates)
+        )
         rows = load_rows(options.recover, tokenizer, model) if options.recover and options.out else None
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
     statistics = held
@@ -179,30 +182,6 @@ def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, Job
     if options.recover is not None:
         options.recover.check_sources()
     return config, options
-
-
-def _texts(
-    config: PruneConfig, options: JobOptions, model: nn.Module, tokenizer: Any
-) -> tuple[Samples | None, Samples | None, tuple[str, ...]]:
-    calibration = evaluation = None
-    warnings = []
-    if config.needs or config.compensates:
-        calibration = load_samples(
-            config.calibration, tokenizer, config.nsamples, config.seqlen, config.seed,
-            pack=config.pack, model=model,
-        )  # fmt: skip
-    if options.eval_text and options.out is not None:
-        evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
-    if calibration is not None and evaluation is not None:
-        shared = check_overlap(calibration, evaluation)
-        if shared["duplicate_windows"]:
-            warnings.append(f"{shared['duplicate_windows']} of {len(calibration)} calibration samples are duplicates")
-        if shared["overlapping_windows"]:
-            warnings.append(
-                f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} "
-                "tokens or more with the calibration text: the perplexity is optimistic"
-            )
-    return calibration, evaluation, tuple(warnings)
 
 
 def _complete(

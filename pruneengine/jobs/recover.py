@@ -32,6 +32,7 @@ from pruneengine.recovery import (
 )
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures
+from pruneengine.sparse.plan import is_sparse_plan
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
     check_out(options.out, options.overwrite, options.source)
+    if is_sparse_plan(Path(options.source).expanduser() / "plan.json"):
+        raise ValueError(
+            f"{options.source} was pruned sparsely (its plan.json says so): merging trained LoRA adapters would fill "
+            "its zeros. Recover before pruning sparsely, or train with the zeros held elsewhere"
+        )
     config.check_sources()
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     return replace(options, eval_windows=windows)

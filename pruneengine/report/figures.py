@@ -77,6 +77,37 @@ def _boxes(ax: Any, boxes: Sequence[Box], colour: str) -> None:
     ax.add_patch(PathPatch(Path(corners, codes), facecolor=COLOURS[colour], linewidth=0))
 
 
+def sparsity_picture(rows: Mapping[str, Sequence[float | None]]) -> str:
+    """A row a linear, a column a layer: each cell is filled from below by as much of its weights as stays.
+
+    Args:
+        rows: ``{label: [sparsity of each layer's]}``, None where the linear stays dense unasked.
+    """
+    gap = 0.12
+    kept_boxes: list[Box] = []
+    lost_boxes: list[Box] = []
+    for row, sparsities in enumerate(rows.values()):
+        for layer, sparsity in enumerate(sparsities):
+            left, bottom = layer - 0.5 + gap / 2, len(rows) - row - 1 + gap / 2
+            kept = (1 - gap) * (1 - (sparsity or 0))
+            kept_boxes.append((left, bottom, 1 - gap, kept))
+            lost_boxes.append((left, bottom + kept, 1 - gap, 1 - gap - kept))
+    with drawing(60 + 34 * max(1, len(rows)), wide=True) as drawn:
+        (ax,) = drawn.axes
+        _boxes(ax, lost_boxes, "empty")
+        _boxes(ax, kept_boxes, "main")
+        ax.set_xlim(-0.7, max(map(len, rows.values()), default=1) - 0.3)
+        ax.set_ylim(0, len(rows) or 1)
+        ax.set_yticks([len(rows) - row - 0.5 for row in range(len(rows))], list(rows))
+        ax.grid(visible=False)
+        ax.set_xlabel("layer")
+        if rows:
+            whole_numbers(ax)
+        else:
+            say_empty(ax, "no linears")
+    return drawn.svg
+
+
 def score_spread(rows: Sequence[Mapping[str, float]], label: str) -> str:
     """How the scores of a kind spread in every layer: least to most thin, quartiles thick, median as a dot.
 

@@ -41,7 +41,7 @@ def prune_page(values: Mapping[str, Any]) -> Page:
         f"{percent(values['ratio asked'], 1)} asked for",
         facts=tuple(_facts(values)),
         sections=(
-            _measured(values),
+            measured_section(values, config.get("calibration")),
             plan_section(values),
             _scores(values),
             _blend(values),
@@ -70,7 +70,8 @@ def _facts(values: Mapping[str, Any]):
             yield Fact(label, number(after, 3), f"from {number(before, 3)}, {change(before, after)}")
 
 
-def _measured(values: Mapping[str, Any]) -> Section:
+def measured_section(values: Mapping[str, Any], calibration: str | None = None) -> Section:
+    """Dense beside pruned, and on what it was measured; ``calibration`` names the calibration text."""
     rows: list[Row] = []
     for name, key, form in (
         ("parameters", "parameters", count),
@@ -96,7 +97,6 @@ def _measured(values: Mapping[str, Any]) -> Section:
             f"Speed with a prompt of {dense['prompt_tokens']} and {dense['new_tokens']} new tokens, {dense['dtype']} "
             f"on {dense['device']}: medians of {dense['repeats']} rounds, dense and pruned in turn."
         )
-    calibration = str((values.get("recipe") or {}).get("config", {}).get("calibration", ""))
     if calibration == "builtin" or str((values.get("evaluation") or {}).get("text", "")).startswith("builtin"):
         paragraphs.append(SMOKE_TEXT[:1].upper() + SMOKE_TEXT[1:] + ".")
     return Section("Before and after", tuple(paragraphs), (before_and_after(rows),))

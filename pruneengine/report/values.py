@@ -39,8 +39,19 @@ def summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tu
         "ratio asked": plan.asked,
         "ratio reached": plan.reached,
         "parameters": {"dense": plan.params_before, "pruned": pruned.params},
-        "weight bytes": {"dense": dense.weight_bytes, "pruned": pruned.weight_bytes},
-    }
+    } | measured_values(dense, pruned)
+    if report.fit is not None:
+        values["fit"] = {"loss by step": report.fit.checks, "step kept": report.fit.best}
+    if report.compensation is not None:
+        values["compensation"] = report.compensation.to_dict()
+    if warnings:
+        values["warnings"] = list(warnings)
+    return json_value(values)
+
+
+def measured_values(dense: Measures, pruned: Measures) -> dict[str, Any]:
+    """Both sides of the before-and-after table, and the paired difference of their losses."""
+    values: dict[str, Any] = {"weight bytes": {"dense": dense.weight_bytes, "pruned": pruned.weight_bytes}}
     if dense.perplexity and pruned.perplexity:
         loss = paired_difference(dense.perplexity, pruned.perplexity) if len(dense.perplexity.per_window) > 1 else None
         values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
@@ -50,13 +61,7 @@ def summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tu
             values["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
     if dense.speed and pruned.speed:
         values["tokens per second"] = {"dense": asdict(dense.speed), "pruned": asdict(pruned.speed)}
-    if report.fit is not None:
-        values["fit"] = {"loss by step": report.fit.checks, "step kept": report.fit.best}
-    if report.compensation is not None:
-        values["compensation"] = report.compensation.to_dict()
-    if warnings:
-        values["warnings"] = list(warnings)
-    return json_value(values)
+    return values
 
 
 def details(report: PruneReport) -> dict[str, Any]:

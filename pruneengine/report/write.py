@@ -13,12 +13,14 @@ from pruneengine.report.page import Page, render
 from pruneengine.report.prune import prune_page
 from pruneengine.report.recover import recover_page
 from pruneengine.report.search import search_page
+from pruneengine.report.sparse import sparse_page
 from pruneengine.report.values import json_value
 
 Say = Callable[[str], None]
 
 PAGES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Page]]] = {
     "prune": (("method", "ratio asked", "ratio reached", "parameters"), prune_page),
+    "sparse": (("method", "sparsity asked", "sparsity reached", "zeros", "weights"), sparse_page),
     "search": (("method", "trials"), search_page),
     "recover": (("losses", "validation"), recover_page),
 }
@@ -28,7 +30,7 @@ def report_files(verb: str, values: Mapping[str, Any], say: Say | None = None) -
     """``{"report.json": text, "report.html": text}``; the page shows nothing that the JSON does not hold.
 
     Args:
-        verb: "prune", "search" or "recover", whose page function names the values.
+        verb: "prune", "sparse", "search" or "recover", whose page function names the values.
         values: plain values; what is not finite becomes null.
         say: told in one line why there is no page, when matplotlib is missing; a warning by default.
 

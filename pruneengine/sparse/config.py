@@ -94,7 +94,7 @@ class SparseConfig:
                 raise ValueError(f"spread must lie in [0, 0.5], got {self.spread}")
         for name in ("block", "seqlen", "batch_size"):
             require_whole(name, getattr(self, name), 1, "a positive whole number")
-        if pattern.grouped and self.block % pattern.m:
+        if self.method == "sparsegpt" and pattern.grouped and self.block % pattern.m:
             raise ValueError(f"block must be a multiple of the pattern's {pattern.m}, got {self.block}")
         if self.nsamples is not None:
             require_whole("nsamples", self.nsamples, 1, "a positive whole number")

@@ -100,6 +100,15 @@ class SparsePlan:
                 raise ValueError(f"not a sparse plan: {name} of {self.shapes[name]} loses {count} weights")
 
 
+def is_sparse_plan(path: str | Path) -> bool:
+    """Whether the file says of itself that it holds a sparse plan (structured prunes leave other plans)."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and str(content.get("format", "")).startswith("pruneengine.sparse_plan/")
+
+
 def make_sparse_plan(
     model_type: str,
     matrices: Sequence[Matrix],

@@ -1,0 +1,37 @@
+"""What the verb prune does and prints where sparse pruning is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pruneengine.cli.app import err, out
+
+if TYPE_CHECKING:
+    from pruneengine.jobs.prune import JobOptions
+    from pruneengine.sparse.config import SparseConfig
+
+
+def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
+    """Run the job and show its result; without ``options.out`` the plan alone."""
+    from pruneengine.cli import tables, tables_sparse
+    from pruneengine.jobs.sparsify import run
+    from pruneengine.report.prune import SMOKE_TEXT
+    from pruneengine.sparse.runtimes import speed_notes
+
+    result = run(config, options, say=lambda line: err.print(line, style="dim"))
+    for warning in result.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    tables_sparse.show_sparsities(out, result.report.plan)
+    if result.saved is None:
+        tables.show_times(out, result.seconds)
+        return
+    tables_sparse.show_sparse_result(out, result, title=f"{config.method} on {options.source}")
+    tables.show_times(out, result.seconds)
+    for note in speed_notes(result.report.plan):
+        out.print(note)
+    if (options.eval_text or "").startswith("builtin") or config.calibration == "builtin":
+        out.print(SMOKE_TEXT)
+    tables.show_proof(out, result.saved)
+    if result.text is not None:
+        out.print(f"there it continues {options.prompt!r}: {result.text!r}")
+    tables.show_saved(out, result.saved)

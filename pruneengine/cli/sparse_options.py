@@ -1,0 +1,79 @@
+"""The options of prune that belong to sparse pruning, and the config that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pruneengine.sparse.config import SparseConfig
+
+PANEL = "Sparse pruning (single weights become zero)"
+
+
+def _option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=PANEL, **more)
+
+
+Sparsity = Annotated[float | None, _option(help="Fraction of the linears' weights that become zero.")]
+PatternOption = Annotated[
+    str | None, _option("--pattern", help="unstructured, or N:M such as 2:4: N weights kept of every M.")
+]
+Spread = Annotated[
+    float | None, _option(help="How far sparsities may differ: λ of owl and of functions, else a bound.")
+]
+Outlier = Annotated[float | None, _option(help="M of owl: an outlier is over so many means (5).")]
+Compare = Annotated[str | None, _option(help="Weights that compete: row, matrix or layer (as published).")]
+Mode = Annotated[str | None, _option(help="sequential, two-pass or one-shot statistics (sequential).")]
+Damp = Annotated[float | None, _option(help="SparseGPT's damping (0.01).")]
+Block = Annotated[int | None, _option(help="SparseGPT's columns a block (128).")]
+Ignore = Annotated[str | None, _option(metavar="NAMES", help="Linears that stay dense: down_proj,re:layers\\.0\\.")]
+
+
+def sparse_config(
+    recipe: Path | None, shared: Mapping[str, Any], own: Mapping[str, Any], structured: Mapping[str, Any]
+) -> SparseConfig | None:
+    """How to prune sparsely, or None where that is not what is asked for; None among the values was not given.
+
+    Args:
+        recipe: whose ``sparse`` section asks for it, too.
+        shared: options of both kinds of pruning, by name.
+        own: of sparse pruning; a sparsity or a pattern asks for it.
+        structured: of structured pruning.
+
+    Raises:
+        ValueError: options of the other kind, or of neither.
+    """
+    from pruneengine.config import read_recipe
+    from pruneengine.sparse.config import METHODS, SparseConfig
+
+    given = {name: value for name, value in (shared | own).items() if value is not None}
+    if not (given.keys() & {"sparsity", "pattern"} or (recipe and _is_sparse(recipe))):
+        if alone := [name for name in own if name in given]:
+            raise ValueError(
+                f"{_flags(alone)}: options of sparse pruning; give --sparsity S or --pattern N:M with them"
+            )
+        # "wanda" is a structured metric, too.
+        if given.get("method") in set(METHODS) - {"wanda"} and structured["ratio"] is None:
+            raise ValueError(f"method {given['method']!r} zeros single weights: give --sparsity S or --pattern N:M")
+        return None
+    if odd := [name for name, value in structured.items() if value is not None]:
+        raise ValueError(
+            f"{_flags(odd)}: options of structured pruning, which removes heads, channels and layers; --sparsity, "
+            "--pattern or a recipe with sparse: ask for sparse pruning, which zeros single weights. Choose one"
+        )
+    return SparseConfig.from_dict((read_recipe(recipe, "sparse") if recipe else {}) | given)
+
+
+def _is_sparse(recipe: Path) -> bool:
+    from pruneengine.config import RECIPES, read_keys
+
+    content = read_keys(recipe)
+    return "sparse" in content or bool(not content.keys() & RECIPES.keys() and content.keys() & {"sparsity", "pattern"})
+
+
+def _flags(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

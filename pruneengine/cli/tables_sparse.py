@@ -1,0 +1,48 @@
+"""Tables of a sparse prune."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pruneengine.jobs.sparsify import SparseResult
+from pruneengine.report.sparse import short_name
+from pruneengine.report.sparse_values import layer_rows
+from pruneengine.report.words import size
+from pruneengine.sparse.plan import SparsePlan
+
+
+def show_sparsities(console: Console, plan: SparsePlan) -> None:
+    """The share of every layer and of its linears that is zero."""
+    rows = layer_rows(plan)
+    names = list(dict.fromkeys(name for row in rows for name in row["linears"]))
+    table = Table(title="sparsity", title_justify="left")
+    for column in ("layer", "all", *(short_name(name) for name in names)):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = [row["linears"].get(name) for name in names]
+        cells = ("dense" if share is None else f"{share:.2%}" for share in shares)
+        table.add_row(str(row["layer"]), f"{row['sparsity']:.2%}", *cells)
+    console.print(table)
+    console.print(
+        f"asked for {plan.asked:.2%} zeros of the linears' weights; the plan has {sum(plan.removed.values()):,}, "
+        f"{plan.reached:.4%} (pattern {plan.pattern}, allocation {plan.allocation})"
+    )
+
+
+def show_sparse_result(console: Console, result: SparseResult, title: str) -> None:
+    """Dense beside pruned, and the zeros that were counted."""
+    dense, pruned, zeros = result.dense, result.pruned, result.zeros
+    table = Table(title=title, title_justify="left")
+    for column in ("", "dense", "pruned"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("parameters", f"{dense.params:,}", f"{pruned.params:,}")
+    table.add_row("of them zero, in linears", "", f"{zeros.total:,}")
+    table.add_row("weights on disk", size(dense.weight_bytes), size(pruned.weight_bytes))
+    if dense.perplexity and pruned.perplexity:
+        table.add_row("perplexity", f"{dense.perplexity.perplexity:.2f}", f"{pruned.perplexity.perplexity:.2f}")
+    console.print(table)
+    if dense.perplexity is not None:
+        console.print(f"perplexity over {dense.perplexity.tokens:,} tokens, computed in {dense.perplexity.dtype}")
+    exact = len(zeros.zeros) - len(zeros.differing)
+    console.print(f"zeros counted in the saved files: exactly as planned in {exact} of {len(zeros.zeros)} matrices")

@@ -1,0 +1,189 @@
+"""Sparse pruning as a job: a model in, a measured and proved checkpoint with zeros out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruneengine.checkpoint import SavedCheckpoint, count_saved_zeros, save
+from pruneengine.data import Samples, check_spec
+from pruneengine.files import check_writable
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.prune import JobOptions
+from pruneengine.jobs.texts import load_texts
+from pruneengine.jobs.versions import versions
+from pruneengine.jobs.yardstick import Yardstick
+from pruneengine.loading import load_model, load_skeleton
+from pruneengine.progress import Stopwatch
+from pruneengine.reload import reload_and_generate
+from pruneengine.report import write_report
+from pruneengine.report.sparse_values import sparse_details, sparse_hashes, sparse_summary
+from pruneengine.report.values import Measures
+from pruneengine.sparse.allocations import allocate_sparsities, needs_statistics
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.engine import SparseReport, carry_out, decide
+from pruneengine.sparse.matrices import check_columns, find_matrices
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.sparse.runtimes import speed_notes
+from pruneengine.sparse.zeros import ZeroCount, count_zeros
+from pruneengine.statistics import Statistics
+from pruneengine.structure import find_groups, model_fingerprint
+
+
+@dataclass(frozen=True)
+class SparseResult:
+    """What came out of a job; a dry run has no more than the report."""
+
+    report: SparseReport
+    dense: Measures | None = None
+    pruned: Measures | None = None
+    zeros: ZeroCount | None = None
+    saved: SavedCheckpoint | None = None
+    text: str | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None) -> SparseResult:
+    """Load, decide, prune, measure, save and prove. With ``options.out`` None it stops at the plan.
+
+    Raises:
+        ValueError, OSError: before work is spent wherever that can be known.
+    """
+    clock = Stopwatch()
+    config, options = _checked(config, options)
+    say(f"loading {options.source}")
+    with clock("load"):
+        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    structure = find_groups(model)
+    with clock("text"):
+        calibration, evaluation, warnings = load_texts(
+            config, options, model, tokenizer, calibrates=config.method != "magnitude" or needs_statistics(config)
+        )
+    say(f"deciding how much of each matrix goes: {config.allocation}, sparsity {config.sparsity:g}")
+    held = _held(options, model, calibration)
+    report = decide(model, structure, calibration, config, statistics=held, clock=clock)
+    if options.statistics is not None and held is None:
+        warnings += _keep(report, options.statistics)
+    if options.out is None:
+        return SparseResult(report, warnings=warnings + report.warnings, seconds=clock.seconds)
+    yardstick = Yardstick(evaluation, options.dtype, options.device)
+    with clock("evaluate"):
+        dense = yardstick.measure(model)
+    say(f"pruning by {config.method}")
+    report = carry_out(model, structure, calibration, report, clock)
+    warnings += report.warnings
+    with clock("evaluate"):
+        pruned = yardstick.measure(model)
+    zeros = count_zeros(model, report.plan)
+    warnings += _count_warnings(zeros)
+    recipe = _recipe(config, options, calibration)
+    numbers = sparse_summary(report, zeros, dense, pruned, warnings)
+    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    with clock("save"):
+        saved = save(
+            model, tokenizer, options.out, plan=report.plan, recipe=recipe, report=numbers,
+            overwrite=options.overwrite, dense_config=model.config.to_dict(), proof=options.proof,
+            remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
+        )  # fmt: skip
+    zeros = ZeroCount.against(report.plan, count_saved_zeros(saved.path, report.plan.removed))
+    numbers |= sparse_summary(report, zeros, dense, pruned, warnings)
+    text = None
+    if options.prompt:
+        with clock("generate"):
+            text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
+    result = SparseResult(report, dense, pruned, zeros, saved, text, warnings, clock.seconds)
+    # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
+    write_report(saved.path, "sparse", _report_values(result, numbers, recipe, options), say)
+    return result
+
+
+def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, JobOptions]:
+    """Refuse what can be refused before the weights are loaded, and settle the sizes of the texts."""
+    if options.recover is not None:
+        raise ValueError(
+            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
+        )
+    if options.speed:
+        raise ValueError(
+            "zeros in dense matrices take as long as other weights: there is no speed to measure (--speed)"
+        )
+    if options.statistics is not None:
+        check_writable(options.statistics.parent)
+    if options.out is not None:
+        check_out(options.out, options.overwrite, options.source)
+    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
+    windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
+    scored = needs_statistics(config) or config.allocation == "global"
+    skeleton = load_skeleton(options.source, options.trust_remote_code)
+    matrices = find_matrices(skeleton, find_groups(skeleton), config.ignore)
+    pattern = Pattern.parse(config.pattern)
+    if pattern.grouped:
+        check_columns(matrices, pattern.m)
+    if not scored:
+        allocate_sparsities(skeleton, matrices, config)
+    return config, replace(options, eval_windows=windows)
+
+
+def _held(options: JobOptions, model: nn.Module, calibration: Samples | None) -> Statistics | None:
+    """The statistics of an earlier run on the same weights and text."""
+    if options.statistics is None or not options.statistics.exists():
+        return None
+    data = calibration.hash if calibration is not None else None
+    return Statistics.load(options.statistics).check(model=model_fingerprint(model), data=data)
+
+
+def _keep(report: SparseReport, path: Path) -> tuple[str, ...]:
+    if report.statistics is None:
+        return (f"no statistics of the dense model were needed, so none are kept in {path}",)
+    report.statistics.save(path)
+    return ()
+
+
+def _count_warnings(zeros: ZeroCount) -> tuple[str, ...]:
+    if not zeros.differing:
+        return ()
+    name, difference = next(iter(zeros.differing.items()))
+    return (
+        f"{len(zeros.differing)} of {len(zeros.zeros)} matrices have other than the planned number of zeros, such as "
+        f"{name} ({difference:+,}); weights that were zero already count, too",
+    )
+
+
+def _counted(zeros: ZeroCount, report: SparseReport) -> str:
+    plan = report.plan
+    weights = sum(rows * columns for rows, columns in plan.shapes.values())
+    return (
+        f"{zeros.total:,} of the {weights:,} weights of {len(plan.shapes)} linears are zero "
+        f"({zeros.total / weights:.2%}; pattern {plan.pattern}, {plan.method}, allocation {plan.allocation}). "
+        "Embeddings and the head are dense. plan.json holds the count of every matrix."
+    )
+
+
+def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:
+    return {
+        "sparse": config.to_dict(),
+        "source": options.source,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "calibration_hash": calibration.hash if calibration is not None else None,
+        "versions": versions(),
+    }
+
+
+def _report_values(
+    result: SparseResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
+) -> dict[str, Any]:
+    plan = result.report.plan
+    values = numbers | sparse_details(result.report) | {"recipe": recipe, "speed notes": list(speed_notes(plan))}
+    values["hashes"] = sparse_hashes(result.report, recipe["calibration_hash"], result.dense.perplexity)
+    if options.eval_text:
+        values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
+    if result.saved.proof is not None:
+        values["proof"] = asdict(result.saved.proof)
+    if result.text is not None:
+        values |= {"prompt": options.prompt, "continuation": result.text}
+    return values | {"seconds": dict(result.seconds)}

@@ -1,0 +1,50 @@
+"""The texts of a job that prunes: what it calibrates on and what it measures on, and whether they overlap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pruneengine.config import PruneConfig
+from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
+from pruneengine.sparse.config import SparseConfig
+
+if TYPE_CHECKING:
+    from pruneengine.jobs.prune import JobOptions
+
+
+def load_texts(
+    config: PruneConfig | SparseConfig, options: JobOptions, model: nn.Module, tokenizer: Any, *, calibrates: bool
+) -> tuple[Samples | None, Samples | None, tuple[str, ...]]:
+    """Calibration samples and evaluation windows, each None where none are needed, and warnings.
+
+    Args:
+        config: names the calibration text.
+        options: names the evaluation text; without ``out`` nothing is measured.
+        model: sampled from where the calibration text is ``self``.
+        tokenizer: of the model.
+        calibrates: whether the job reads a calibration text.
+
+    Raises:
+        ValueError: as :func:`pruneengine.data.load_samples` and :func:`pruneengine.data.evaluation_windows`.
+    """
+    calibration = evaluation = None
+    warnings = []
+    if calibrates:
+        calibration = load_samples(
+            config.calibration, tokenizer, config.nsamples, config.seqlen, config.seed,
+            pack=config.pack, model=model,
+        )  # fmt: skip
+    if options.eval_text and options.out is not None:
+        evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+    if calibration is not None and evaluation is not None:
+        shared = check_overlap(calibration, evaluation)
+        if shared["duplicate_windows"]:
+            warnings.append(f"{shared['duplicate_windows']} of {len(calibration)} calibration samples are duplicates")
+        if shared["overlapping_windows"]:
+            warnings.append(
+                f"{shared['overlapping_windows']} of {len(evaluation)} evaluation windows share {shared['ngram']} "
+                "tokens or more with the calibration text: the perplexity is optimistic"
+            )
+    return calibration, evaluation, tuple(warnings)

@@ -1,0 +1,211 @@
+"""Sparse pruning on the command line, judged by its output, its files and its exit status."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from pruneengine.sparse.functions import PUBLISHED
+from pruneengine.sparse.plan import SparsePlan
+from pruneengine.statistics import Statistics
+from pruneengine.structure import get_linear
+from tests.pages import read
+from tests.test_cli import TEXT, run
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model folder with a byte-level tokenizer, and a text file beside it."""
+    root = tmp_path_factory.mktemp("sparse")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(root / "model")
+    tiny_model("llama-gqa-tied", vocab_size=len(alphabet)).save_pretrained(root / "model")
+    (root / "text.txt").write_text(TEXT)
+    return root
+
+
+def arguments(folder, *more):
+    sizes = ("--nsamples", 6, "--seqlen", 24, "--eval-seqlen", 32, "--eval-windows", 4)
+    return ("prune", folder / "model", *sizes, "--eval-text", folder / "text.txt", *more)
+
+
+@pytest.fixture(scope="module")
+def pruned(folder):
+    out = folder / "pruned"
+    done = run(*arguments(folder, "--sparsity", 0.6, "--allocation", "owl", "--out", out))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_the_files_hold_exactly_the_planned_zeros(folder, pruned):
+    out, done = pruned
+    plan = SparsePlan.load(out / "plan.json")
+    model, dense = (AutoModelForCausalLM.from_pretrained(place) for place in (out, folder / "model"))
+    total = sum(math.prod(shape) for shape in plan.shapes.values())
+    assert sum(plan.removed.values()) == round(0.6 * total)
+    assert len(set(map(plan.sparsity, plan.removed))) > 1
+    for name, count in plan.removed.items():
+        weight = get_linear(model, name).weight
+        assert int((weight == 0).sum()) == count
+        kept = weight != 0
+        assert torch.equal(weight[kept], get_linear(dense, name).weight[kept])
+    assert "exactly as planned in 21 of 21 matrices" in done.stdout
+    assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
+
+
+def test_the_terminal_says_what_was_done_and_what_it_is_good_for(pruned):
+    _, done = pruned
+    for expected in (
+        "asked for 60.00% zeros", "wanda on", "of them zero, in linears", "perplexity", "run at the same speed",
+        "No widely used runtime", "reloaded in a fresh process", "where the time went",
+    ):  # fmt: skip
+        assert expected in " ".join(done.stdout.split())
+    assert "builtin text is for smoke tests" in done.stdout
+
+
+def test_the_report_and_the_card(pruned):
+    out, _ = pruned
+    report = json.loads((out / "report.json").read_text())
+    assert report["verb"] == "sparse"
+    assert report["zeros"] == report["zeros planned"]
+    assert report["matrices with other than the planned zeros"] == 0
+    assert report["perplexity"]["dense"] != report["perplexity"]["pruned"]
+    assert [row["layer"] for row in report["layers"]] == [0, 1, 2]
+    assert len(report["layers"][0]["linears"]) == 7
+    assert report["proof"]["argmax_agreement"] == 1
+    assert {"load", "text", "evaluate", "prune", "save"} <= report["seconds"].keys()
+    words = " ".join(read((out / "report.html").read_text()).words)
+    for expected in ("made sparse by wanda", "What gets faster, and what does not", "run at the same speed"):
+        assert expected in words
+    card = (out / "README.md").read_text()
+    assert "## Sparsity" in card
+    assert f"{report['zeros']:,} of the {report['weights']:,} weights of 21 linears are zero" in card
+    assert "as large as the unpruned model's" in card
+
+
+def test_its_recipe_does_it_again(folder, pruned, tmp_path):
+    out, _ = pruned
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["sparse"]["allocation"] == "owl"
+    again = run(
+        "prune", folder / "model", "--recipe", out / "recipe.yaml", "--eval-text", "none", "--no-proof",
+        "--out", tmp_path / "again",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    first, second = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (out, tmp_path / "again"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    flat = tmp_path / "flat.yaml"
+    flat.write_text("sparsity: 0.25\nmethod: magnitude\n")
+    done = run("prune", folder / "model", "--recipe", flat, "--dry-run")
+    assert "asked for 25.00% zeros" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_two_of_four(folder, tmp_path, method):
+    out = tmp_path / "pruned"
+    options = ("--method", method, "--pattern", "2:4", "--ignore", "down_proj", "--no-proof")
+    done = run(*arguments(folder, *options, "--out", out))
+    assert done.returncode == 0, done.stderr
+    assert "sparse tensor cores" in done.stdout
+    assert "18 of 18 matrices" in done.stdout
+    model = AutoModelForCausalLM.from_pretrained(out)
+    kept = get_linear(model, "model.layers.1.mlp.up_proj").weight.unflatten(-1, (-1, 4)) != 0
+    assert bool((kept.sum(-1) == 2).all())
+    assert bool((get_linear(model, "model.layers.1.mlp.down_proj").weight != 0).all())
+    assert "All matrices are 2:4" in (out / "README.md").read_text()
+
+
+def test_a_dry_run_shows_every_layer_and_writes_nothing(folder, tmp_path):
+    function = tmp_path / "function.json"
+    PUBLISHED.save(function)
+    statistics = tmp_path / "statistics.safetensors"
+    asked = arguments(folder, "--sparsity", 0.5, "--dry-run", "--statistics", statistics)
+    done = run(*asked, "--allocation", function)
+    assert done.returncode == 0, done.stderr
+    assert "sparsity" in done.stdout
+    assert "50.0000%" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["function.json", "statistics.safetensors"]
+    assert "squares" in Statistics.load(statistics).tensors
+    again = run(*asked, "--allocation", str(PUBLISHED))
+    assert again.returncode == 0, again.stderr
+    table = done.stdout.split("where the time went")[0]
+    assert table.split("allocation")[0] == again.stdout.split("allocation")[0]
+
+
+def test_the_plan_of_an_earlier_prune_is_an_allocation(folder, pruned, tmp_path):
+    out, _ = pruned
+    asked = ("--method", "magnitude", "--sparsity", 0.6, "--allocation", out / "plan.json", "--dry-run")
+    done = run(*arguments(folder, *asked))
+    assert done.returncode == 0, done.stderr
+    assert "60.0000%" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sparsity", 0.5, "--ratio", 0.2), "--ratio: options of structured pruning"),
+        (("--pattern", "2:4", "--hywia-steps", 3, "--shape", "uniform"), "--shape, --hywia-steps: options of"),
+        (("--ratio", 0.2, "--damp", 0.1, "--ignore", "q_proj"), "--damp, --ignore: options of sparse pruning"),
+        (("--method", "sparsegpt"), "zeros single weights: give --sparsity"),
+        (("--sparsity", 1.0), "sparsity must lie in [0, 1), got 1.0"),
+        (("--pattern", "4:2"), "keeps 4 of 2"),
+        (("--pattern", "3:7"), "groups of 7 need input dimensions that 7 divides"),
+        (("--sparsity", 0.5, "--method", "vectorize"), "vectorize"),
+        (("--sparsity", 0.5, "--allocation", "nowhere.json"), "unknown allocation 'nowhere.json'"),
+        (("--sparsity", 0.5, "--allocation", "abs | variance_of | no"), "variance_of"),
+        (("--sparsity", 0.5, "--ignore", "middle_proj"), "matches none of the linears"),
+        (("--sparsity", 0.5, "--speed"), "no speed to measure"),
+        (("--sparsity", 0.5, "--recover", "--recover-data", "builtin"), "would fill the zeros"),
+        (("--sparsity", 0.5, "--calibration", "absent.txt"), "absent.txt"),
+        (("--sparsity", 0.5, "--eval-seqlen", 1), "evaluation windows of 1 token"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v)),
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(folder, tmp_path, options, message):
+    done = run(*arguments(folder, "--out", tmp_path / "out", *options))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "loading" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_of_the_other_kind_are_refused(folder, pruned, tmp_path):
+    out, _ = pruned
+    done = run(*arguments(folder, "--recipe", out / "recipe.yaml", "--ratio", 0.2, "--out", tmp_path / "out"))
+    assert (done.returncode, "--ratio: options of structured pruning" in done.stderr) == (2, True)
+    searched = run("search", folder / "model", "--recipe", out / "recipe.yaml", "--out", tmp_path / "out")
+    assert (searched.returncode, "holds the recipe of a sparse prune" in searched.stderr) == (2, True)
+    recipe = tmp_path / "structured.yaml"
+    recipe.write_text("config:\n  ratio: 0.2\n  method: wanda\n")
+    structured = run(*arguments(folder, "--recipe", recipe, "--sparsity", 0.5, "--dry-run"))
+    assert (structured.returncode, "expected that of a sparse prune" in structured.stderr) == (2, True)
+
+
+def test_recovery_does_not_fill_the_zeros(pruned, tmp_path):
+    out, _ = pruned
+    done = run("recover", out, "--data", "builtin", "--max-steps", 1, "--out", tmp_path / "better")
+    assert done.returncode == 2
+    assert "would fill its zeros" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sparse_checkpoint_is_a_model_like_any_other(folder, pruned, tmp_path):
+    out, _ = pruned
+    report = json.loads((out / "report.json").read_text())
+    evaluated = run("eval", out, "--text", folder / "text.txt", "--seqlen", 32, "--windows", 4)
+    assert f"perplexity {report['perplexity']['pruned']:.4f}" in evaluated.stdout, evaluated.stderr
+    compared = run("compare", out, out)
+    assert compared.returncode == 0, compared.stderr
+    inspected = run("inspect", out)
+    assert inspected.returncode == 0, inspected.stderr
+    smaller = run(
+        "prune", out, "--method", "magnitude_l1", "--ratio", 0.4, "--eval-text", "none", "--no-proof",
+        "--out", tmp_path / "smaller",
+    )  # fmt: skip
+    assert smaller.returncode == 0, smaller.stderr
