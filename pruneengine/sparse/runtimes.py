@@ -19,12 +19,12 @@ def _hardware(plan: SparsePlan) -> str:
     halves = [name for name in plan.removed if plan.pattern == "2:4" and plan.kept_of_group(name) == 2]
     if not halves:
         return (
-            f"No widely used runtime multiplies matrices of the pattern {plan.pattern} faster than dense ones at such "
-            "sparsities; only 2:4 has hardware behind it."
+            f"We know of no maintained runtime of language models that multiplies {plan.pattern} matrices faster than "
+            "dense ones; only 2:4 has hardware behind it."
         )
     some = "All" if len(halves) == len(plan.removed) else f"{len(halves)} of the {len(plan.removed)}"
     return (
-        f"{some} matrices are 2:4, which the sparse tensor cores of NVIDIA GPUs (Ampere and newer) multiply up to twice"
+        f"{some} matrices are 2:4, which the sparse tensor cores of NVIDIA GPUs (from Ampere on) multiply up to twice"
         " as fast in half precision, for example through torch.sparse.to_sparse_semi_structured (cuSPARSELt). That"
-        " takes a program that asks for it: vLLM has removed its 2:4 kernels, and compressed-tensors its sparse formats."
+        " takes a program that asks for it: vLLM has removed its 2:4 kernels, compressed-tensors its sparse formats."
     )
