@@ -115,6 +115,41 @@ def gate(
         yield model
 
 
+@contextlib.contextmanager
+def masked_weights(model: nn.Module, codes: Mapping[str, Tensor], level: int, buffer: Tensor) -> Iterator[nn.Module]:
+    """Within the context these linears compute with the weights whose code is below ``level`` at zero.
+
+    The masked weights stand one behind the other in the buffer; the model's own are neither written nor copied, and
+    are back afterwards, also after an error. One context at a time may use a buffer.
+
+    Args:
+        model: whose linears are lent other weights.
+        codes: of :func:`pruneengine.ops.quantile_codes`, uint8 ``[out, in]`` by module path.
+        level: 0 to 256, in 256ths of a matrix's weights.
+        buffer: ``[N]`` of the weights' dtype and device, N at least the number of weights.
+
+    Raises:
+        ValueError: a buffer that is too small, codes of another shape, or a level out of range.
+    """
+    linears = [(get_linear(model, path), of) for path, of in codes.items()]
+    if buffer.numel() < (needed := sum(linear.weight.numel() for linear, _ in linears)):
+        raise ValueError(f"the buffer holds {buffer.numel()} weights, expected at least {needed}")
+    own = [linear.weight for linear, _ in linears]
+    start = 0
+    try:
+        for linear, of in linears:
+            weight = linear.weight.detach()
+            room = buffer[start : start + weight.numel()].view(weight.shape)
+            start += weight.numel()
+            # No gradient asked for: autocast would keep its cast of a weight that asks for one.
+            lent = nn.Parameter(ops.masked_copy(weight, of, level, room), requires_grad=False)
+            linear.weight = lent
+        yield model
+    finally:
+        for (linear, _), weight in zip(linears, own, strict=True):
+            linear.weight = weight
+
+
 def compact(
     model: nn.Module,
     plan: Plan,
