@@ -120,7 +120,8 @@ def pruner(stop: float | None) -> optuna.pruners.BasePruner:
 
 def _storage(url: str) -> Any:
     from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from pruneengine.search.journal import Journal
 
     if url == MEMORY:
         return InMemoryStorage()
@@ -129,7 +130,7 @@ def _storage(url: str) -> Any:
         raise ValueError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or memory")
     if kind == "journal":
         Path(rest).absolute().parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(rest))
+        return JournalStorage(Journal(rest))
     return RDBStorage(url)
 
 

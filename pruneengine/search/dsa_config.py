@@ -1,0 +1,144 @@
+"""What a search for an allocation function searches for, validated where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pruneengine.sparse.config import MODES, SparseConfig
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.validate import from_known, require_choice, require_whole, require_within
+
+SAMPLERS = ("evolution", "random")
+PRUNERS = ("wanda", "magnitude", "sparsegpt")
+
+
+@dataclass(frozen=True)
+class DsaConfig:
+    """A search after DSA (Li, Dong et al., NeurIPS 2024): a function from a layer's scores to its sparsity.
+
+    The paper names evolution by crossover and mutation and gives no rates, sizes or selection; these are ours.
+
+    Attributes:
+        sparsity: in (0, 1): fraction of the weights of all linears in decoder layers that become zero; None where an
+            N:M pattern says it.
+        pruner: who decides which weights of a layer go: "wanda", "magnitude" or "sparsegpt". Candidates of SparseGPT
+            are tried with Wanda's masks, and pruned by SparseGPT in the end.
+        pattern: "unstructured" or "N:M" (N kept of every M; M is common and N each layer's own).
+        trials: functions to draw; many give an allocation that is known by then and cost nothing.
+        population: the best so many allocations are parents.
+        tournament: the best of so many of them becomes one.
+        crossover: probability that a child has two parents. mutation: that a stage of it is drawn anew.
+        sampler: "evolution", or "random" for the same loop without parents.
+        plateau: the search ends after so many trials without a better one; None for never.
+        stop: p-value of the Wilcoxon signed-rank test, segment by segment, at which a candidate that is worse than the
+            best one is stopped; None evaluates all to the end.
+        seed: of the texts and of the sampler.
+        search_text: text of the objective. seqlen: tokens a window of it. windows: how many in all.
+        held_out: share of the windows that only finalists see.
+        segment: tokens whose losses are one unit of the test, about.
+        calibration, nsamples, calibration_seqlen: text of the statistics (:func:`pruneengine.data.load_samples`).
+        batch_size: calibration samples a forward pass.
+        finalists: allocations that are pruned in full and compared, besides the fixed ones.
+        correlate: allocations, spread over the range of fast losses, that the rank correlation of fast and full losses
+            is computed from, finalists included; 0 leaves it out.
+        mode: of the final prunes (:class:`pruneengine.sparse.config.SparseConfig`).
+    """
+
+    sparsity: float | None = None
+    pruner: str = "wanda"
+    pattern: str = "unstructured"
+    trials: int = 2000
+    population: int = 50
+    tournament: int = 5
+    crossover: float = 0.5
+    mutation: float = 0.3
+    sampler: str = "evolution"
+    plateau: int | None = 300
+    stop: float | None = 0.1
+    seed: int = 0
+    search_text: str = "builtin-eval"
+    seqlen: int = 256
+    windows: int = 40
+    held_out: float = 0.2
+    segment: int = 32
+    calibration: str = "builtin"
+    nsamples: int = 32
+    calibration_seqlen: int = 128
+    batch_size: int = 8
+    finalists: int = 5
+    correlate: int = 20
+    mode: str = "sequential"
+
+    def __post_init__(self) -> None:
+        require_choice("pruner", self.pruner, PRUNERS)
+        require_choice("sampler", self.sampler, SAMPLERS)
+        require_choice("mode", self.mode, MODES)
+        whole = {
+            "trials": 1, "population": 2, "tournament": 1, "seqlen": 2, "windows": 2, "segment": 1, "nsamples": 1,
+            "calibration_seqlen": 1, "batch_size": 1, "finalists": 1, "correlate": 0, "seed": 0,
+        }  # fmt: skip
+        for name, least in whole.items():
+            require_whole(name, getattr(self, name), least)
+        if self.plateau is not None:
+            require_whole("plateau", self.plateau, 1)
+        for name in ("crossover", "mutation", "held_out"):
+            require_within(name, getattr(self, name), 0, 1)
+        for name in ("search_text", "calibration"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a text's name, got {getattr(self, name)!r}")
+        if self.stop is not None and not 0 < self.stop < 1:
+            raise ValueError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
+        if 0 < self.correlate < 3:
+            raise ValueError(f"a rank correlation needs at least 3 allocations, or 0 for none, got {self.correlate}")
+        if not 0 < self.held_out_windows < self.windows:
+            raise ValueError(
+                f"held_out {self.held_out:g} of {self.windows} windows is {self.held_out_windows}: expected at least one "
+                "window to hold out and one to search on"
+            )
+        object.__setattr__(self, "sparsity", self.sparse_config.sparsity)
+        if not self.sparsity:
+            raise ValueError("sparsity 0 leaves nothing to allocate: expected a fraction in (0, 1)")
+
+    @property
+    def held_out_windows(self) -> int:
+        """Windows that only finalists see."""
+        return round(self.held_out * self.windows)
+
+    @property
+    def search_windows(self) -> int:
+        """Windows of the fast fitness."""
+        return self.windows - self.held_out_windows
+
+    @property
+    def sparse_config(self) -> SparseConfig:
+        """The final prune, but for its allocation."""
+        return SparseConfig(
+            method=self.pruner, sparsity=self.sparsity, pattern=self.pattern, mode=self.mode,
+            calibration=self.calibration, nsamples=self.nsamples, seqlen=self.calibration_seqlen,
+            batch_size=self.batch_size, seed=self.seed,
+        )  # fmt: skip
+
+    @property
+    def parsed_pattern(self) -> Pattern:
+        return Pattern.parse(self.pattern)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share to go on with the same study: what decides a trial's function and losses."""
+        # Texts are compared by their tokens; the rest says how long, or what happens once the trials are over.
+        apart = {
+            "trials", "plateau", "calibration", "search_text", "batch_size", "finalists", "correlate", "mode",
+        }  # fmt: skip
+        return {name: value for name, value in self.to_dict().items() if name not in apart}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what a recipe holds under ``search``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DsaConfig:
+        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        return from_known(cls, values)

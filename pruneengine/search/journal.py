@@ -1,0 +1,63 @@
+"""The journal of a study, written for many small entries: a trial of a second makes a dozen.
+
+Optuna's own file journal waits for the disk after every entry, which takes longer than proposing a trial. This one
+hands every entry to the operating system at once, so a killed process loses nothing, and waits for the disk at most
+once in two seconds. What a power failure tore off is cut away when the journal is next opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from pruneengine.extras import needs
+
+with needs("search"):
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+SYNC_SECONDS = 2.0
+
+
+class Journal(JournalFileBackend):
+    """Optuna's file journal, of the same format, with fewer waits for the disk.
+
+    Args:
+        path: of the file, in a folder that exists.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._owner = path, JournalFileSymlinkLock(path)
+        self._synced = time.monotonic()
+        super().__init__(path, lock_obj=self._owner)
+        self._mend()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with _Held(self._owner), open(self._path, "ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+
+    def _mend(self) -> None:
+        """Cut away an entry without its end; whoever holds the lock has written whole ones."""
+        with _Held(self._owner), open(self._path, "rb+") as file:
+            content = file.read()
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+
+
+class _Held:
+    """A lock, held."""
+
+    def __init__(self, lock: JournalFileSymlinkLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._lock.release()
