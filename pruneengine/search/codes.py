@@ -32,7 +32,7 @@ def quantile_masks(
         statistics: of the dense model, with "squares"; not read for magnitude.
         method: "magnitude" (weights of a matrix compete), "wanda" (those of a row, by ``|W| * norm``, Sun et al. 2024,
             eq. 1) or "sparsegpt", for which Wanda's masks stand in.
-        pattern: under N:M those of a group compete, and the mask that keeps n of m has the level ``256 (m - n) / m``.
+        pattern: under N:M those of a group compete; :func:`level_of_group` says which level removes how many.
 
     Raises:
         ValueError: statistics without "squares" where they are read.
@@ -54,22 +54,21 @@ def quantile_masks(
     return codes
 
 
-def levels_of(sparsities: Sequence[float], pattern: Pattern | None = None) -> tuple[int, ...]:
-    """Whole levels of layers, 0 to 255, of the same sum as their sparsities as nearly as levels allow.
+def levels_of(sparsities: Sequence[float]) -> tuple[int, ...]:
+    """Whole levels of layers of equal size, 0 to 255, of the same sum as their sparsities as nearly as levels allow.
 
-    Levels are rounded down, and those that lost most are raised again. Under N:M they are multiples of ``256 / m``
-    where m divides 256, and elsewhere the least level that removes as many of a group.
+    Levels are rounded down, and those that lost most are raised again; of equal losses the first.
 
     Args:
-        sparsities: of layers of equal size, each in [0, 1).
-        pattern: None for unstructured.
+        sparsities: each in [0, 1).
     """
-    parts = pattern.m if pattern is not None and pattern.grouped else LEVELS
-    exact = torch.tensor(sparsities, dtype=torch.float64) * parts
+    exact = torch.tensor(sparsities, dtype=torch.float64) * LEVELS
     levels = exact.floor()
     missing = round(float(exact.sum() - levels.sum()))
-    # Stable: of equal losses the first layers are raised.
-    order = (exact - levels).argsort(descending=True, stable=True)
-    levels[order[:missing]] += 1
-    whole = levels.clamp_(0, parts - 1).long().tolist()
-    return tuple(-(-level * LEVELS // parts) for level in whole)
+    levels[(exact - levels).argsort(descending=True, stable=True)[:missing]] += 1
+    return tuple(levels.clamp_(0, LEVELS - 1).long().tolist())
+
+
+def level_of_group(sparsity: float, m: int) -> int:
+    """A level whose mask removes as many of each group of ``m`` as a sparsity in m-ths says."""
+    return round(sparsity * m) * LEVELS // m

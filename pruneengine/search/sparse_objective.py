@@ -7,6 +7,7 @@ tokens, where most candidates can be told from the best one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -112,7 +113,8 @@ class SparseObjective:
 
         Args:
             levels: 0 to 256, one a decoder layer.
-            stop: called with all losses so far after every piece but the last; True ends the evaluation.
+            stop: called with all losses so far after every piece but the last; True ends the evaluation, as does a
+                loss that is not finite.
 
         Raises:
             ValueError: another number of layers, or a level out of range.
@@ -125,7 +127,7 @@ class SparseObjective:
             for index in range(len(self._pieces)):
                 found = self._segments(index, levels, seconds)
                 losses += tuple((found - self.dense[len(losses) : len(losses) + len(found)]).tolist())
-                if len(losses) < len(self) and stop(losses):
+                if not math.isfinite(sum(losses)) or (len(losses) < len(self) and stop(losses)):
                     break
         return Fitness(losses, len(losses) < len(self), seconds)
 

@@ -1,0 +1,169 @@
+"""The loop of a search over allocation functions: propose, score, and run what is new until it is known to be worse."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pruneengine.extras import needs
+from pruneengine.progress import Stopwatch, track
+from pruneengine.search.allocator import Allocated, Allocator
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.evolution import Evolution
+from pruneengine.search.past import FOUND, Past
+from pruneengine.search.sparse_objective import SparseObjective
+from pruneengine.search.study import ILLEGAL, WORKER, counted, fail_abandoned, this_worker
+
+if TYPE_CHECKING:
+    import optuna
+
+    from pruneengine.sparse.functions import Function
+
+
+@dataclass
+class DsaLoop:
+    """Runs trials of one study until enough were drawn, or none was better for long.
+
+    Attributes:
+        rivals: losses of the fixed allocations on all segments, by their levels.
+        clock: seconds by stage, of this process.
+    """
+
+    study: optuna.Study
+    allocator: Allocator
+    objective: SparseObjective
+    config: DsaConfig
+    rivals: Mapping[tuple[int, ...], tuple[float, ...]]
+    past: Past = field(default_factory=Past)
+    clock: Stopwatch = field(default_factory=Stopwatch)
+
+    def run(self, deadline: float | None = None, workers: int = 1, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Draw, score, evaluate and tell until the study counts ``config.trials``, or a plateau is reached.
+
+        An interrupted trial is marked as failed; what was told stays.
+
+        Args:
+            deadline: no trial is begun once :func:`time.monotonic` passes it.
+            workers: how many share the study, for the estimate of the time left.
+            wanted: no trial is begun once it answers False.
+        """
+        with needs("search"):
+            # Now, and not within the first trial that is tested.
+            import scipy.stats  # noqa: F401
+        fail_abandoned(self.study)
+        left = self.config.trials - counted(self.study)
+        for _ in track(self._positions(deadline, wanted), "search", -(-left // workers)):
+            self._step()
+
+    def _positions(self, deadline: float | None, wanted: Callable[[], bool]) -> Iterator[None]:
+        while counted(self.study) < self.config.trials and not self.over:
+            if not wanted() or (deadline is not None and time.monotonic() >= deadline):
+                return
+            yield
+
+    @property
+    def over(self) -> bool:
+        """Whether there was no better trial for so long that the search has ended."""
+        plateau = self.config.plateau
+        return plateau is not None and self.past.update(self.study).since >= plateau
+
+    def _step(self) -> None:
+        import optuna
+
+        before = dict(self.clock.seconds)
+        with self.clock("propose"):
+            trial, function = self._propose()
+        try:
+            try:
+                with self.clock("score"):
+                    allocated = self.allocator.of_function(function)
+            except ValueError as reason:
+                return self._refuse(trial, str(reason))
+            found, complete = self._found(allocated)
+            if not math.isfinite(found["estimate"]):
+                return self._refuse(trial, "the loss under its allocation is not finite")
+            found["seconds"] = {
+                stage: round(spent - before.get(stage, 0.0), 6)
+                for stage, spent in self.clock.seconds.items()
+                if spent > before.get(stage, 0.0)
+            }
+            with self.clock("tell"):
+                trial.set_user_attr(FOUND, found)
+                state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED
+                self.study.tell(trial, found["estimate"] if complete else None, state=state)
+        except BaseException:
+            if not self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+
+    def _refuse(self, trial: optuna.trial.Trial, reason: str) -> None:
+        import optuna
+
+        trial.set_user_attr(ILLEGAL, reason)
+        self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+    def _propose(self) -> tuple[optuna.trial.Trial, Function]:
+        from pruneengine.search.evolution_sampler import EvolutionSampler, suggest
+
+        config = self.config
+        evolution = Evolution(config.population, config.tournament, config.crossover, config.mutation)
+        # Seeded by its position, so that a search that was killed and resumed draws what an unbroken one would have.
+        seed = (config.seed * 1_000_003 + counted(self.study)) % 2**32
+        self.study.sampler = EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.past)
+        trial = self.study.ask()
+        trial.set_user_attr(WORKER, this_worker())
+        return trial, suggest(trial)
+
+    def _found(self, allocated: Allocated) -> tuple[dict[str, Any], bool]:
+        """What a trial leaves in the study, and whether all its losses are known."""
+        levels = allocated.levels
+        found: dict[str, Any] = {"levels": list(levels)}
+        if levels in self.rivals:
+            losses = self.rivals[levels]
+            return found | {"losses": [], "estimate": _mean(losses), "origin": "repeat"}, True
+        known = self.past.update(self.study).known.get(levels)
+        if known is not None:
+            return found | {"losses": [], "estimate": known.estimate, "origin": "repeat"}, known.complete
+        best = self._best()
+
+        def stop(losses: tuple[float, ...]) -> bool:
+            with self.clock("test"):
+                return self.config.stop is not None and is_worse(losses, best, self.config.stop)
+
+        fitness = self.objective.evaluate(levels, stop)
+        for stage, spent in fitness.seconds.items():
+            self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + spent
+        estimate = fitness.mean
+        if fitness.stopped and best:
+            # What it is above the best one so far, where both were run.
+            estimate += _mean(best) - _mean(best[: len(fitness.losses)])
+        losses = [round(loss, 6) for loss in fitness.losses]
+        return found | {"losses": losses, "estimate": estimate, "origin": "sampler"}, not fitness.stopped
+
+    def _best(self) -> tuple[float, ...]:
+        """The losses of the best allocation so far, fixed ones too."""
+        ours = [self.past.best.losses] if self.past.best else []
+        return min([*self.rivals.values(), *ours], key=_mean, default=())
+
+
+def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bool:
+    """Whether a candidate's first losses are above the best one's, by the Wilcoxon signed-rank test, segment by
+    segment; as Optuna's WilcoxonPruner decides, all segments of a piece at once.
+
+    Args:
+        losses, best: of the candidate so far, and of the best one on all segments.
+        p: one-sided; never where the candidate's mean is not above the best one's on all of its segments.
+    """
+    from scipy.stats import wilcoxon
+
+    if not best or len(losses) < 2 or _mean(losses) <= _mean(best[: len(losses)]):
+        return False
+    differences = [loss - least for loss, least in zip(losses, best, strict=False)]
+    return bool(wilcoxon(differences, alternative="greater", zero_method="zsplit").pvalue < p)
+
+
+def _mean(losses: tuple[float, ...]) -> float:
+    return sum(losses) / len(losses)

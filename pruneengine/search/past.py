@@ -1,0 +1,88 @@
+"""What the trials of a search over allocation functions found, read from their study once each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pruneengine.search.evolution import GENES, Member, function_of
+from pruneengine.sparse.functions import Function
+
+if TYPE_CHECKING:
+    import optuna
+
+# What a trial leaves in the study, in one entry.
+FOUND = "found"
+
+
+@dataclass(frozen=True)
+class Known:
+    """The first trial of an allocation.
+
+    Attributes:
+        losses: above the dense model's, of every segment that was run, nats.
+        complete: whether these are all segments.
+        estimate: their mean; of an allocation that was stopped, the best one's mean at that time and the mean
+            difference to it.
+    """
+
+    number: int
+    function: Function
+    levels: tuple[int, ...]
+    losses: tuple[float, ...]
+    complete: bool
+    estimate: float
+
+
+class Past:
+    """All finished trials of a study.
+
+    A sampler, or a stop, that looked at all of them before every trial would take longest near the end.
+
+    Attributes:
+        known: by levels, in the order in which they were first evaluated.
+        drawn: the genes of all trials.
+        told: trials that were finished, failed ones apart.
+        best: the best complete allocation of them; since: trials after it, or all where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, ...], Known] = {}
+        self.drawn: set[tuple] = set()
+        self.told, self.since = 0, 0
+        self.best: Known | None = None
+        self._first, self._read = 0, set()
+
+    def update(self, study: optuna.Study) -> Past:
+        """Read the trials that were finished since the last time."""
+        trials = study.get_trials(deepcopy=False)
+        for trial in trials[self._first :]:
+            if trial.state.is_finished() and trial.number not in self._read:
+                self._read.add(trial.number)
+                # A failed one was interrupted: its successor draws the same.
+                if trial.state.name != "FAIL":
+                    self._add(trial)
+        while self._first in self._read:
+            self._read.discard(self._first)
+            self._first += 1
+        return self
+
+    def population(self, size: int) -> list[Member]:
+        """The best allocations, best first. Those that were stopped early count by their estimates: nearly all are."""
+        ranked = sorted(self.known.values(), key=lambda known: (known.estimate, known.number))
+        return [Member(known.function, known.estimate) for known in ranked[:size]]
+
+    def _add(self, trial: optuna.trial.FrozenTrial) -> None:
+        self.told += 1
+        self.since += 1
+        self.drawn.add(tuple(trial.params.get(gene) for gene in GENES))
+        found: dict[str, Any] | None = trial.user_attrs.get(FOUND)
+        if found is None or found["origin"] == "repeat":
+            return
+        known = Known(
+            trial.number, function_of(trial.params), tuple(found["levels"]), tuple(found["losses"]),
+            trial.state.name == "COMPLETE", found["estimate"],
+        )  # fmt: skip
+        self.known.setdefault(known.levels, known)
+        if known.complete and (self.best is None or known.estimate < self.best.estimate):
+            self.best, self.since = known, 0
