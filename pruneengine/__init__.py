@@ -23,7 +23,8 @@ from pruneengine.recovery import RecoverConfig, RecoverReport, recover
 from pruneengine.score import Scores, score
 from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.config import SearchConfig
-from pruneengine.search.texts import SearchTexts, search_texts
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.texts import SearchTexts, dsa_texts, search_texts
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import SparseReport, sparsify
 from pruneengine.sparse.plan import SparsePlan
@@ -38,6 +39,7 @@ __all__ = [
     "FUSIONS",
     "METRICS",
     "Compensation",
+    "DsaConfig",
     "Group",
     "HyWIA",
     "Plan",
@@ -59,6 +61,7 @@ __all__ = [
     "calibrate",
     "compact",
     "compensate",
+    "dsa_texts",
     "evaluation_windows",
     "find_groups",
     "load",

@@ -11,6 +11,7 @@ from torch import nn
 
 from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
 from pruneengine.search.config import SearchConfig
+from pruneengine.search.dsa_config import DsaConfig
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,31 @@ def search_blocks(config: SearchConfig, tokenizer: Any) -> tuple[Samples, Sample
     Raises:
         ValueError: the text has fewer windows.
     """
+    return _blocks(config, tokenizer, config.windows, config.held_out)
+
+
+def dsa_texts(config: DsaConfig, tokenizer: Any, model: nn.Module | None = None) -> SearchTexts:
+    """The texts of a search for an allocation function, as :func:`search_texts`."""
+    length = config.calibration_seqlen
+    calibration = load_samples(config.calibration, tokenizer, config.nsamples, length, config.seed, model=model)
+    blocks = _blocks(config, tokenizer, config.search_windows, config.held_out_windows)
+    return SearchTexts({length: calibration}, *blocks)
+
+
+def _blocks(config: SearchConfig | DsaConfig, tokenizer: Any, searched: int, held_out: int) -> tuple[Samples, Samples]:
     windows = evaluation_windows(config.search_text, tokenizer, config.seqlen)
-    wanted = config.windows + config.held_out
-    if len(windows) < wanted:
+    if len(windows) < searched + held_out:
         raise ValueError(
             f"{config.search_text}: {len(windows)} windows of {config.seqlen} tokens; wanted "
-            f"{config.windows} to search on and {config.held_out} to hold out"
+            f"{searched} to search on and {held_out} to hold out"
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
-    parts = order[: config.windows].tolist(), order[config.windows : wanted].tolist()
+    parts = order[:searched].tolist(), order[searched : searched + held_out].tolist()
     return tuple(Samples(windows.tokens[part], tuple(windows.source[i] for i in part)) for part in parts)
 
 
 def describe(
-    config: SearchConfig, texts: SearchTexts, report: Samples | None = None, report_text: str | None = None
+    config: SearchConfig | DsaConfig, texts: SearchTexts, report: Samples | None = None, report_text: str | None = None
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """What each text is, and the proof that none is another: overlap is the share of windows with a run of 32 tokens
     (or of a whole window) that an earlier text has.

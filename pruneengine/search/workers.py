@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import torch
 
+from pruneengine.search.dsa_trials import DsaLoop
 from pruneengine.search.study import counted, fail_abandoned, reopen_study
 from pruneengine.search.trials import TrialLoop
 
 
 def run_workers(
-    loop: TrialLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]
+    loop: TrialLoop | DsaLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]
 ) -> None:
     """Run a loop here, and in ``workers - 1`` further processes.
 
@@ -56,7 +57,9 @@ def run_workers(
                 process.terminate()
 
 
-def _work(loop: TrialLoop, name: str, storage: str, threads: int, deadline: float | None, parent: int) -> None:
+def _work(
+    loop: TrialLoop | DsaLoop, name: str, storage: str, threads: int, deadline: float | None, parent: int
+) -> None:
     torch.set_num_threads(threads)
     mine = replace(loop, study=reopen_study(name, storage))
     mine.run(deadline, wanted=lambda: os.getppid() == parent)

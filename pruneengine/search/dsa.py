@@ -1,0 +1,175 @@
+"""The search for an allocation function, after DSA (Li, Dong et al., NeurIPS 2024).
+
+Statistics of the dense model, moments of its scores and a byte a weight are collected once. A trial draws a function,
+scores all layers in a fraction of a millisecond, and runs what it allocates on a few hundred tokens, or on all of them
+where it is not plainly worse than the best so far. The best are then pruned in full, behind pruned layers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pruneengine.calibrate import calibrate
+from pruneengine.progress import Stopwatch, track
+from pruneengine.search.adapruner import SearchRun
+from pruneengine.search.allocator import Allocated, Allocator
+from pruneengine.search.codes import quantile_masks
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa_finals import Correlation, Entrant, Judge, Judged, correlate, spread_over, winner_of
+from pruneengine.search.dsa_result import DsaResult, dsa_trials
+from pruneengine.search.dsa_trials import DsaLoop
+from pruneengine.search.past import Known, Past
+from pruneengine.search.sparse_objective import SparseObjective
+from pruneengine.search.study import open_study
+from pruneengine.search.texts import SearchTexts
+from pruneengine.search.workers import run_workers
+from pruneengine.sparse.functions import PUBLISHED
+from pruneengine.sparse.matrices import check_columns, find_matrices
+from pruneengine.structure import find_groups, model_fingerprint
+
+if TYPE_CHECKING:
+    import optuna
+
+# Fixed allocations that candidates are compared with, and the stop knows from the start.
+FIXED = {"uniform": None, "owl": None, "dsa": PUBLISHED}
+RIVAL = "rival: "
+
+
+def search_dsa(
+    model: nn.Module,
+    texts: SearchTexts,
+    config: DsaConfig,
+    run: SearchRun | None = None,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> DsaResult:
+    """Search for the best allocation function; the model is not changed, copies of it are in the end.
+
+    A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
+
+    Args:
+        model: the dense model.
+        texts: tokens of the calibration samples (of one length), the search and the held-out windows.
+        config: the target and the search.
+        run: where the study is kept, and how many work on it; in memory, one, by default.
+        say: told what is being done.
+
+    Raises:
+        ValueError: a pattern or texts that do not fit, a study about something else; before a forward pass is spent.
+        ConnectionError: the storage does not answer.
+    """
+    run = run or SearchRun("dsa")
+    clock, begun = Stopwatch(), time.monotonic()
+    structure = find_groups(model)
+    matrices = find_matrices(model, structure)
+    pattern = config.parsed_pattern
+    if pattern.grouped:
+        check_columns(matrices, pattern.m)
+    if len(texts.pool) != 1:
+        raise ValueError(f"calibration samples of one length expected, got {sorted(texts.pool)}")
+    (calibration,) = texts.pool.values()
+    study = open_study(run.study, run.storage, _identity(model, texts, config, run))
+    say("collecting statistics of the dense model")
+    with clock("statistics"):
+        statistics = calibrate(
+            model, calibration, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
+        )
+    with clock("scores"):
+        allocator = Allocator(model, matrices, statistics, config.sparse_config)
+    with clock("codes"):
+        codes = quantile_masks(model, matrices, statistics, config.pruner, pattern)
+    with clock("dense"):
+        objective = SparseObjective(
+            model, structure, matrices, codes, texts.search, segment=config.segment, dtype=run.dtype
+        )
+    say("the fixed allocations")
+    with clock("rivals"):
+        fixed = {name: allocator.named(model, name, statistics) for name in FIXED}
+        rivals = {name: _losses(study, name, allocated, objective) for name, allocated in fixed.items()}
+    loop = DsaLoop(study, allocator, objective, config, {fixed[name].levels: rivals[name] for name in FIXED})
+    deadline = None if run.time_limit is None else begun + run.time_limit
+    with clock("trials"):
+        run_workers(loop, run.storage, run.workers, deadline, say)
+    past = Past().update(study)
+    plateau = past.best.number if loop.over and past.best else None
+    say("pruning the best allocations in full")
+    with clock("finalists"):
+        judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
+        entrants = [Entrant(name, fixed[name], _mean(rivals[name]), FIXED[name]) for name in FIXED]
+        judged, correlation = _finals(judge, entrants, past, allocator, objective, config)
+    seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in loop.clock.seconds.items()}
+    allocations = {each.entrant.name: each.entrant.allocated.by_layer(matrices) for each in judged}
+    return DsaResult(
+        config=config,
+        winner=winner_of(judged),
+        finalists=tuple(sorted(judged, key=lambda each: each.held_out)),
+        correlation=correlation,
+        trials=dsa_trials(study),
+        dense=judge.dense,
+        segments=len(objective),
+        plateau=plateau,
+        allocations=allocations,
+        warnings=() if correlation.trusted else (correlation.in_words(),),
+        seconds=seconds,
+    )
+
+
+def _finals(
+    judge: Judge,
+    entrants: list[Entrant],
+    past: Past,
+    allocator: Allocator,
+    objective: SparseObjective,
+    config: DsaConfig,
+) -> tuple[list[Judged], Correlation]:
+    """All that may win, pruned in full, and how well the fast loss had ordered them and others."""
+    complete = sorted((k for k in past.known.values() if k.complete), key=lambda k: (k.estimate, k.number))
+
+    def entrant(known: Known, fast: float) -> Entrant:
+        return Entrant(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
+
+    def best(start: int, end: int) -> list[Entrant]:
+        return [entrant(known, known.estimate) for known in complete[start:end]]
+
+    judged = judge.judge(entrants + best(0, config.finalists), "finalists")
+    if not config.correlate:
+        return judged, Correlation(None, ())
+    others = list(past.known.values())
+    taken = [known.estimate for known in complete[: config.finalists]]
+    chosen = spread_over(max(0, config.correlate - len(judged)), [known.estimate for known in others], taken)
+    # Of an allocation that was stopped, the fast loss is known on a few segments only.
+    spread = [
+        entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
+    ]
+    correlation = correlate(judged + judge.judge(spread, "correlation"))
+    if not correlation.trusted:
+        judged += judge.judge(best(config.finalists, 2 * config.finalists), "more finalists")
+    return judged, correlation
+
+
+def _losses(study: optuna.Study, name: str, allocated: Allocated, objective: SparseObjective) -> tuple[float, ...]:
+    known = study.user_attrs.get(RIVAL + name)
+    if known is None:
+        known = list(objective.evaluate(allocated.levels).losses)
+        study.set_user_attr(RIVAL + name, known)
+    return tuple(known)
+
+
+def _identity(model: nn.Module, texts: SearchTexts, config: DsaConfig, run: SearchRun) -> dict[str, Any]:
+    return {
+        "method": "dsa",
+        "model": model_fingerprint(model),
+        "calibration": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
+        "search text": texts.search.hash[:16],
+        "held-out text": texts.held_out.hash[:16],
+        "objective's dtype": str(run.dtype or model.dtype),
+        **config.identity,
+    }
+
+
+def _mean(losses: tuple[float, ...]) -> float:
+    return sum(losses) / len(losses)

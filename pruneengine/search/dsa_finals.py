@@ -1,0 +1,169 @@
+"""The end of a search over allocation functions: its best ones, and the fixed ones, are pruned in full and compared."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pruneengine.evaluate import perplexity
+from pruneengine.progress import track
+from pruneengine.samples import Samples
+from pruneengine.search.allocator import Allocated
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.texts import SearchTexts
+from pruneengine.sparse.engine import sparsify
+from pruneengine.sparse.functions import Function
+from pruneengine.sparse.matrices import Matrix
+from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
+
+if TYPE_CHECKING:
+    import optuna
+
+# In the study, before a digest of the plan.
+FULL = "pruned in full: "
+# Below this, the fast fitness orders allocations too differently from the real one to be trusted alone.
+TRUSTED = 0.8
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An allocation that is to be pruned in full.
+
+    Attributes:
+        name: "trial 17", or a fixed allocation's.
+        fast: its fast loss on all search windows, above the dense model's, nats.
+        function: None where it is none.
+    """
+
+    name: str
+    allocated: Allocated
+    fast: float
+    function: Function | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An allocation that was pruned in full.
+
+    Attributes:
+        full, held_out: loss above the dense model's on the search and the held-out windows, nats.
+    """
+
+    entrant: Entrant
+    plan: SparsePlan
+    full: float
+    held_out: float
+
+
+class Judge:
+    """Prunes copies of a model and measures them; what a study knows is not done again.
+
+    Attributes:
+        dense: token loss of the dense model on "search" and "held out", nats.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_type: str,
+        matrices: Sequence[Matrix],
+        texts: SearchTexts,
+        config: DsaConfig,
+        study: optuna.Study,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model, self._model_type, self._matrices = model, model_type, matrices
+        self._texts, self._config, self._study, self._dtype = texts, config, study, dtype
+        self.dense = self._losses(model)
+
+    def judge(self, entrants: Sequence[Entrant], what: str) -> list[Judged]:
+        """Prune for each by the config's pruner and mode, and measure; the model is not changed."""
+        return [self._judged(entrant) for entrant in track(entrants, what)]
+
+    def _judged(self, entrant: Entrant) -> Judged:
+        config = self._config.sparse_config
+        plan = make_sparse_plan(
+            self._model_type, self._matrices, entrant.allocated.sparsities, config.sparsity,
+            method=config.method, pattern=self._config.parsed_pattern, allocation=entrant.allocated.words,
+        )  # fmt: skip
+        key = FULL + _digest(plan, self._config.mode, self._texts)
+        found = self._study.user_attrs.get(key)
+        if found is None:
+            pruned = copy.deepcopy(self._model)
+            (calibration,) = self._texts.pool.values()
+            sparsify(pruned, calibration, config, plan=plan)
+            losses = self._losses(pruned)
+            found = {text: losses[text] - self.dense[text] for text in losses}
+            self._study.set_user_attr(key, found)
+        return Judged(entrant, plan, found["search"], found["held out"])
+
+    def _losses(self, model: nn.Module) -> dict[str, float]:
+        named: dict[str, Samples] = {"search": self._texts.search, "held out": self._texts.held_out}
+        return {name: perplexity(model, windows, dtype=self._dtype).nll for name, windows in named.items()}
+
+
+def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
+    """Positions of up to ``count`` of the values, evenly over their ranks and none of them taken."""
+    ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
+    if count >= len(ranked):
+        return ranked
+    # The last of the ranks would be the one whose loss tells least: of a model that is destroyed.
+    return [ranked[int((index + 0.5) * len(ranked) / count)] for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How the fast loss orders allocations, against the full one.
+
+    Attributes:
+        rho: Spearman's rank correlation; None where it was left out or is not defined.
+        points: ``(name, fast, full)`` of the allocations it is computed from, nats.
+    """
+
+    rho: float | None
+    points: tuple[tuple[str, float, float], ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the fast loss can be relied on; also where nothing is known."""
+        return self.rho is None or self.rho >= TRUSTED
+
+    def in_words(self) -> str:
+        """A sentence for a report."""
+        if self.rho is None:
+            return "The rank correlation between fast and full loss was not measured."
+        text = (
+            f"Over {len(self.points)} allocations, the fast loss and that of a full prune have a rank correlation of "
+            f"{self.rho:.2f} (Spearman)"
+        )
+        if self.trusted:
+            return f"{text}."
+        return f"{text}; below {TRUSTED:g} the fast loss is a rough guide, so twice as many were pruned in full."
+
+
+def correlate(judged: Sequence[Judged]) -> Correlation:
+    """Spearman's rank correlation of fast and full losses on the search windows."""
+    from scipy.stats import spearmanr
+
+    points = tuple((each.entrant.name, each.entrant.fast, each.full) for each in judged)
+    if len(points) < 3 or any(len({point[place] for point in points}) < 2 for place in (1, 2)):
+        return Correlation(None, points)
+    return Correlation(float(spearmanr([p[1] for p in points], [p[2] for p in points]).statistic), points)
+
+
+def winner_of(judged: Sequence[Judged], score: Callable[[Judged], float] = lambda each: each.held_out) -> Judged:
+    """The one with the lowest loss on the windows that no trial saw."""
+    return min(judged, key=score)
+
+
+def _digest(plan: SparsePlan, mode: str, texts: SearchTexts) -> str:
+    pool = {str(length): samples.hash for length, samples in texts.pool.items()}
+    content = json.dumps([plan.removed, plan.pattern, plan.method, mode, pool], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:24]

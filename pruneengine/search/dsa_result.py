@@ -1,0 +1,186 @@
+"""What a search for an allocation function found, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa_finals import Correlation, Judged
+from pruneengine.search.evolution import function_of
+from pruneengine.search.past import FOUND
+from pruneengine.search.study import ILLEGAL
+from pruneengine.sparse.functions import Function
+from pruneengine.sparse.plan import SparsePlan
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class DsaTrial:
+    """One trial as the study keeps it.
+
+    Attributes:
+        state: "complete", "pruned" (stopped early, or no allocation) or "fail".
+        function: as text.
+        value: loss above the dense model's over all segments, nats; None unless complete.
+        estimate: of that, also where it was stopped.
+        segments: how many were run for it.
+        levels: 256ths of sparsity, one a decoder layer.
+        seconds: by stage: propose, score, masks, forward, test.
+        origin: "sampler", or "repeat" (its allocation was known).
+        illegal: why the function gives no allocation.
+    """
+
+    number: int
+    state: str
+    function: str
+    value: float | None
+    estimate: float | None
+    segments: int
+    levels: tuple[int, ...]
+    params: dict[str, Any]
+    seconds: dict[str, float]
+    origin: str
+    illegal: str | None = None
+
+
+def dsa_trials(study: optuna.Study) -> tuple[DsaTrial, ...]:
+    """All trials that were drawn, in their order."""
+    trials = []
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished() or not trial.params:
+            continue
+        found = trial.user_attrs.get(FOUND, {})
+        trials.append(
+            DsaTrial(
+                trial.number,
+                trial.state.name.lower(),
+                str(function_of(trial.params)) if _whole(trial.params) else "",
+                trial.value if trial.state.name == "COMPLETE" else None,
+                found.get("estimate"),
+                len(found.get("losses", ())),
+                tuple(found.get("levels", ())),
+                dict(trial.params),
+                dict(found.get("seconds", {})),
+                found.get("origin", "sampler"),
+                trial.user_attrs.get(ILLEGAL),
+            )  # fmt: skip
+        )
+    return tuple(trials)
+
+
+def _whole(params: dict[str, Any]) -> bool:
+    try:
+        function_of(params)
+    except KeyError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class DsaResult:
+    """The outcome of a search for an allocation function.
+
+    Attributes:
+        winner: the finalist that is best on the held-out windows; a fixed allocation may be.
+        finalists: all that were compared, fixed ones too, best first.
+        correlation: of fast and full losses.
+        trials: in the order in which they were drawn.
+        dense: the dense model's loss on the "search" and the "held out" windows, nats.
+        segments: of the search windows.
+        plateau: the trial after which none was better for so long that the search ended; None if it went to its end.
+        allocations: sparsities by decoder layer, of the finalists by name.
+        warnings: what the user should know.
+        seconds: by stage; of the trials "trials: <stage>", which add up to "trials".
+    """
+
+    config: DsaConfig
+    winner: Judged
+    finalists: tuple[Judged, ...]
+    correlation: Correlation
+    trials: tuple[DsaTrial, ...]
+    dense: dict[str, float]
+    segments: int
+    plateau: int | None
+    allocations: dict[str, list[float]]
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Function | None:
+        """The winning function; None where a fixed allocation that is none won."""
+        return self.winner.entrant.function
+
+    @property
+    def plan(self) -> SparsePlan:
+        """The winner's."""
+        return self.winner.plan
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by what became of them: repeats, invalid ones, and of distinct allocations those stopped and ended."""
+        drawn = [trial for trial in self.trials if trial.state != "fail"]
+        evaluated = [trial for trial in drawn if trial.segments]
+        return {
+            "drawn": len(drawn),
+            "distinct allocations": len(evaluated),
+            "evaluated to the end": sum(trial.state == "complete" for trial in evaluated),
+            "stopped early": sum(trial.state == "pruned" for trial in evaluated),
+            "repeats": sum(trial.origin == "repeat" for trial in drawn),
+            "invalid": sum(trial.illegal is not None for trial in drawn),
+        }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is worth knowing of the function where it is used again."""
+        config = self.config
+        return {
+            "pruner": config.pruner, "sparsity": config.sparsity, "pattern": config.pattern, "name": self.winner.entrant.name,
+            "loss above dense": {"search": self.winner.full, "held out": self.winner.held_out},
+            "search text": config.search_text, "seed": config.seed, **self.counts,
+        }  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what ``report.json`` holds of a search."""
+        config = self.config
+        return {
+            "format": "pruneengine.search/1",
+            "method": "dsa",
+            "config": config.to_dict(),
+            "sparsity": config.sparsity,
+            "pruner": config.pruner,
+            "pattern": config.pattern,
+            "seed": config.seed,
+            "reached": self.plan.reached,
+            "best": _row(self.winner) | {"sparsities": self.allocations[self.winner.entrant.name]},
+            "finalists": [_row(judged) for judged in self.finalists],
+            "allocations": self.allocations,
+            "correlation": {
+                "spearman": self.correlation.rho,
+                "words": self.correlation.in_words(),
+                "points": [
+                    dict(zip(("name", "fast", "full"), point, strict=True)) for point in self.correlation.points
+                ],
+            },
+            "counts": self.counts,
+            "plateau": self.plateau,
+            "segments": self.segments,
+            "trials": [vars(trial) | {"levels": list(trial.levels)} for trial in self.trials],
+            "dense": self.dense,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+
+def _row(judged: Judged) -> dict[str, Any]:
+    entrant = judged.entrant
+    return {
+        "name": entrant.name,
+        "function": None if entrant.function is None else str(entrant.function),
+        "fast": entrant.fast,
+        "value": judged.full,
+        "held_out": judged.held_out,
+        "reached": judged.plan.reached,
+    }
