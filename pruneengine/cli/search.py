@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pruneengine.cli import search_dsa as dsa
 from pruneengine.cli.app import (
     Device,
     Dtype,
@@ -33,14 +34,14 @@ from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe
 def search(
     model: Model,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")],
-    method: Annotated[str, typer.Option(help="adapruner.")] = "adapruner",
+    method: Annotated[str, typer.Option(help="adapruner, or dsa: sparsity by an allocation function.")] = "adapruner",
     ratio: Ratio = None,
-    trials: Annotated[int | None, typer.Option(help="Candidates to evaluate (100).")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to evaluate (100; dsa: 2000).")] = None,
     shape: Shape = None,
     structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads.")] = None,
     layers: Layers = None,
     round_to: RoundTo = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe or random; dsa: evolution or random.")] = None,
     stop: Annotated[str | None, typer.Option(help="p-value at which a trial is stopped early (0.1), or none.")] = None,
     calibration: Annotated[str | None, typer.Option(metavar="SPEC", help="Text of the calibration pool.")] = None,
     pool: Annotated[int | None, typer.Option(help="Samples in the pool (128).")] = None,
@@ -49,18 +50,27 @@ def search(
     selectors: Annotated[str | None, typer.Option(help="random-K,low-loss,middle-loss,high-loss,diverse.")] = None,
     search_text: Annotated[str | None, typer.Option("--eval", metavar="SPEC", help="Text of the objective.")] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens a window of it (256).")] = None,
-    windows: Annotated[int | None, typer.Option(help="Windows that trials see (16).")] = None,
-    held_out: Annotated[int | None, typer.Option(help="Windows that only finalists see (16).")] = None,
+    windows: Annotated[int | None, typer.Option(help="Windows that trials see (16); dsa: in all (40).")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Windows only for finalists (16); dsa: share (0.2).")] = None,
     finalists: Annotated[int | None, typer.Option(help="Trials compared there (5).")] = None,
     compensate: Annotated[str | None, typer.Option(help="Choices for the winner: none,bias,least-squares.")] = None,
     together: Annotated[int | None, typer.Option(help="Candidates that share a forward pass (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the pool, the sampler and random subsets.")] = None,
+    sparsity: dsa.Sparsity = None,
+    pruner: dsa.Pruner = None,
+    pattern: dsa.PatternOption = None,
+    population: dsa.Population = None,
+    plateau: dsa.Plateau = None,
+    nsamples: dsa.Nsamples = None,
+    calibration_seqlen: dsa.CalibrationSeqlen = None,
+    correlate: dsa.Correlate = None,
+    mode: dsa.Mode = None,
     recipe: Recipe = None,
     recover: Recover = False,
     recover_data: RecoverData = None,
     recover_steps: RecoverSteps = None,
     recover_recipe: RecoverRecipe = None,
-    study: Annotated[str, typer.Option(metavar="NAME", help="Of the Optuna study.")] = "adapruner",
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="Of the Optuna study (the method).")] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="journal:FILE or a database URL (a journal beside --out).")
     ] = None,
@@ -77,29 +87,46 @@ def search(
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
-    """Search calibration data, metric and allocation; save the best plan. Run it again to go on after a stop."""
+    """Search calibration data, metric and allocation, or an allocation function; save the best plan, and prune by it.
+
+    Run it again to go on after a stop.
+    """
     from pruneengine.cli import tables, tables_search
     from pruneengine.jobs.search import SearchOptions, run
     from pruneengine.search.config import SearchConfig
 
-    if method != "adapruner":
-        raise ValueError(f"unknown method {method!r}; choose from adapruner")
-    given = {
-        "ratio": ratio, "trials": trials, "shape": shape, "structure": structure, "layers": layers,
-        "round_to": round_to, "sampler": sampler, "calibration": calibration, "pool": pool, "lengths": lengths,
-        "counts": counts, "selectors": selectors, "search_text": search_text, "seqlen": seqlen, "windows": windows,
-        "held_out": held_out, "finalists": finalists, "compensate": compensate, "together": together, "seed": seed,
+    if method not in ("adapruner", "dsa"):
+        raise ValueError(f"unknown method {method!r}; choose from adapruner, dsa")
+    shared = {
+        "trials": trials, "sampler": sampler, "calibration": calibration, "search_text": search_text, "seqlen": seqlen,
+        "windows": windows, "finalists": finalists, "seed": seed,
     }  # fmt: skip
-    config = read_config(SearchConfig, recipe, given, section="search")
-    if stop is not None:
-        config = replace(config, stop=None if stop == "none" else _p_value(stop))
-    recovery = recovery_config(recover, recover_recipe, recover_data, recover_steps)
+    structured = {
+        "ratio": ratio, "shape": shape, "structure": structure, "layers": layers, "round_to": round_to, "pool": pool,
+        "lengths": lengths, "counts": counts, "selectors": selectors, "compensate": compensate, "together": together,
+    }  # fmt: skip
+    own = {
+        "sparsity": sparsity, "pruner": pruner, "pattern": pattern, "population": population, "plateau": plateau,
+        "nsamples": nsamples, "calibration_seqlen": calibration_seqlen, "correlate": correlate, "mode": mode,
+    }  # fmt: skip
     options = SearchOptions(
         source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
-        study=study, storage=storage, workers=workers, time_limit=time_limit,
+        study=study or method, storage=storage, workers=workers, time_limit=time_limit,
         eval_text=eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
-        proof=proof, trust_remote_code=trust_remote_code, recover=recovery,
+        proof=proof, trust_remote_code=trust_remote_code,
+        recover=recovery_config(recover, recover_recipe, recover_data, recover_steps),
     )  # fmt: skip
+    level = stop if stop in (None, "none") else _p_value(stop)
+    if method == "dsa":
+        return dsa.run_dsa(recipe, shared | own | {"held_out": held_out, "stop": level}, structured, options)
+    if odd := [name for name, value in own.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join('--' + n.replace('_', '-') for n in odd)}: options of --method dsa; leave them out"
+        )
+    count = int(held_out) if held_out is not None and held_out == int(held_out) else held_out
+    config = read_config(SearchConfig, recipe, shared | structured | {"held_out": count}, section="search")
+    if level is not None:
+        config = replace(config, stop=None if level == "none" else level)
     found = run(config, options, say=lambda line: err.print(line, style="dim"))
     for warning in found.warnings:
         err.print(f"warning: {warning}", style="yellow")

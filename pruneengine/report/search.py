@@ -44,7 +44,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
             _pareto(trials, baselines, metric),
             recovery_section(values),
             proof_section(values),
-            Section("Texts", _text_note(texts), (_texts(texts),)),
+            Section("Texts", _text_note(texts), (texts_table(texts),)),
             Section("Recipe", tables=(pairs(values.get("recipe") or {}),)),
             _times(trials, values.get("seconds")),
             provenance(values.get("versions"), None, None if values.get("seed") is None else {"seed": values["seed"]}),
@@ -180,7 +180,8 @@ def _text_note(texts: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"Overlap with other texts was found for: {', '.join(shared)}.",) if shared else ()
 
 
-def _texts(texts: Mapping[str, Any]) -> Table:
+def texts_table(texts: Mapping[str, Any]) -> Table:
+    """Every text: where it is from, its hash, what it shares with others, and its size."""
     rows = tuple(
         (
             name, plain(text.get("spec")), plain(text.get("hash"))[:12], plain(text.get("overlap")),

@@ -13,6 +13,7 @@ from pruneengine.report.page import Page, render
 from pruneengine.report.prune import prune_page
 from pruneengine.report.recover import recover_page
 from pruneengine.report.search import search_page
+from pruneengine.report.search_dsa import dsa_page
 from pruneengine.report.sparse import sparse_page
 from pruneengine.report.values import json_value
 
@@ -22,6 +23,7 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Page]]] = 
     "prune": (("method", "ratio asked", "ratio reached", "parameters"), prune_page),
     "sparse": (("method", "sparsity asked", "sparsity reached", "zeros", "weights"), sparse_page),
     "search": (("method", "trials"), search_page),
+    "dsa": (("method", "sparsity", "trials"), dsa_page),
     "recover": (("losses", "validation"), recover_page),
 }
 

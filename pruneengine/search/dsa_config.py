@@ -95,8 +95,8 @@ class DsaConfig:
             raise ValueError(f"a rank correlation needs at least 3 allocations, or 0 for none, got {self.correlate}")
         if not 0 < self.held_out_windows < self.windows:
             raise ValueError(
-                f"held_out {self.held_out:g} of {self.windows} windows is {self.held_out_windows}: expected at least one "
-                "window to hold out and one to search on"
+                f"held_out {self.held_out:g} of {self.windows} windows is {self.held_out_windows}: expected at least "
+                "one window to hold out and one to search on"
             )
         object.__setattr__(self, "sparsity", self.sparse_config.sparsity)
         if not self.sparsity:

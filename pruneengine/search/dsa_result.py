@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruneengine.search.dsa_config import DsaConfig
 from pruneengine.search.dsa_finals import Correlation, Judged
-from pruneengine.search.evolution import function_of
+from pruneengine.search.evolution import GENES, function_of
 from pruneengine.search.past import FOUND
 from pruneengine.search.study import ILLEGAL
 from pruneengine.sparse.functions import Function
@@ -47,36 +47,29 @@ class DsaTrial:
 
 
 def dsa_trials(study: optuna.Study) -> tuple[DsaTrial, ...]:
-    """All trials that were drawn, in their order."""
-    trials = []
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished() or not trial.params:
-            continue
-        found = trial.user_attrs.get(FOUND, {})
-        trials.append(
-            DsaTrial(
-                trial.number,
-                trial.state.name.lower(),
-                str(function_of(trial.params)) if _whole(trial.params) else "",
-                trial.value if trial.state.name == "COMPLETE" else None,
-                found.get("estimate"),
-                len(found.get("losses", ())),
-                tuple(found.get("levels", ())),
-                dict(trial.params),
-                dict(found.get("seconds", {})),
-                found.get("origin", "sampler"),
-                trial.user_attrs.get(ILLEGAL),
-            )  # fmt: skip
-        )
-    return tuple(trials)
+    """All trials whose function was drawn, in their order."""
+    return tuple(
+        _trial(trial)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished() and trial.params.keys() == GENES.keys()
+    )
 
 
-def _whole(params: dict[str, Any]) -> bool:
-    try:
-        function_of(params)
-    except KeyError:
-        return False
-    return True
+def _trial(trial: optuna.trial.FrozenTrial) -> DsaTrial:
+    found = trial.user_attrs.get(FOUND, {})
+    return DsaTrial(
+        number=trial.number,
+        state=trial.state.name.lower(),
+        function=str(function_of(trial.params)),
+        value=trial.value if trial.state.name == "COMPLETE" else None,
+        estimate=found.get("estimate"),
+        segments=len(found.get("losses", ())),
+        levels=tuple(found.get("levels", ())),
+        params=dict(trial.params),
+        seconds=dict(found.get("seconds", {})),
+        origin=found.get("origin", "sampler"),
+        illegal=trial.user_attrs.get(ILLEGAL),
+    )
 
 
 @dataclass(frozen=True)
@@ -135,12 +128,17 @@ class DsaResult:
     @property
     def metadata(self) -> dict[str, Any]:
         """What is worth knowing of the function where it is used again."""
-        config = self.config
+        config, winner = self.config, self.winner
         return {
-            "pruner": config.pruner, "sparsity": config.sparsity, "pattern": config.pattern, "name": self.winner.entrant.name,
-            "loss above dense": {"search": self.winner.full, "held out": self.winner.held_out},
-            "search text": config.search_text, "seed": config.seed, **self.counts,
-        }  # fmt: skip
+            "pruner": config.pruner,
+            "sparsity": config.sparsity,
+            "pattern": config.pattern,
+            "name": winner.entrant.name,
+            "loss above dense": {"search": winner.full, "held out": winner.held_out},
+            "search text": config.search_text,
+            "seed": config.seed,
+            "trials": self.counts,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what ``report.json`` holds of a search."""

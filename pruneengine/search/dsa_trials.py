@@ -154,7 +154,8 @@ def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bo
     segment; as Optuna's WilcoxonPruner decides, all segments of a piece at once.
 
     Args:
-        losses, best: of the candidate so far, and of the best one on all segments.
+        losses: of the candidate so far.
+        best: of the best one, on all segments.
         p: one-sided; never where the candidate's mean is not above the best one's on all of its segments.
     """
     from scipy.stats import wilcoxon

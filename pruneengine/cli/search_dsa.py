@@ -1,0 +1,108 @@
+"""The options of search that belong to ``--method dsa``, and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pruneengine.cli.app import err, out
+
+if TYPE_CHECKING:
+    from pruneengine.jobs.search import SearchOptions
+    from pruneengine.jobs.search_dsa import DsaJobResult
+
+PANEL = "Allocation functions (--method dsa)"
+
+
+def _option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=PANEL, **more)
+
+
+Sparsity = Annotated[float | None, _option(help="Fraction of the linears' weights that become zero.")]
+Pruner = Annotated[str | None, _option(help="wanda, magnitude or sparsegpt (wanda).")]
+PatternOption = Annotated[str | None, _option("--pattern", help="unstructured, or N:M: N weights kept of every M.")]
+Population = Annotated[int | None, _option(help="The best so many allocations are parents (50).")]
+Plateau = Annotated[str | None, _option(help="Trials without a better one that end the search (300), or none.")]
+Nsamples = Annotated[int | None, _option(help="Calibration samples (32).")]
+CalibrationSeqlen = Annotated[int | None, _option(help="Tokens a calibration sample (128).")]
+Correlate = Annotated[int | None, _option(help="Allocations that fast and full losses are compared on (20); 0: none.")]
+Mode = Annotated[str | None, _option(help="Of the final prunes: sequential, two-pass or one-shot (sequential).")]
+
+
+def run_dsa(
+    recipe: Path | None,
+    given: Mapping[str, Any],
+    structured: Mapping[str, Any],
+    options: SearchOptions,
+) -> None:
+    """Run the job and print what it found; None among the values was not given.
+
+    Args:
+        recipe: whose ``search`` section holds options; ``given`` wins.
+        given: options of :class:`pruneengine.search.dsa_config.DsaConfig`; plateau may be "none".
+        structured: options of the search over structured plans, which are refused.
+        options: of the job.
+
+    Raises:
+        ValueError: options of the other search, or values that are refused.
+    """
+    from pruneengine.config import read_recipe
+    from pruneengine.jobs.search_dsa import run
+    from pruneengine.search.dsa_config import DsaConfig
+
+    if odd := [name for name, value in structured.items() if value is not None]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in odd)
+        raise ValueError(f"{flags}: options of --method adapruner, which removes heads and channels; leave them out")
+    values = (read_recipe(recipe, "search") if recipe else {}) | {k: v for k, v in given.items() if v is not None}
+    if given.get("plateau") is not None:
+        values["plateau"] = None if given["plateau"] == "none" else _whole(given["plateau"])
+    if values.get("stop") == "none":
+        values["stop"] = None
+    if "sparsity" not in values and "pattern" not in values:
+        raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
+    config = DsaConfig.from_dict(values)
+    found = run(config, options, say=lambda line: err.print(line, style="dim"))
+    for warning in found.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    show_dsa(out, found)
+
+
+def show_dsa(console: Console, job: DsaJobResult) -> None:
+    """The finalists, what became of the trials, and dense beside pruned."""
+    result = job.result
+    table = Table(title="loss above the dense model's, nats")
+    for column, justify in (
+        ("", "left"),
+        ("function", "left"),
+        ("fast", "right"),
+        ("full", "right"),
+        ("held out", "right"),
+    ):
+        table.add_column(column, justify=justify)
+    for judged in result.finalists:
+        entrant = judged.entrant
+        numbers = (f"{loss:.4f}" for loss in (entrant.fast, judged.full, judged.held_out))
+        table.add_row(entrant.name, str(entrant.function or ""), *numbers)
+    console.print(table)
+    console.print(f"winner: {result.winner.entrant.name}, {result.plan.allocation}")
+    console.print(", ".join(f"{what}: {count}" for what, count in result.counts.items()))
+    if result.plateau is not None:
+        console.print(f"no trial after trial {result.plateau} was better: the search ended early")
+    console.print(result.correlation.in_words())
+    if job.dense.perplexity and job.pruned.perplexity:
+        dense, pruned = job.dense.perplexity, job.pruned.perplexity
+        console.print(
+            f"perplexity on {dense.tokens:,} unseen tokens: {dense.perplexity:.3f} -> {pruned.perplexity:.3f}"
+        )
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"plateau must be a number of trials or none, got {text!r}") from None

@@ -1,0 +1,137 @@
+"""A search for an allocation function, from the model's name to a measured and proved checkpoint with zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pruneengine.checkpoint import SavedCheckpoint, save
+from pruneengine.data import check_spec, evaluation_windows
+from pruneengine.files import check_writable
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.search import SearchOptions
+from pruneengine.jobs.versions import versions
+from pruneengine.jobs.yardstick import Yardstick
+from pruneengine.loading import load_model, load_skeleton
+from pruneengine.progress import Stopwatch
+from pruneengine.report import write_report
+from pruneengine.report.sparse_values import sparse_details, sparse_summary
+from pruneengine.report.values import Measures
+from pruneengine.search.adapruner import SearchRun
+from pruneengine.search.dsa import search_dsa
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa_result import DsaResult
+from pruneengine.search.texts import describe, dsa_texts
+from pruneengine.sparse.engine import SparseReport, sparsify
+from pruneengine.sparse.matrices import check_columns, find_matrices
+from pruneengine.sparse.runtimes import speed_notes
+from pruneengine.sparse.zeros import ZeroCount, count_zeros
+from pruneengine.structure import find_groups
+
+FUNCTION_FILE = "function.json"
+
+
+@dataclass(frozen=True)
+class DsaJobResult:
+    """What came out of a search job; ``report`` is of the prune by the winner."""
+
+    result: DsaResult
+    report: SparseReport
+    dense: Measures
+    pruned: Measures
+    zeros: ZeroCount
+    texts: dict[str, dict[str, Any]]
+    warnings: tuple[str, ...] = ()
+    saved: SavedCheckpoint | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = lambda _: None) -> DsaJobResult:
+    """Load, search, prune by the winner, measure, save and prove.
+
+    The function is saved beside the weights as ``function.json``, for ``prune --allocation``, also on other models. A
+    job that was stopped goes on where it was when it is started again with the same arguments.
+
+    Raises:
+        ValueError, OSError: before work is spent wherever that can be known.
+    """
+    clock = Stopwatch()
+    run_as = _checked(config, options)
+    say(f"loading {options.source}")
+    with clock("load"):
+        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    with clock("text"):
+        texts, report = dsa_texts(config, tokenizer, model), None
+        if options.eval_text:
+            report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+        described, warnings = describe(config, texts, report, options.eval_text)
+    yardstick = Yardstick(report, options.dtype, options.device)
+    result = search_dsa(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
+    if report is not None:
+        say("measuring dense and pruned")
+    with clock("evaluate"):
+        dense = yardstick.measure(model)
+    (calibration,) = texts.pool.values()
+    with clock("prune"):
+        pruning = sparsify(model, calibration, config.sparse_config, plan=result.plan)
+    with clock("evaluate"):
+        pruned = yardstick.measure(model)
+    zeros = count_zeros(model, result.plan)
+    warnings += result.warnings + pruning.warnings
+    job = DsaJobResult(result, pruning, dense, pruned, zeros, described, warnings)
+    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    recipe = {
+        "search": config.to_dict(),
+        "source": options.source,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "study": options.study,
+        "versions": versions(),
+    }
+    with clock("save"):
+        saved = save(
+            model, tokenizer, options.out,
+            plan=result.plan, recipe=recipe, report=summary(job), overwrite=options.overwrite,
+            dense_config=model.config.to_dict(), proof=options.proof,
+            remarks=("Sparsity", tuple(speed_notes(result.plan))),
+        )  # fmt: skip
+    if result.function is not None:
+        result.function.save(saved.path / FUNCTION_FILE, result.metadata | {"source": options.source})
+    seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
+    job = replace(job, saved=saved, seconds=seconds)
+    write_report(saved.path, "dsa", _report_values(job, recipe), say)
+    return job
+
+
+def _checked(config: DsaConfig, options: SearchOptions) -> SearchRun:
+    """Refuse what can be refused before the weights are loaded; how the search runs."""
+    if options.recover is not None:
+        raise ValueError(
+            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
+        )
+    check_out(options.out, options.overwrite, options.source)
+    check_spec(config.calibration, config.nsamples, default=config.nsamples)
+    check_spec(config.search_text, config.windows, default=1)
+    check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
+    check_writable(options.folder)
+    if config.parsed_pattern.grouped:
+        skeleton = load_skeleton(options.source, options.trust_remote_code)
+        check_columns(find_matrices(skeleton, find_groups(skeleton)), config.parsed_pattern.m)
+    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
+    return SearchRun(options.study, storage, options.folder, options.workers, options.time_limit)
+
+
+def summary(job: DsaJobResult) -> dict[str, Any]:
+    """The few numbers that a model card shows."""
+    values = sparse_summary(job.report, job.zeros, job.dense, job.pruned, job.warnings)
+    winner = job.result.winner.entrant
+    found = {"winner": winner.name} | ({} if winner.function is None else {"function": str(winner.function)})
+    return values | found | {"trials run": len(job.result.trials)}
+
+
+def _report_values(job: DsaJobResult, recipe: dict[str, Any]) -> dict[str, Any]:
+    values = job.result.to_dict() | summary(job) | sparse_details(job.report) | {"method": "dsa"}
+    values |= {"texts": job.texts, "recipe": recipe, "speed notes": list(speed_notes(job.result.plan))}
+    if job.saved.proof is not None:
+        values["proof"] = asdict(job.saved.proof)
+    return values | {"seconds": job.seconds, "warnings": list(job.warnings)}
