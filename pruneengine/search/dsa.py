@@ -19,7 +19,7 @@ from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.allocator import Allocated, Allocator
 from pruneengine.search.codes import quantile_masks
 from pruneengine.search.dsa_config import DsaConfig
-from pruneengine.search.dsa_finals import Correlation, Entrant, Judge, Judged, correlate, spread_over, winner_of
+from pruneengine.search.dsa_finals import Correlation, Entrant, Judge, Judged, correlate, ranked, spread_over
 from pruneengine.search.dsa_result import DsaResult, dsa_trials
 from pruneengine.search.dsa_trials import DsaLoop
 from pruneengine.search.past import Known, Past
@@ -103,10 +103,11 @@ def search_dsa(
         judged, correlation = _finals(judge, entrants, past, allocator, objective, config)
     seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in loop.clock.seconds.items()}
     allocations = {each.entrant.name: each.entrant.allocated.by_layer(matrices) for each in judged}
+    finalists = ranked(judged, config)
     return DsaResult(
         config=config,
-        winner=winner_of(judged),
-        finalists=tuple(sorted(judged, key=lambda each: each.held_out)),
+        winner=finalists[0],
+        finalists=tuple(finalists),
         correlation=correlation,
         trials=dsa_trials(study),
         dense=judge.dense,

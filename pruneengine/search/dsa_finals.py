@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -158,9 +158,10 @@ def correlate(judged: Sequence[Judged]) -> Correlation:
     return Correlation(float(spearmanr([p[1] for p in points], [p[2] for p in points]).statistic), points)
 
 
-def winner_of(judged: Sequence[Judged], score: Callable[[Judged], float] = lambda each: each.held_out) -> Judged:
-    """The one with the lowest loss on the windows that no trial saw."""
-    return min(judged, key=score)
+def ranked(judged: Sequence[Judged], config: DsaConfig) -> list[Judged]:
+    """By the mean loss over all windows, best first: those held out are few, and the others chose by fast losses."""
+    weights = config.search_windows, config.held_out_windows
+    return sorted(judged, key=lambda each: (each.full * weights[0] + each.held_out * weights[1], each.entrant.name))
 
 
 def _digest(plan: SparsePlan, mode: str, texts: SearchTexts) -> str:

@@ -77,7 +77,7 @@ class DsaResult:
     """The outcome of a search for an allocation function.
 
     Attributes:
-        winner: the finalist that is best on the held-out windows; a fixed allocation may be.
+        winner: the finalist that is best on all windows; a fixed allocation may be.
         finalists: all that were compared, fixed ones too, best first.
         correlation: of fast and full losses.
         trials: in the order in which they were drawn.

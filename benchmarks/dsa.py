@@ -1,0 +1,141 @@
+"""The search for an allocation function, by evolution and at random: ``python benchmarks/dsa.py --data DIR``.
+
+For each pruner, sparsity, sampler and seed a search with as many trials. The searched text is WikiText-2's validation
+part (a fifth of its windows held out), the calibration text C4. A study goes on where it was stopped, and ``--list``
+shows which searches are missing. The results go to ``benchmarks/results/dsa.csv`` (a line a search) and ``dsa.json``
+(finalists, correlation, seconds, and the best loss by trial), the functions found to ``benchmarks/results/functions/``,
+for ``benchmarks/sparse.py --function``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import pruneengine
+from benchmarks.dsa_cells import Bench, Cell
+from benchmarks.models import smollm2
+from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
+from pruneengine.bench.record import write_lines
+from pruneengine.files import write_atomically
+from pruneengine.progress import set_progress
+from pruneengine.search.dsa_config import PRUNERS, SAMPLERS, DsaConfig
+from pruneengine.sparse.functions import Function
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    set_progress(True)
+    cells = [
+        Cell(pruner, sparsity, sampler, seed)
+        for seed in options.seeds
+        for pruner in options.pruners
+        for sparsity in options.sparsities
+        for sampler in options.samplers
+    ]
+    try:
+        bench = load(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"dsa: {error}")
+    missing = [cell for cell in cells if bench.result(cell) is None]
+    if options.list:
+        print(*missing, f"{len(missing)} of {len(cells)} searches are missing", sep="\n")
+        return
+    for cell in () if options.known else missing:
+        print(cell, flush=True)
+        bench.measure(cell)
+    results = {cell: found for cell in cells if (found := bench.result(cell)) is not None}
+    setting = {
+        "device": cpu_name(), "threads": options.threads,
+        "versions": versions("torch", "transformers", "optuna"), "date": date.today().isoformat(),
+    }  # fmt: skip
+    lines = [line(cell, found) | {"commit": found["commit"]} | setting for cell, found in results.items()]
+    for cell, found in results.items():
+        if "function" in found:
+            path = options.results / "functions" / f"{cell}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Function.from_dict(found["function"]["fields"]).save(path, found["function"]["metadata"])
+    if lines:
+        write_lines(options.results / "dsa.csv", lines, list(lines[0]))
+        kept = {str(cell): {k: v for k, v in found.items() if k != "trials"} for cell, found in results.items()}
+        write_atomically(options.results / "dsa.json", json.dumps(kept, indent=1) + "\n")
+    for each in lines:
+        print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in each.items()))
+
+
+def line(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
+    """A search in one line: losses are above the dense model's, nats a token; seconds are wall time."""
+    seconds, best = found["seconds"], found["best"]
+    fixed = {row["name"]: row for row in found["finalists"] if not row["name"].startswith("trial")}
+    return {
+        "pruner": cell.pruner,
+        "sparsity": cell.sparsity,
+        "sampler": cell.sampler,
+        "seed": cell.seed,
+        **found["counts"],
+        "plateau": found["plateau"] or "",
+        "winner": best["name"],
+        "function": best["function"] or "",
+        "full loss": best["value"],
+        "held-out loss": best["held_out"],
+        **{f"{name} held-out": row["held_out"] for name, row in sorted(fixed.items())},
+        "spearman": found["correlation"]["spearman"],
+        "trials s": found["trials_seconds"],
+        "scoring s": seconds.get("trials: score", 0.0),
+        "finals s": seconds["finalists"],
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with c4/c4_demo.jsonl and wikitext2/validation_docs.jsonl")
+    parser.add_argument("--calibration", help="text of the statistics (default: of DATA, else c4 from the hub)")
+    parser.add_argument("--search", help="text of the objective (default: of DATA, else wikitext2 from the hub)")
+    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=["wanda"])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.6])
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the texts and the sampler")
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--plateau", type=int, default=0, help="trials without a better one that end it; 0 for never")
+    parser.add_argument("--window", type=int, default=256, help="tokens a window of the objective")
+    parser.add_argument("--windows", type=int, default=20, help="of the objective; a fifth is held out")
+    parser.add_argument("--nsamples", type=int, default=32, help="calibration samples")
+    parser.add_argument("--seqlen", type=int, default=128, help="tokens a calibration sample")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "dsa", help="folder of the studies")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--known", action="store_true", help="write what is there and search nothing")
+    parser.add_argument("--list", action="store_true", help="print the missing searches and stop")
+    options = parser.parse_args()
+    given = options.data
+    options.calibration = options.calibration or (str(given / "c4" / "c4_demo.jsonl") if given else "c4")
+    options.search = options.search or (str(given / "wikitext2" / "validation_docs.jsonl") if given else "wikitext2")
+    return options
+
+
+def load(options: argparse.Namespace) -> Bench:
+    """The model and what all searches share; nothing is measured yet."""
+    for spec in (options.calibration, options.search):
+        pruneengine.data.check_spec(spec, None, default=1)
+    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
+    config = DsaConfig(
+        sparsity=options.sparsities[0], trials=options.trials, plateau=options.plateau or None,
+        search_text=options.search, seqlen=options.window, windows=options.windows,
+        calibration=options.calibration, nsamples=options.nsamples, calibration_seqlen=options.seqlen,
+    )  # fmt: skip
+    options.work.mkdir(parents=True, exist_ok=True)
+    return Bench(model, tokenizer, config, options.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The searches of the DSA benchmark: a study each, kept, and what it found in a file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruneengine.bench.here import commit
+from pruneengine.files import write_atomically
+from pruneengine.search.adapruner import SearchRun
+from pruneengine.search.dsa import search_dsa
+from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa_result import DsaResult
+from pruneengine.search.texts import dsa_texts
+from pruneengine.structure import model_fingerprint
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search."""
+
+    pruner: str
+    sparsity: float
+    sampler: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.pruner}-{self.sparsity:g}-{self.sampler}-{self.seed}"
+
+
+@dataclass
+class Bench:
+    """A model, and the folder that keeps studies and results; ``config`` holds for all cells but what a cell says."""
+
+    model: nn.Module
+    tokenizer: Any
+    config: DsaConfig
+    work: Path
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fingerprint = model_fingerprint(self.model)
+
+    def configured(self, cell: Cell) -> DsaConfig:
+        return replace(
+            self.config, pruner=cell.pruner, sparsity=cell.sparsity, sampler=cell.sampler, seed=cell.seed
+        )  # fmt: skip
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What an earlier run found, if it did."""
+        path = self._path(cell)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Search, and keep what was found."""
+        config = self.configured(cell)
+        texts = dsa_texts(config, self.tokenizer, self.model)
+        run = SearchRun(self._name(cell), f"journal:{self.work / f'{self._name(cell)}.journal'}")
+        found = values(search_dsa(self.model, texts, config, run, say=print))
+        write_atomically(self._path(cell), json.dumps(found, indent=1))
+        return found
+
+    def _path(self, cell: Cell) -> Path:
+        return self.work / f"{self._name(cell)}.json"
+
+    def _name(self, cell: Cell) -> str:
+        made_by = json.dumps([self.fingerprint, self.configured(cell).to_dict()], sort_keys=True)
+        return f"{cell}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
+
+
+def values(result: DsaResult) -> dict[str, Any]:
+    """A search as JSON, with the best function it drew (a fixed allocation may have won), the best fast loss by trial,
+    and the trials' own time, which survives a stop.
+    """
+    found = result.to_dict()
+    best, history = float("inf"), []
+    for trial in result.trials:
+        if trial.value is not None and trial.value < best:
+            best = trial.value
+            history.append([trial.number, best])
+    spent = sum(sum(trial.seconds.values()) for trial in result.trials)
+    ours = next((each for each in result.finalists if each.entrant.name.startswith("trial")), None)
+    if ours is not None:
+        above = {"search": ours.full, "held out": ours.held_out}
+        named = {"name": ours.entrant.name, "loss above dense": above}
+        found["function"] = {"fields": ours.entrant.function.to_dict(), "metadata": result.metadata | named}
+    return found | {"history": history, "trials_seconds": spent, "commit": commit()}
