@@ -65,17 +65,16 @@ def test_exactly_the_planned_weights_become_zero(method, mode, pattern):
 )
 def test_who_competes_with_whom(method, mode, compare):
     weights, report = sparsified(tiny_model(), method=method, mode=mode, compare=compare, sparsity=0.43)
-    found, planned = zeros(weights), report.plan.removed
-    if compare == "layer":
-        assert found != planned
-        for layer in range(3):
-            mine = [name for name in planned if f".layers.{layer}." in name]
-            assert sum(found[name] for name in mine) == sum(planned[name] for name in mine)
-    else:
-        assert found == planned
+    found = zeros(weights)
+    assert found == report.plan.removed
+    shares = {name: round(count / weights[name].numel(), 2) for name, count in found.items()}
+    assert (set(shares.values()) != {0.43}) == (compare == "layer")
+    for layer in range(3):
+        mine = [name for name in weights if f".layers.{layer}." in name]
+        assert sum(found[name] for name in mine) == pytest.approx(0.43 * sum(weights[n].numel() for n in mine), abs=4)
     for name, weight in weights.items():
         rows = (weight == 0).sum(1)
-        even, extra = divmod(planned[name], len(weight))
+        even, extra = divmod(found[name], len(weight))
         expected = even + (torch.arange(len(weight)) < extra)
         assert torch.equal(rows, expected) == (compare == "row"), name
 
@@ -215,13 +214,16 @@ def test_a_hessian_that_no_damping_helps():
         inverse_factor(hessian, 0.01)
 
 
-def test_the_factor_is_that_of_the_inverse():
-    x = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("size", [7, 301])
+def test_the_factor_is_that_of_the_inverse(size):
+    x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(0))
     hessian = x.T @ x
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(7)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(size)
     factor, damp = inverse_factor(hessian, 0.01)
     assert damp == 0.01
-    torch.testing.assert_close(factor, torch.linalg.cholesky(torch.linalg.inv(damped), upper=True))
+    assert not factor.tril(-1).any()
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped.double()), upper=True)
+    torch.testing.assert_close(factor, expected.float(), rtol=1e-3, atol=1e-5)
 
 
 def test_weights_on_dead_inputs_go_first_and_no_more_than_asked():
@@ -295,7 +297,7 @@ def test_what_cannot_be_done_is_refused_before_anything_changes():
     half = pruneengine.SparseConfig(sparsity=0.5)
     refused("method 'wanda' in mode 'sequential' needs calibration batches, got none", None, config=half)
     owl = pruneengine.SparseConfig(method="magnitude", sparsity=0.5, allocation="owl")
-    refused("allocation 'owl' needs calibration batches, got none", None, config=owl)
+    refused("with allocation 'owl' needs calibration batches or statistics, got neither", None, config=owl)
     refused("token id 97: expected 0 to 96", torch.full((2, 8), 97), config=half)
     refused(
         r"groups of 8 need input dimensions .*q_proj \(60\)", config=pruneengine.SparseConfig(pattern="4:8", block=24)
@@ -311,7 +313,7 @@ def test_what_cannot_be_done_is_refused_before_anything_changes():
     magnitude = dataclasses.replace(half, method="magnitude")
     refused("the plan has method 'wanda', the config 'magnitude'", config=magnitude, plan=plan)
     statistics = pruneengine.calibrate(tiny_model(), TOKENS, ("sum",))
-    refused("must hold 'squares'; collected: sum", config=half, statistics=statistics)
+    refused("must hold 'squares'; collected: sum", config=owl, statistics=statistics)
     foreign = pruneengine.calibrate(tiny_model(seed=1), TOKENS, ("squares",))
     refused("belong to another model", config=half, statistics=foreign)
 

@@ -21,7 +21,7 @@ from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
 from pruneengine.sparse.pruners import make_pruner
 from pruneengine.statistics import Statistics
-from pruneengine.structure import Structure, find_groups, model_fingerprint
+from pruneengine.structure import Structure, find_groups, get_linear, model_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class SparseReport:
 
     Attributes:
         config: as asked.
-        plan: how many weights of every matrix are removed.
+        plan: how many weights of every matrix are removed; under compare "layer" how many were, once they are.
         allocation: why so many of each; None where the plan was given.
         statistics: of the dense model, where any were read.
         seconds: by stage.
@@ -106,8 +106,7 @@ def decide(
     clock = clock or Stopwatch()
     with clock("check"):
         matrices = _checked(model, structure, batches, config, statistics, plan)
-    reads = plan is None and needs_statistics(config)
-    if statistics is None and (reads or _reads_dense_norms(config)):
+    if statistics is None and _reads_statistics(config, plan):
         with clock("calibrate"):
             statistics = calibrate(
                 model, batches, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
@@ -136,18 +135,30 @@ def carry_out(
     matrices = find_matrices(model, structure, config.ignore)
     chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
     with clock("prune"), inference(model):
+        warnings = ()
         if config.method == "magnitude" or _reads_dense_norms(config):
             statistics = None if config.method == "magnitude" else report.statistics
             _prune_from(model, chosen, config, plan, statistics)
-            return report
-        pruner = make_pruner(model, plan, config)
-        pieces = [*as_samples(batches).batches(config.batch_size)]
-        found = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method)
-    return replace(report, warnings=report.warnings + found)
+        else:
+            pruner = make_pruner(model, plan, config)
+            pieces = [*as_samples(batches).batches(config.batch_size)]
+            warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method)
+    if config.compared == "layer":
+        plan = replace(plan, removed=_zeros(model, matrices))
+    return replace(report, plan=plan, warnings=report.warnings + warnings)
+
+
+def _zeros(model: nn.Module, matrices: Sequence[Matrix]) -> dict[str, int]:
+    weights = {matrix.name: get_linear(model, matrix.name).weight for matrix in matrices}
+    return {name: weight.numel() - int(weight.count_nonzero()) for name, weight in weights.items()}
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:
     return config.method == "wanda" and config.mode == "one-shot"
+
+
+def _reads_statistics(config: SparseConfig, plan: SparsePlan | None) -> bool:
+    return _reads_dense_norms(config) or (plan is None and needs_statistics(config))
 
 
 def _prune_from(
@@ -184,14 +195,16 @@ def _checked(
         for name, asked, planned in (("method", config.method, plan.method), ("pattern", config.pattern, plan.pattern)):
             if asked != planned:
                 raise ValueError(f"the plan has {name} {planned!r}, the config {asked!r}")
-    needed = None
-    if config.method != "magnitude" and not (_reads_dense_norms(config) and statistics is not None):
-        needed = f"method {config.method!r} in mode {config.mode!r}"
-    elif statistics is None and plan is None and needs_statistics(config):
-        needed = f"allocation {config.allocation!r}"
-    if needed and batches is None:
-        raise ValueError(f"{needed} needs calibration batches, got none")
-    if statistics is not None and "squares" not in statistics.tensors:
+    reads = _reads_statistics(config, plan)
+    if batches is None:
+        if config.method != "magnitude" and not _reads_dense_norms(config):
+            raise ValueError(f"method {config.method!r} in mode {config.mode!r} needs calibration batches, got none")
+        if reads and statistics is None:
+            raise ValueError(
+                f"method {config.method!r} in mode {config.mode!r} with allocation {config.allocation!r} needs "
+                "calibration batches or statistics, got neither"
+            )
+    if reads and statistics is not None and "squares" not in statistics.tensors:
         collected = ", ".join(sorted(statistics.tensors)) or "none"
         raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
     if batches is not None:

@@ -18,6 +18,8 @@ from pruneengine import ops
 STRONGEST_DAMPING = 10.0
 # Columns that are brought up to date together: one matrix product in place of so many smaller ones.
 _STRIDE = 32
+# Triangular matrices up to this size are inverted by a solver.
+_SOLVED = 128
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,25 @@ def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
         # Backwards, so that the factor is of the form that its inverse needs: H = R R^T with R upper, and U = R^-1.
         lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
         if not int(failed):
-            eye = torch.eye(len(hessian), device=hessian.device)
-            factor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+            factor = _inverse(lower.flip(0, 1))
             if bool(factor.isfinite().all()):
                 return factor, damp
         if damp >= STRONGEST_DAMPING:
             raise ValueError(f"no Cholesky factor of the Hessian, up to a damping of {damp:g} times its mean diagonal")
         damp = min(10 * damp, STRONGEST_DAMPING)
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """Of an upper triangular ``[C, C]``, by halves: products of matrices, three times as fast as solving for a unit."""
+    size = len(upper)
+    if size <= _SOLVED:
+        return torch.linalg.solve_triangular(upper, torch.eye(size, device=upper.device), upper=True)
+    first, second = slice(0, size // 2), slice(size // 2, size)
+    result = torch.zeros_like(upper)
+    result[first, first] = _inverse(upper[first, first])
+    result[second, second] = _inverse(upper[second, second])
+    result[first, second] = (result[first, first] @ upper[first, second] @ result[second, second]).neg_()
+    return result
 
 
 def prune_columns(
