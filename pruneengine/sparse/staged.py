@@ -85,7 +85,8 @@ class StagedLayer:
             for batch, x in enumerate(inputs):
                 inputs[batch] = linear(x)
             self._finished.append((part, inputs, wrapped))
-        self._hidden[:] = [self._run(batch) for batch in range(len(self._hidden))]
+        for batch in range(len(self._hidden)):
+            self._hidden[batch] = self._run(batch)
 
     def _sums(self, pruner: Pruner, site: Site):
         sums, module = pruner.sums(), self._model.get_submodule(site.module)
@@ -99,16 +100,16 @@ class StagedLayer:
         """The part that ends in a site's linear, what enters it for each batch, and how outputs are wrapped."""
         linear, part = get_linear(self._model, site.module), self._model.get_submodule(site.module.rpartition(".")[0])
         inputs: list[Tensor] = []
+        outputs: list[Tensor] = []  # no memory: one zero each, expanded
         wrapped = None
 
-        def instead(x: Tensor) -> Tensor:
+        def keep(x: Tensor) -> Tensor:
             inputs.append(x)
             outputs.append(x.new_zeros(1).expand(*x.shape[:-1], linear.weight.shape[0]))
             return outputs[-1]
 
         for batch in range(len(self._hidden)):
-            outputs: list[Tensor] = []
-            with stand_in(linear, instead), _stopping(part.register_forward_hook(_reached_behind)) as reached:
+            with stand_in(linear, keep), _stopping(part.register_forward_hook(_reached_behind)) as reached:
                 self._run(batch)
             given = reached[0]
             wrapped = len(given) if isinstance(given, tuple) else None
