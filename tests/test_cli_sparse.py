@@ -128,14 +128,22 @@ def test_a_dry_run_shows_every_layer_and_writes_nothing(folder, tmp_path):
     asked = arguments(folder, "--sparsity", 0.5, "--dry-run", "--statistics", statistics)
     done = run(*asked, "--allocation", function)
     assert done.returncode == 0, done.stderr
-    assert "sparsity" in done.stdout
+    assert "all its linears" in done.stdout
     assert "50.0000%" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["function.json", "statistics.safetensors"]
     assert "squares" in Statistics.load(statistics).tensors
     again = run(*asked, "--allocation", str(PUBLISHED))
     assert again.returncode == 0, again.stderr
-    table = done.stdout.split("where the time went")[0]
-    assert table.split("allocation")[0] == again.stdout.split("allocation")[0]
+    tables = [one.stdout.split("zeros, %")[1].split("where the time went")[0] for one in (done, again)]
+    assert tables[0] == tables[1]
+
+
+def test_linears_that_differ_have_columns_of_their_own(folder):
+    options = ("--method", "magnitude", "--sparsity", 0.5, "--allocation", "er", "--ignore", "k_proj", "--dry-run")
+    done = run(*arguments(folder, *options))
+    assert done.returncode == 0, done.stderr
+    header = next(line for line in done.stdout.splitlines() if "layer" in line)
+    assert [word for word in header.split() if word.isalpha()] == ["layer", "all", "q", "v", "o", "gate", "up", "down"]
 
 
 def test_the_plan_of_an_earlier_prune_is_an_allocation(folder, pruned, tmp_path):

@@ -21,8 +21,9 @@ def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     result = run(config, options, say=lambda line: err.print(line, style="dim"))
     for warning in result.warnings:
         err.print(f"warning: {warning}", style="yellow")
-    tables_sparse.show_sparsities(out, result.report.plan)
+    tables_sparse.show_sparse_target(out, result.report.plan)
     if result.saved is None:
+        tables_sparse.show_sparsities(out, result.report.plan)
         tables.show_times(out, result.seconds)
         return
     tables_sparse.show_sparse_result(out, result, title=f"{config.method} on {options.source}")

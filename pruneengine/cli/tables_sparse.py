@@ -11,19 +11,27 @@ from pruneengine.report.sparse_values import layer_rows
 from pruneengine.report.words import size
 from pruneengine.sparse.plan import SparsePlan
 
+# Counts are whole: linears with the same sparsity differ by a weight.
+SAME = 5e-5
+
 
 def show_sparsities(console: Console, plan: SparsePlan) -> None:
-    """The share of every layer and of its linears that is zero."""
+    """The share of every layer that is zero, and of its linears where they differ."""
     rows = layer_rows(plan)
-    names = list(dict.fromkeys(name for row in rows for name in row["linears"]))
-    table = Table(title="sparsity", title_justify="left")
-    for column in ("layer", "all", *(short_name(name) for name in names)):
+    alike = all(abs(share - row["sparsity"]) <= SAME for row in rows for share in row["linears"].values())
+    names = [] if alike else list(dict.fromkeys(name for row in rows for name in row["linears"]))
+    table = Table(title="zeros, %", title_justify="left")
+    for column in ("layer", "all its linears" if alike else "all", *(short_name(name) for name in names)):
         table.add_column(column, justify="right")
     for row in rows:
         shares = [row["linears"].get(name) for name in names]
-        cells = ("dense" if share is None else f"{share:.2%}" for share in shares)
-        table.add_row(str(row["layer"]), f"{row['sparsity']:.2%}", *cells)
+        cells = ("dense" if share is None else f"{100 * share:.1f}" for share in shares)
+        table.add_row(str(row["layer"]), f"{100 * row['sparsity']:.2f}", *cells)
     console.print(table)
+
+
+def show_sparse_target(console: Console, plan: SparsePlan) -> None:
+    """What was asked for, and what the plan reaches."""
     console.print(
         f"asked for {plan.asked:.2%} zeros of the linears' weights; the plan has {sum(plan.removed.values()):,}, "
         f"{plan.reached:.4%} (pattern {plan.pattern}, allocation {plan.allocation})"
