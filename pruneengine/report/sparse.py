@@ -89,7 +89,7 @@ def _counted(values: Mapping[str, Any]) -> str:
     """What was asked for, and what was found by counting."""
     text = (
         f"Pattern {values.get('pattern', NOTHING)}, allocation {values.get('allocation', NOTHING)}. "
-        f"{count(values['zeros'])} of {count(values['weights'])} weights are zero, counted after pruning"
+        f"{count(values['zeros'])} of {count(values['weights'])} weights are zero, counted in the saved files"
     )
     if "zeros planned" not in values:
         return text + "."
