@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pruneengine
-from benchmarks.sparse_gate import gate
+from benchmarks.sparse_gate import check_same, gate
 from benchmarks.sparse_naive import Hessian, RowNorms, naive_sparsify
 from benchmarks.sparse_peers import OTHERWISE, TIMES, WORKS, measure, table
 from benchmarks.sparse_providers import (
@@ -18,6 +18,7 @@ from benchmarks.sparse_providers import (
     PRUNE,
     TWO_PASS,
     Engine,
+    Outcome,
     Panel,
     PublishedLoop,
     Task,
@@ -178,3 +179,29 @@ def test_the_table_says_which_promises_are_kept():
     assert ours.split() == [OURS, "2.00", "2.00", "-", "2.00"]
     assert loop.split()[-4:] == ["4.50", ">=", "4", "met"]
     assert compressor.split()[-4:] == ["9.00", ">=", "10", "MISSED"]
+
+
+def test_one_tie_may_grow_behind_the_layer_that_it_is_in(everyone):
+    model, work = everyone.providers[LOOP].task.model, WORKS["wanda-50"]
+    loop = everyone.prune(LOOP, work, masks=True)
+    # Two weights of one row of equal score, of which one goes and the other stays.
+    path = "model.layers.0.mlp.up_proj"
+    weight, squares, mask = linears(model)[path].weight.data, loop.statistics[path].squares, loop.removed[path][5]
+    scores = weight[5].abs() * squares.sqrt()
+    last = int(scores.masked_fill(~mask, 0).argmax())
+    next_one = int(scores.masked_fill(mask, torch.inf).argmin())
+    weight[5, next_one] = scores[last] * (1 + 1e-6) / squares[next_one].sqrt()
+
+    def choosing_otherwise(count):
+        removed = {name: mask.clone() for name, mask in loop.removed.items()}
+        removed[path][5, [last, next_one]] ^= True
+        removed["model.layers.2.mlp.up_proj"].view(-1)[:count] ^= True
+        return Outcome({PRUNE: 1.0}, removed)
+
+    total = sum(mask.numel() for mask in loop.removed.values())
+    assert check_same(work, model, COMPRESSOR, choosing_otherwise(total // 60), loop) == total // 60 + 2
+    with pytest.raises(GateError, match=r"agree on 97\.\d\d% of the weights, expected 98%"):
+        check_same(work, model, COMPRESSOR, choosing_otherwise(total // 40), loop)
+    fewer = {name: mask for name, mask in loop.removed.items() if ".0.mlp.down" not in name}
+    with pytest.raises(GateError, match=r"do not prune the same linears: model\.layers\.0\.mlp\.down_proj"):
+        check_same(work, model, COMPRESSOR, Outcome({}, fewer), loop)
