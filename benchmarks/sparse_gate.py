@@ -13,7 +13,7 @@ from tests.sparse_reference import grouped, row_counts, smallest
 TIE = 1e-4
 # The part of the choices that must be the same where rounding makes one otherwise that feeds the next: in the first
 # layer of SparseGPT, which makes up for one column in the others, and everywhere behind a layer that differs.
-AGREEMENT, AGREEMENT_BEHIND = 0.98, 0.9
+AGREEMENT, AGREEMENT_BEHIND = 0.998, 0.75
 
 
 def gate(work: Work, dense: nn.Module, panel: Panel) -> dict[str, int]:
@@ -76,7 +76,7 @@ def check_same(work: Work, dense: nn.Module, name: str, outcome: Outcome, loop: 
 def _agree(name: str, where: str, differ: dict[str, Tensor], least: float) -> None:
     agreement = 1 - sum(int(mask.sum()) for mask in differ.values()) / sum(mask.numel() for mask in differ.values())
     if agreement < least:
-        raise GateError(f"{name} and {LOOP} agree on {agreement:.1%} of the weights of {where}, expected {least:.0%}")
+        raise GateError(f"{name} and {LOOP} agree on {agreement:.2%} of the weights of {where}, expected {least:.1%}")
 
 
 def _layer(path: str) -> int:

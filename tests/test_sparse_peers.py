@@ -200,8 +200,10 @@ def test_one_tie_may_grow_behind_the_layer_that_it_is_in(everyone):
 
     of = loop.removed["model.layers.2.mlp.up_proj"].numel() + mask.numel() * len(weight)
     assert check_same(work, model, COMPRESSOR, choosing_otherwise(of // 11), loop) == of // 11 + 2
-    with pytest.raises(GateError, match=r"agree on 8\d\.\d% of the weights of the linears that differ, expected 90%"):
-        check_same(work, model, COMPRESSOR, choosing_otherwise(of // 9), loop)
+    with pytest.raises(
+        GateError, match=r"agree on 6\d\.\d\d% of the weights of the linears that differ, expected 75\.0%"
+    ):
+        check_same(work, model, COMPRESSOR, choosing_otherwise(of // 3), loop)
     fewer = {name: mask for name, mask in loop.removed.items() if ".0.mlp.down" not in name}
     with pytest.raises(GateError, match=r"do not prune the same linears: model\.layers\.0\.mlp\.down_proj"):
         check_same(work, model, COMPRESSOR, Outcome({}, fewer), loop)
