@@ -3,7 +3,8 @@
 For each ratio, shape and seed (of the calibration pool, the search text and the sampler): a TPE search and a random
 one with as many trials, then the perplexity of what they found, and of the best fixed metric, on text that no search
 saw. Studies and measurements are kept, so that a run that was stopped goes on where it was; ``--list`` shows what is
-missing. The results go to ``benchmarks/results/adapruner.csv`` and ``adapruner.json`` (the searches in full).
+missing, ``--plans DIR`` writes the plans that were found. The results go to ``benchmarks/results/adapruner.csv`` and
+``adapruner.json`` (the searches in full).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 import pruneengine
 from benchmarks.adapruner_cells import Bench, Cell
+from benchmarks.adapruner_plans import write_plans
 from benchmarks.adapruner_report import csv_lines, table
 from benchmarks.models import smollm2
 from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
@@ -47,6 +49,9 @@ def main() -> None:
     if options.list:
         missing = [cell for cell in cells if bench.result(cell) is None]
         print(*missing, f"{len(missing)} of {len(cells)} cells are missing", sep="\n")
+        return
+    if options.plans is not None:
+        print(*write_plans(bench, cells, options.plans), sep="\n")
         return
     for number, cell in enumerate(cells, 1):
         if bench.result(cell) is None and not options.known:
@@ -98,6 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--known", action="store_true", help="write what is there and measure nothing")
     parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
+    parser.add_argument("--plans", type=Path, metavar="DIR", help="write the measured cells' winning plans and stop")
     options = parser.parse_args()
     given = options.data
     options.calibration = options.calibration or (str(given / "c4" / "c4_demo.jsonl") if given else "c4")

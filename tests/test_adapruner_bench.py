@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import pruneengine as pe
 from benchmarks.adapruner_cells import Bench, Cell
+from benchmarks.adapruner_plans import winning_plan, write_plans
 from benchmarks.adapruner_report import COLUMNS, csv_lines, table
 from tests.test_cli import folder
 from tests.tiny import tiny_model
@@ -55,3 +56,28 @@ def test_cells_are_measured_once_and_shown(bench, monkeypatch):
     assert "| adapruner | " in text
     monkeypatch.setattr("benchmarks.adapruner_cells.perplexity", None)
     assert bench.dense() == bench.dense()
+
+
+def test_winning_plans_are_decided_again_as_they_were_measured(bench, tmp_path):
+    cells = [Cell(0.4, "per-layer", 0, "tpe"), Cell(0.4, "per-layer", 0, "random"), Cell(0.3, "per-layer", 0, "tpe")]
+    found = bench.measure(cells[0])
+    bench.measure(cells[1])
+    measured = sorted(bench.work.glob("perplexity-*.json"))
+    (path,) = write_plans(bench, cells, tmp_path / "plans")
+    assert path.name == "adapruner-per-layer-0.4-0.json"
+    plan = pe.Plan.load(path)
+    assert (plan.reached, plan.shape, plan.asked) == (found["search"]["reached"], "per-layer", 0.4)
+    # The plan is part of a measurement's name: were it another, there would be one more.
+    plain = found["report"].get("winner, not compensated", found["report"]["winner"])
+    assert bench._perplexity("again", plan, {})["perplexity"] == plain["perplexity"]
+    assert sorted(bench.work.glob("perplexity-*.json")) == measured
+
+    fixed = next(b for b in found["search"]["baselines"] if b["value"] is not None)
+    search = found["search"] | {"best": {"number": None, "name": fixed["name"]}, "reached": fixed["reached"]}
+    assert winning_plan(bench, bench.configured(cells[0]), search).reached == fixed["reached"]
+    with pytest.raises(ValueError, match=r"its cell says 0\.123"):
+        winning_plan(bench, bench.configured(cells[0]), found["search"] | {"reached": 0.123})
+    for pool in bench.work.glob("pool-*.safetensors"):
+        pool.unlink()
+    with pytest.raises(FileNotFoundError, match="not collected there"):
+        write_plans(bench, cells, tmp_path / "plans")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.family import MetricPoint
 from pruneengine.search.curves import Curve
 from pruneengine.search.subsets import Subset
+from pruneengine.validate import from_known
 
 FILLS = ("zero", "mean")
 
@@ -40,6 +42,16 @@ class Candidate:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a report."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
+        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        parts = {
+            "subset": from_known(Subset, values["subset"], "key"),
+            "metric": MetricPoint.from_dict(values["metric"]),
+            "curve": Curve.from_dict(values["curve"]) if values.get("curve") is not None else None,
+        }
+        return from_known(cls, dict(values) | parts, "key")
 
     def in_words(self) -> dict[str, str]:
         """Data, metric and allocation, a sentence each."""

@@ -106,6 +106,7 @@ def collect_pool(
     layers: range | None = None,
     batch_size: int = 8,
     cache: Path | None = None,
+    collect: bool = True,
 ) -> Pool:
     """Statistics of every subset on the menu, from two passes a length, or from the files of an earlier call.
 
@@ -120,8 +121,10 @@ def collect_pool(
         batch_size: samples a forward pass.
         cache: a folder with a file for every length, written when that length is done. A file of the same model,
             samples, quantities, layers and menu is read in place of a pass.
+        collect: False reads the cache alone, and writes nothing there.
 
     Raises:
+        FileNotFoundError: the cache has no such file, and ``collect`` is False.
         ValueError: a menu that the samples do not allow, samples filed under another length, a source called "all",
             or a file in the cache that is damaged or not what its name says; and what :func:`calibrate` raises.
         PermissionError: the cache cannot be written.
@@ -133,7 +136,7 @@ def collect_pool(
     layers = layers if layers is not None else range(structure.num_layers)
     quantities = frozenset(quantities) | {"sum"}
     settings = {"structure": structure, "kinds": kinds, "layers": layers, "batch_size": batch_size}
-    if cache is not None:
+    if cache is not None and collect:
         check_writable(Path(cache))
     fingerprint = model_fingerprint(model)
     collected = {}
@@ -144,6 +147,8 @@ def collect_pool(
         if path is not None and path.exists():
             collected[length] = _read(path, fingerprint, samples[length], quantities, of_length)
             continue
+        if not collect:
+            raise FileNotFoundError(f"{path}: the statistics of this pool were not collected there")
         collected[length] = _collect(model, samples[length], quantities, of_length, settings)
         if path is not None:
             collected[length].save(path)
