@@ -4,13 +4,12 @@ For each ratio, shape and seed (of the calibration pool, the search text and the
 one with as many trials, then the perplexity of what they found, and of the best fixed metric, on text that no search
 saw. Studies and measurements are kept, so that a run that was stopped goes on where it was; ``--list`` shows what is
 missing, ``--plans DIR`` writes the plans that were found. The results go to ``benchmarks/results/adapruner.csv`` and
-``adapruner.json`` (the searches in full).
+``adapruner.json`` (the searches, but for the losses of single blocks).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import pruneengine
 from benchmarks.adapruner_cells import Bench, Cell
 from benchmarks.adapruner_plans import write_plans
-from benchmarks.adapruner_report import csv_lines, table
+from benchmarks.adapruner_report import csv_lines, json_lines, summary, table
 from benchmarks.models import smollm2
 from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
 from pruneengine.bench.record import write_lines
@@ -63,14 +62,8 @@ def main() -> None:
         "versions": versions("torch", "transformers", "optuna"), "date": date.today().isoformat(),
     }  # fmt: skip
     write_lines(options.results / "adapruner.csv", *csv_lines(results, bench.dense(), setting))
-    write_atomically(options.results / "adapruner.json", json.dumps(summary(results), indent=1) + "\n")
+    write_atomically(options.results / "adapruner.json", json_lines(summary(results)))
     print(table(results, bench.dense()))
-
-
-def summary(results: dict[Cell, dict]) -> dict[str, dict]:
-    """What each search found, without its trials' blocks."""
-    kept = ("best", "finalists", "baselines", "importance", "dense", "seconds", "trials")
-    return {str(cell): {key: found["search"][key] for key in kept} for cell, found in results.items()}
 
 
 def arguments() -> argparse.Namespace:

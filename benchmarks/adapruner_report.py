@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from statistics import median
@@ -25,6 +26,30 @@ def csv_lines(
         shared = {"ratio": cell.ratio, "shape": cell.shape, "seed": cell.seed, "commit": found["commit"], **setting}
         lines += [shared | row for row in rows(cell, found, dense)]
     return lines, COLUMNS
+
+
+def summary(results: Results) -> dict[str, dict[str, Any]]:
+    """What each search found, without its trials' blocks."""
+    kept = ("best", "finalists", "baselines", "importance", "dense", "seconds")
+    return {
+        str(cell): {key: found["search"][key] for key in kept}
+        | {"trials": [{k: v for k, v in trial.items() if k != "blocks"} for trial in found["search"]["trials"]]}
+        for cell, found in results.items()
+    }
+
+
+def json_lines(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON with a line a trial, finalist or fixed metric, so that it is short and its changes can be read."""
+
+    def value(of: Any) -> str:
+        if isinstance(of, list):
+            return "[\n" + ",\n".join(map(json.dumps, of)) + "\n]"
+        return json.dumps(of)
+
+    def fields(of: Mapping[str, Any]) -> str:
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {value(item)}" for key, item in of.items()) + "\n}"
+
+    return "{\n" + ",\n".join(f"{json.dumps(cell)}: {fields(of)}" for cell, of in summaries.items()) + "\n}\n"
 
 
 def rows(cell: Cell, found: dict[str, Any], dense: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The search's benchmark on a tiny model: cells that are kept, and a table that says what was measured."""
 
+import json
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import pruneengine as pe
 from benchmarks.adapruner_cells import Bench, Cell
 from benchmarks.adapruner_plans import winning_plan, write_plans
-from benchmarks.adapruner_report import COLUMNS, csv_lines, table
+from benchmarks.adapruner_report import COLUMNS, csv_lines, json_lines, summary, table
 from tests.test_cli import folder
 from tests.tiny import tiny_model
 
@@ -51,6 +52,13 @@ def test_cells_are_measured_once_and_shown(bench, monkeypatch):
         assert ours["search"] == pytest.approx(found[seed, "dense"]["search"] * math.exp(best))
         assert ours["report"] is not None
         assert ours["trials"] == 3
+    kept = summary(results)
+    text = json_lines(kept)
+    assert json.loads(text) == kept
+    assert "blocks" not in text
+    trials = results[cells[0]]["search"]["trials"]
+    assert [trial["value"] for trial in kept[str(cells[0])]["trials"]] == [trial["value"] for trial in trials]
+    assert max(len(search["trials"]) for search in kept.values()) < len(text.splitlines()) < 150
     text = table(results, bench.dense())
     assert "40%, per-layer, median of seeds" in text
     assert "| adapruner | " in text
