@@ -9,8 +9,7 @@ Let x be the input of an o_proj or down_proj with weight W, K its kept and R its
   by the squared error on samples that the fit has not seen; then D is solved once more with all samples.
 
 What is missing is ``W_R x_R``. "one-shot" reads x in the dense model, "sequential" behind the layers that are already
-pruned and compensated. Making up there for the whole difference to the dense model's output, errors of earlier layers
-included, measured worse than either.
+pruned and compensated. Neither makes up for the errors of earlier layers.
 """
 
 from __future__ import annotations
