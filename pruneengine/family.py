@@ -185,8 +185,7 @@ def _taylor(point: MetricPoint, view: MemberView) -> Tensor:
 
 def _coarse(order: str, view: MemberView) -> Tensor:
     if order in ("each", "second"):
-        rows = view.statistics.get("signed", view.member.module)
-        return (rows.abs() if order == "each" else rows.square()).mean(0)
+        return view.mean("signed", "|x|" if order == "each" else "x^2")
     signed = view.mean("signed")
     return (signed if order == "first" else signed - view.mean("fisher") / 2).abs()
 

@@ -31,9 +31,9 @@ class MemberView:
         """Sum of ``|W|^power * norm`` over each row (axis 0) or column (axis 1)."""
         return ops.weight_scores(self.weight, norm, power)[self.member.axis]
 
-    def mean(self, quantity: str) -> Tensor:
-        """A quantity's mean over samples, over this member's rows or columns."""
-        return self.statistics.mean(quantity, self.member.module)
+    def mean(self, quantity: str, of: str = "x") -> Tensor:
+        """A quantity's mean over samples, over this member's rows or columns; ``of`` as :meth:`Statistics.mean`."""
+        return self.statistics.mean(quantity, self.member.module, of)
 
     def input_squares(self) -> Tensor:
         """Mean over samples of the sum over tokens of x^2, per input channel of the linear."""

@@ -9,9 +9,10 @@ Subsets that were named beforehand have their own, and :meth:`Statistics.of_subs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +30,14 @@ QUANTITIES = {
     "abs_mean": (False, "sum of |W*mean_n G_n| over each row (or column) of a member"),
     "mix": (False, "sum of |W*mean_n G_n - W^2*mean_n(G_n^2)/2| over each row (or column) of a member"),
 }
+_OF_ROWS = {"x": lambda rows: rows, "|x|": Tensor.abs, "x^2": Tensor.square}
 _FORMAT = "pruneengine.statistics/1"
 _OF_SUBSETS = "@subsets"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per-sample statistics of one model on one calibration set.
+    """Per-sample statistics of one model on one calibration set; its tensors must not change, for means are kept.
 
     Attributes:
         tensors: ``{quantity: {site or member module: tensor}}``, float32, ``[N, C]`` where the quantity is per sample
@@ -48,7 +50,7 @@ class Statistics:
             :attr:`tensors`.
     """
 
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, Mapping[str, Tensor]]
     num_samples: int
     tokens_per_sample: int
     model: str
@@ -56,6 +58,11 @@ class Statistics:
     loss: Tensor = field(default_factory=lambda: torch.empty(0))
     subsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     of_subsets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    _means: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the means: whoever gets a copy has them again in no time, and every tensor costs a file there."""
+        return vars(self) | {"_means": {}}
 
     def get(self, quantity: str, name: str) -> Tensor:
         """One tensor; raises ValueError naming the quantities that were collected when it is not there."""
@@ -65,10 +72,19 @@ class Statistics:
             collected = ", ".join(sorted(self.tensors)) or "none"
             raise ValueError(f"the statistics hold no {quantity!r} for {name!r}; collected: {collected}") from None
 
-    def mean(self, quantity: str, name: str) -> Tensor:
-        """The mean over samples of a per-sample quantity, or the quantity itself: ``[C]``."""
-        tensor = self.get(quantity, name)
-        return tensor.mean(0) if QUANTITIES[quantity][0] else tensor
+    def mean(self, quantity: str, name: str, of: str = "x") -> Tensor:
+        """The mean over samples of a per-sample quantity, or the quantity itself: ``[C]``, not to be written to.
+
+        Args:
+            quantity: a name from :data:`QUANTITIES`.
+            name: of a site or member module.
+            of: "x", the quantity as it is, or of each sample's "|x|" or "x^2".
+        """
+        key = (quantity, name, of)
+        if key not in self._means:
+            tensor = _OF_ROWS[of](self.get(quantity, name))
+            self._means[key] = tensor.mean(0) if QUANTITIES[quantity][0] else tensor
+        return self._means[key]
 
     def subset(self, samples: Sequence[int]) -> Statistics:
         """The statistics of some of the samples; quantities that are not additive are dropped."""
@@ -77,11 +93,7 @@ class Statistics:
             raise ValueError(
                 f"samples must be a non-empty choice from 0..{self.num_samples - 1}, got {list(samples)[:8]}"
             )
-        tensors = {
-            quantity: {name: tensor[index] for name, tensor in named.items()}
-            for quantity, named in self.tensors.items()
-            if QUANTITIES[quantity][0]
-        }
+        tensors = {q: _Rows(named, index) for q, named in self.tensors.items() if QUANTITIES[q][0]}
         data = f"{self.data}[{','.join(map(str, index.tolist()))}]"
         loss = self.loss[index] if len(self.loss) else self.loss
         return replace(self, tensors=tensors, num_samples=len(index), data=data, loss=loss, subsets={}, of_subsets={})
@@ -210,6 +222,24 @@ def checked_subsets(subsets: Mapping[str, Sequence[int]], num_samples: int) -> d
                 f"subset {name!r} must be different samples from 0..{num_samples - 1}, got {list(samples)[:8]}"
             )
     return found
+
+
+class _Rows(Mapping[str, Tensor]):
+    """Some rows of every tensor, taken when they are asked for: of most subsets only means are ever read."""
+
+    def __init__(self, named: Mapping[str, Tensor], index: Tensor) -> None:
+        self._named, self._index = named, index
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._named[name]
+        whole = len(self._index) == len(tensor) and bool((self._index.diff() == 1).all())
+        return tensor if whole else tensor[self._index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
 
 
 def _require(quantity: str, name: str, tensor: Tensor, rows: int | None) -> None:

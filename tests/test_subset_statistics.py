@@ -1,6 +1,8 @@
 """Statistics of a named subset are those of a pass over its samples alone, whatever quantity."""
 
 import json
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +18,26 @@ from tests.tiny import tiny_model, tiny_tokens
 
 ALL = frozenset(QUANTITIES)
 SUBSETS = {"ends": (0, 6), "one": (3,), "odd": (5, 1, 3), "whole": tuple(range(7))}
+
+
+def test_means_are_taken_once_and_are_those_of_the_rows():
+    pool = calibrate(tiny_model(), tiny_tokens(4), {"signed", "abs_mean"}, subsets={"pair": [1, 3], "all": range(4)})
+    member = next(iter(pool.tensors["signed"]))
+    rows = pool.get("signed", member)
+    for found, of in ((pool, rows), (pool.of_subset("pair"), rows[[1, 3]]), (pool.of_subset("all"), rows)):
+        assert torch.equal(found.get("signed", member), of)
+        assert torch.equal(found.mean("signed", member), of.mean(0))
+        assert torch.equal(found.mean("signed", member, "|x|"), of.abs().mean(0))
+        assert torch.equal(found.mean("signed", member, "x^2"), of.square().mean(0))
+        assert found.mean("signed", member, "x^2") is found.mean("signed", member, "x^2")
+    assert torch.equal(pool.mean("abs_mean", member), pool.get("abs_mean", member))
+    # Of other tensors, and in another process, means are their own.
+    louder = replace(pool, tensors={"signed": {member: 2 * rows}})
+    assert torch.equal(louder.mean("signed", member), (2 * rows).mean(0))
+    copy = pickle.loads(pickle.dumps(pool.of_subset("pair")))
+    assert torch.equal(copy.mean("signed", member), rows[[1, 3]].mean(0))
+    # All rows are no copy.
+    assert pool.of_subset("all").get("signed", member).data_ptr() == rows.data_ptr()
 
 
 @pytest.mark.parametrize("variant", ["llama-gqa-tied", "llama-biases", "qwen3-norms"])

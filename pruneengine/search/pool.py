@@ -22,8 +22,8 @@ from pruneengine.search.subsets import ALL, Subset, canonical, menu, select
 from pruneengine.statistics import Statistics
 from pruneengine.structure import KINDS, Structure, find_groups, model_fingerprint
 
-# Statistics of a subset are copies of rows: a few are kept, since neighbouring trials ask for the same.
-_KEPT = 4
+# So many subsets keep the means that their scores were made of: little beside the rows of the pool.
+_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Pool:
             raise ValueError(
                 f"subset {subset} is not on the menu of {len(self.menu)}: {', '.join(map(str, self.menu))}"
             )
-        if known not in self._recent:
-            while len(self._recent) >= _KEPT:
-                del self._recent[next(iter(self._recent))]
-            self._recent[known] = self.collected[known.length].of_subset(str(known))
-        return self._recent[known]
+        found = self._recent.pop(known, None) or self.collected[known.length].of_subset(str(known))
+        while len(self._recent) >= _KEPT:
+            del self._recent[next(iter(self._recent))]
+        self._recent[known] = found
+        return found
 
     def chosen(self, subset: Subset) -> Samples:
         """The windows of a subset, in the order of its statistics' rows."""
