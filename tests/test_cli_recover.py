@@ -45,8 +45,18 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
     assert report["recovery"]["perplexity"]["before"] != report["recovery"]["perplexity"]["after"]
     assert report["verb"] == "recover"
     assert report["after"]["perplexity"] == report["recovery"]["perplexity"]["after"]
+    # What the prune said of itself stays as it was; the recovery's is told apart.
+    before = json.loads((pruned / "report.json").read_text())
+    for key in ("recipe", "seconds", "hashes"):
+        assert report[key] == before[key] != report["recovery"][key]
+    assert report["recovery"]["recipe"]["config"]["lr"] == 0.01
+    assert {"load", "train", "save"} <= report["recovery"]["seconds"].keys()
+    assert report["recovery"]["proof"]["argmax_agreement"] == 1
     page = (out / "report.html").read_text()
     assert "4 steps of training; step" in page
+    words = read(page).text
+    for expected in ("config.lr 0.01", "The prune before it", "config.method magnitude_l1", "Reopened in a fresh"):
+        assert expected in words
     assert "<script" not in page
     assert [path.name for path in tmp_path.iterdir()] == ["better"]
     again = run("recover", pruned, "--recipe", out / "recipe.yaml", "--eval-text", "none", "--no-proof",

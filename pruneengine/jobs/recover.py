@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,9 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         )  # fmt: skip
     shutil.rmtree(options.work, ignore_errors=True)
     result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
-    # Only now: the checkpoint is safe. What the prune's report said stays, but for what is newer.
-    write_report(saved.path, "recover", numbers | _report_values(result, recipe["recovery"]), say)
+    # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
+    own = numbers["recovery"] | _own_values(result, recipe["recovery"])
+    write_report(saved.path, "recover", numbers | _curves(result) | {"recovery": own}, say)
     return result
 
 
@@ -138,12 +139,11 @@ def _carried(source: Path) -> dict[str, str]:
     return {name: (source / name).read_text() for name in names if (source / name).is_file()}
 
 
-def _report_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]:
+def _curves(result: RecoverResult) -> dict[str, Any]:
+    """What a report has of a recovery alone: losses by step, and both sides."""
     report, sides = result.report, {"before": {}, "after": {}}
-    hashes = {"rows": report.data_hash}
-    if result.before.perplexity is not None:
-        hashes["evaluation text"] = result.before.perplexity.samples
-        for side, measures in (("before", result.before), ("after", result.after)):
+    for side, measures in (("before", result.before), ("after", result.after)):
+        if measures.perplexity is not None:
             sides[side]["perplexity"] = measures.perplexity.perplexity
     if report.validation:
         for side, step in (("before", 0), ("after", report.best_step)):
@@ -152,14 +152,24 @@ def _report_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, A
         "losses": list(report.losses.items()),
         "validation": list(report.validation.items()),
         "best_step": report.best_step,
+    }
+
+
+def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the report of the prune has by the same names."""
+    hashes = {"rows": result.report.data_hash}
+    if result.before.perplexity is not None:
+        hashes["evaluation text"] = result.before.perplexity.samples
+    values = {
         "source": recipe["source"],
         "recipe": {name: value for name, value in recipe.items() if name != "versions"},
         "versions": recipe["versions"],
-        "seed": report.config.seed,
+        "seed": result.report.config.seed,
         "hashes": hashes,
         "seconds": dict(result.seconds),
         "warnings": list(result.warnings),
     }
+    return values if result.saved.proof is None else values | {"proof": asdict(result.saved.proof)}
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pruneengine.report.checkpoint_sections import proof_section
 from pruneengine.report.figures import loss_curves
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, provenance, times
@@ -16,12 +17,15 @@ def recover_page(values: Mapping[str, Any]) -> Page:
 
     Args:
         values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
-            number, or mappings of them), "recipe", "seconds", "source", "versions", "seed", "hashes", "warnings".
+            number, or mappings of them), and under "recovery" "recipe", "seconds", "source", "versions", "seed",
+            "hashes", "warnings" and "proof"; by the same names the values may hold those of the prune before it.
+            Without "recovery" they are the recovery's.
     """
+    own = values.get("recovery") or values
     losses = [pair for pair in values["losses"] if pair[1] is not None]
     validation = [pair for pair in values["validation"] if pair[1] is not None]
     before, after = dict(_numbers(values.get("before") or {})), dict(_numbers(values.get("after") or {}))
-    source = values.get("source")
+    source = own.get("source")
     steps = int(losses[-1][0]) if losses else 0
     return Page(
         title=f"Recovery of {source}" if source else "Recovery",
@@ -30,17 +34,25 @@ def recover_page(values: Mapping[str, Any]) -> Page:
         sections=(
             Section("Before and after", tables=(_beside(before, after),)),
             _curves(losses, validation, values.get("best_step")),
-            Section("Recipe", tables=(pairs(values.get("recipe") or {}),)),
-            times(values.get("seconds")),
+            proof_section({"proof": own.get("proof")}),
+            Section("Recipe", tables=(pairs(own.get("recipe") or {}),)),
+            times(own.get("seconds")),
             provenance(
-                values.get("versions"),
-                values.get("hashes"),
-                None if values.get("seed") is None else {"seed": values["seed"]},
+                own.get("versions"),
+                own.get("hashes"),
+                None if own.get("seed") is None else {"seed": own["seed"]},
             ),
+            *(() if own is values else (_prune(values),)),
         ),
-        warnings=tuple(values.get("warnings", ())),
+        warnings=tuple(own.get("warnings", ())),
         footer="Written by pruneengine; report.json beside this file holds the numbers.",
     )
+
+
+def _prune(values: Mapping[str, Any]) -> Section:
+    """What the report of the prune, or of the search, said of itself."""
+    tables = pairs(values.get("recipe") or {}, "Recipe"), *times(values.get("seconds")).tables
+    return Section("The prune before it", tuple(values.get("warnings", ())), tables)
 
 
 def _kept(step: int | None) -> str:
