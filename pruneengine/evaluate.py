@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pruneengine.decoder import causal_parts, inference
 from pruneengine.loss import token_nll
+from pruneengine.plan import Plan
 from pruneengine.progress import track
 from pruneengine.samples import Samples, as_samples
 from pruneengine.speed import SpeedResult, measure_speed, measure_speed_pair
@@ -147,7 +148,7 @@ def model_size(model: nn.Module) -> ModelSize:
     return ModelSize(sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
 
 
-def kv_cache_bytes(structure: Structure, itemsize: int) -> int:
+def kv_cache_bytes(structure: Structure, itemsize: int, plan: Plan | None = None) -> int:
     """Bytes that the cache of keys and values grows by with every token of a sequence.
 
     Sum over the layers of ``2 * key-value heads * head_dim * itemsize``; a sliding window bounds the cache, not this.
@@ -155,8 +156,10 @@ def kv_cache_bytes(structure: Structure, itemsize: int) -> int:
     Args:
         structure: of the model, of any widths.
         itemsize: bytes of one entry, e.g. 2 for a cache in bfloat16.
+        plan: of that model: the bytes that remain once it is carried out.
     """
-    heads = sum(group.units for group in structure.of_kind(("heads",)))
+    groups = structure.of_kind(("heads",))
+    heads = sum(group.units if plan is None else len(plan.keep.get(group.name, ())) for group in groups)
     return 2 * heads * structure.head_dim * itemsize
 
 

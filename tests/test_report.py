@@ -146,6 +146,64 @@ def test_a_search_shows_trials_baselines_and_importance():
     assert page.tags.count("details") == 1
 
 
+def test_a_recovery_keeps_its_own_apart_from_the_prune_before():
+    own = {"recipe": {"lora_r": 8}, "seconds": {"train": 400.0}, "warnings": ["rows overlap"], "source": "pruned"}
+    values = recover_values() | {"recipe": {"method": "wanda"}, "warnings": ["the text is short"], "recovery": own}
+    page = read(report_files("recover", values)["report.html"]).text
+    assert "Recovery of pruned" in page
+    head, _, tail = page.partition("The prune before it")
+    assert "rows overlap" in head
+    assert "lora_r 8" in head
+    assert "the text is short" not in head
+    assert "the text is short" in tail
+    assert "method wanda" in tail
+
+
+def cache_values(*kv_bytes):
+    values = search_values()
+    values["trials"] = [
+        {"number": i, "state": "complete", "value": 3.0 - i / 10, "params": {}, "seconds": {}, "kv_bytes": b}
+        for i, b in enumerate(kv_bytes)
+    ]
+    values["baselines"] = [{"name": "energy", "value": 2.95, "held_out": None, "reached": 0.2, "kv_bytes": 23_040}]
+    return values
+
+
+def test_a_search_shows_loss_against_cache():
+    page = read(report_files("search", cache_values(23_040, 46_080, 34_560))["report.html"])
+    assert "Loss against cost" in page.text
+    assert "KV cache, bytes a token" in page.text
+    assert "Diamonds: baselines" in page.text
+    # Equal costs leave nothing to draw, and older reports do not know them.
+    alike = read(report_files("search", cache_values(23_040, 23_040))["report.html"])
+    assert "alike in the bytes of KV cache that a token takes, 23,040: there is nothing to trade" in alike.text
+    assert "Diamonds" not in alike.text
+    older = cache_values(None, None) | {"baselines": [{"name": "energy", "value": 2.95}]}
+    assert "Loss against cost" not in read(report_files("search", older)["report.html"]).text
+
+
+def test_a_prune_shows_what_was_compensated():
+    rows = [
+        {"group": f"layers.{i}.{kind}", "ridge": None if i else 0.01, "before": 0.5 - i / 10, "after": 0.4 - i / 10}
+        for kind in ("heads", "mlp")
+        for i in range(2)
+    ]
+    fitted = {"how": "least-squares", "mode": "sequential", "held-out error": rows}
+    values = prune_values() | {"compensation": fitted}
+    page = read(report_files("prune", values)["report.html"])
+    for expected in (
+        "By least-squares, sequential: 2 of 4 groups were refitted", "from 45.0% to 35.0%",
+        "layers.1.mlp – 40.00% 30.00%", "layers.0.heads 0.01 50.00% 40.00%", "KV groups: relative squared error",
+    ):  # fmt: skip
+        assert expected in page.text
+    bias = {"how": "bias", "mode": "one-shot", "held-out error": [row | {"ridge": None} for row in rows]}
+    page = read(report_files("prune", values | {"compensation": bias})["report.html"])
+    assert "4 of 4 groups got a bias" in page.text
+    nothing = {"how": "bias", "mode": "one-shot", "held-out error": []}
+    page = read(report_files("prune", values | {"compensation": nothing})["report.html"])
+    assert "Compensation" not in page.text
+
+
 def test_a_trial_without_a_legal_plan_is_not_called_stopped():
     values = search_values()
     for trial in values["trials"][2:4]:

@@ -52,10 +52,10 @@ def test_a_model_is_described_by_its_own_widths():
     config = PruneConfig(
         method="magnitude_l1", ratio=0.3, structure="heads", allocation="global", shape="per-layer", round_to=1
     )
-    prune(model, None, config)
+    structure, plan = find_groups(model), prune(model, None, config).plan
     kept = sum(layer.self_attn.k_proj.out_features for layer in model.model.layers)
     assert kept < 3 * 36
-    assert kv_cache_bytes(find_groups(model), 2) == 2 * 2 * kept
+    assert kv_cache_bytes(find_groups(model), 2) == kv_cache_bytes(structure, 2, plan) == 2 * 2 * kept
     assert ModelFacts.of(model, "here").fingerprint != facts.fingerprint
 
 

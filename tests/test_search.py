@@ -38,6 +38,11 @@ def run_in(folder, name="study", **changes):
     return SearchRun(name, f"journal:{folder}/study.journal", folder, **changes)
 
 
+def each_is(each, name):
+    """Whether a trial or a baseline is the finalist of a name."""
+    return name == (f"trial {each.number}" if hasattr(each, "number") else each.name)
+
+
 @pytest.mark.parametrize("shape", ["uniform", "per-layer"])
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_the_winner_is_no_worse_than_any_fixed_metric(tmp_path, shape, sampler):
@@ -53,6 +58,10 @@ def test_the_winner_is_no_worse_than_any_fixed_metric(tmp_path, shape, sampler):
     with pe.mask(model, found.plan):
         loss = pe.perplexity(model, TEXTS.held_out).nll
     assert loss - found.dense["held out"] == pytest.approx(found.winner.held_out, abs=1e-5)
+    heads = sum(len(kept) for name, kept in found.plan.keep.items() if name.endswith("heads"))
+    same = [each.kv_bytes for each in (*found.trials, *found.baselines) if each_is(each, found.winner.name)]
+    # Keys and values of 12 float32 numbers a head.
+    assert same == [heads * 2 * 12 * 4]
     values = json.loads(json.dumps(found.to_dict()))
     assert values["best"]["name"] == found.winner.name
     assert {trial["state"] for trial in values["trials"]} <= {"complete", "pruned"}

@@ -8,6 +8,7 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from pruneengine.search import study as module  # noqa: E402
+from pruneengine.search.records import trial_records  # noqa: E402
 
 IDENTITY = {"model": "abc", "ratio": 0.2, "counts": (4, 8)}
 
@@ -67,6 +68,15 @@ def test_trials_of_dead_processes_here_are_failed(tmp_path):
     assert module.fail_abandoned(study) == 1
     assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING", "RUNNING"]
     assert module.counted(study) == 2
+
+
+def test_trials_of_older_studies_say_nothing_of_their_cache(tmp_path):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    study.tell(study.ask(), 1.0)
+    new = study.ask()
+    new.set_user_attr(module.KV_BYTES, 4608)
+    study.tell(new, 2.0)
+    assert [trial.kv_bytes for trial in trial_records(study)] == [None, 4608]
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])

@@ -57,7 +57,7 @@ def _errors(rows: Any, kind: str) -> Figure:
     }
     caption = f"{label}: relative squared error of a layer's output, before and after."
     ends = f"{percent(_mean(own, 'before'), 1)} before and {percent(_mean(own, 'after'), 1)} after"
-    return Figure(lines(series, "layer", "relative squared error"), caption, f"{caption} On average {ends}.")
+    return Figure(lines(series, "layer", f"error of {label}"), caption, f"{caption} On average {ends}.")
 
 
 def recovery_facts(values: Mapping[str, Any]) -> Iterator[Fact]:

@@ -12,7 +12,12 @@ from pruneengine.report.plan_section import plan_section
 from pruneengine.report.search_figures import BARS, drawn_baselines, history, importance, pareto, pareto_front
 from pruneengine.report.words import NOTHING, count, duration, number, percent, plain, signed
 
-COSTS = {"parameters": "parameters", "latency": "latency, s"}
+# What a candidate may cost: by its key the label of the axis, and the words of a sentence.
+COSTS = {
+    "parameters": ("parameters", "parameters"),
+    "latency": ("latency, s", "latency"),
+    "kv_bytes": ("KV cache, bytes a token", "the bytes of KV cache that a token takes"),
+}
 
 
 def search_page(values: Mapping[str, Any]) -> Page:
@@ -20,8 +25,8 @@ def search_page(values: Mapping[str, Any]) -> Page:
 
     Args:
         values: "method", "ratio", "shape", "trials" (``{"number", "state", "value", "params", "seconds", "origin"}``,
-            and "parameters" or "latency" where they differ; smaller values are better), "baselines" (``{"name",
-            "value", "held_out", "reached"}``), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
+            and what of :data:`COSTS` is known; smaller values are better), "baselines" (``{"name", "value", "held_out",
+            "reached"}``, and costs), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
             "warnings", "objective": what a value is; and of the checkpoint "plan" (with "kinds", "ratio asked", "ratio
             reached"), "parameters", "perplexity", "recovery" and "proof".
     """
@@ -155,24 +160,26 @@ def _importance(shares: Mapping[str, float | None]) -> Section:
 
 
 def _pareto(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metric: str) -> Section:
-    figures = []
-    for key, label in COSTS.items():
-        points = [
-            {"x": trial[key], "y": trial["value"], "name": ""}
-            for trial in trials
-            if trial["state"] == "complete" and trial["value"] is not None and trial.get(key) is not None
-        ]
-        if len({point["x"] for point in points}) < 2:
+    """Plans of the same size can still cost differently: heads take cache, channels do not."""
+    figures, paragraphs = [], []
+    done = [trial for trial in trials if trial["state"] == "complete" and trial["value"] is not None]
+    for key, (label, words) in COSTS.items():
+        points = [{"x": trial[key], "y": trial["value"]} for trial in done if trial.get(key) is not None]
+        known = [b for b in drawn_baselines(trials, baselines) if b.get(key) is not None]
+        points += [{"x": b[key], "y": b["value"], "name": b["name"]} for b in known]
+        costs = {point["x"] for point in points}
+        if len(costs) == 1:
+            paragraphs.append(f"All plans are alike in {words}, {count(*costs)}: there is nothing to trade.")
+        if len(costs) < 2:
             continue
-        points += [
-            {"x": b[key], "y": b["value"], "name": b["name"]} for b in baselines if None not in (b.get(key), b["value"])
-        ]
         front = pareto_front(points)
         ends = f"from {number(front[0]['y'])} to {number(front[-1]['y'])}"
         alt = f"{len(points)} points, {len(front)} of them on the front, {ends}."
-        caption = f"{metric[:1].upper()}{metric[1:]} against {key}; what nothing else beats in both is joined."
+        caption = f"{metric[:1].upper()}{metric[1:]} against {words}; what nothing else beats in both is joined."
+        if known:
+            caption += " Diamonds: baselines."
         figures.append(Figure(pareto(points, label, metric), caption, alt))
-    return Section("Loss against cost", figures=tuple(figures))
+    return Section("Loss against cost", tuple(paragraphs), figures=tuple(figures))
 
 
 def _text_note(texts: Mapping[str, Any]) -> tuple[str, ...]:

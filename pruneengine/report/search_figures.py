@@ -151,7 +151,8 @@ def importance(shares: Mapping[str, float]) -> str:
 def pareto(points: Sequence[Mapping[str, Any]], x: str, y: str) -> str:
     """Loss against a cost, smaller being better in both; what no other point beats in both is joined.
 
-    ``points`` are ``{"x", "y", "name"}``, a name being written beside its point; ``x`` and ``y`` label the axes.
+    ``points`` are ``{"x", "y"}``, with a "name" where they are baselines. It is written beside those on the front
+    and the best of them: more names would touch. ``x`` and ``y`` label the axes.
     """
     with drawing(260) as drawn:
         (ax,) = drawn.axes
@@ -159,15 +160,22 @@ def pareto(points: Sequence[Mapping[str, Any]], x: str, y: str) -> str:
         ax.set_ylabel(clipped(y, 36))
         if points:
             choose_scale(ax, [p["y"] for p in points])
-            ax.plot([p["x"] for p in points], [p["y"] for p in points], "o", color=COLOURS["soft"], markersize=4)
-            front = pareto_front(points)
-            xs, ys = [p["x"] for p in front], [p["y"] for p in front]
-            ax.plot(xs, ys, "o-", color=COLOURS["main"], markersize=4.5, linewidth=1.2, drawstyle="steps-post")
-            for point in points:
-                if point.get("name"):
-                    words = clipped(point["name"], 18)
-                    at = (point["x"], point["y"])
-                    ax.annotate(words, at, (4, 4), textcoords="offset points", fontsize=10, color=COLOURS["third"])
+            front, fixed = pareto_front(points), [p for p in points if p.get("name")]
+            searched = [p for p in points if not p.get("name")]
+            joined = {"linewidth": 1.2, "drawstyle": "steps-post"}
+            for some, marks, colour, style in (
+                (searched, "o", "soft", {"markersize": 4}),
+                (front, "o-", "main", {"markersize": 4.5} | joined),
+                (fixed, "D", "third", {"markersize": 4}),
+            ):
+                ax.plot([p["x"] for p in some], [p["y"] for p in some], marks, color=COLOURS[colour], **style)
+            best = min(fixed, key=lambda p: p["y"], default=None)
+            for point in (p for p in fixed if p is best or p in front):
+                right = point["x"] > (min(p["x"] for p in points) + max(p["x"] for p in points)) / 2
+                ax.annotate(
+                    clipped(point["name"], 22), (point["x"], point["y"]), (-4 if right else 4, 4),
+                    textcoords="offset points", ha="right" if right else "left", fontsize=10, color=COLOURS["third"],
+                )  # fmt: skip
             ax.margins(0.08)
             _few_ticks(ax)
         else:

@@ -37,6 +37,7 @@ class Baseline:
         held_out: mean loss above the dense model's on the held-out blocks; None where it was not measured.
         reached: fraction of the prunable parameters that its plan removes.
         mask: digest of its plan.
+        kv_bytes: as of a trial.
         illegal: why no plan meets the target.
     """
 
@@ -47,6 +48,7 @@ class Baseline:
     reached: float | None = None
     mask: str = ""
     illegal: str | None = None
+    kv_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -100,7 +102,10 @@ def _evaluated(baseline: Baseline, decider: Decider, objective: Objective) -> Ba
     except ValueError as reason:
         return replace(baseline, illegal=str(reason))
     losses = tuple(objective.evaluate([candidate])[0].losses.tolist())
-    return replace(baseline, losses=losses, reached=candidate.plan.reached, mask=candidate.digest)
+    return replace(
+        baseline, losses=losses, reached=candidate.plan.reached, mask=candidate.digest,
+        kv_bytes=decider.kv_bytes(candidate.plan),
+    )  # fmt: skip
 
 
 def masked(baseline: Baseline, decider: Decider) -> Masked:

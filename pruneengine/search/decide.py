@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from pruneengine.compensate import channel_means
+from pruneengine.evaluate import kv_cache_bytes
 from pruneengine.family import score_point
 from pruneengine.plan import Plan, make_plan
 from pruneengine.score import Scores
@@ -48,6 +49,10 @@ class Decider:
         )  # fmt: skip
         plan = self.plan(scores, self._ratios(candidate, scores), config.shape)
         return Masked(plan, self._means(plan, statistics) if candidate.fill == "mean" else {})
+
+    def kv_bytes(self, plan: Plan) -> int:
+        """Bytes that the cache of keys and values grows by with a token under a plan, in the model's dtype."""
+        return kv_cache_bytes(self.structure, next(self.model.parameters()).element_size(), plan)
 
     def plan(self, scores: Scores, ratios: dict[str, float], shape: str) -> Plan:
         """Whole units that meet the target."""

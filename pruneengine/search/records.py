@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pruneengine.search.result import TrialRecord
-from pruneengine.search.study import ILLEGAL, ORIGIN, SECONDS
+from pruneengine.search.study import ILLEGAL, KV_BYTES, ORIGIN, SECONDS
 
 if TYPE_CHECKING:
     import optuna
@@ -24,6 +24,7 @@ def trial_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
             seconds=dict(trial.user_attrs.get(SECONDS, {})),
             origin=trial.user_attrs.get(ORIGIN, "sampler"),
             illegal=trial.user_attrs.get(ILLEGAL),
+            kv_bytes=trial.user_attrs.get(KV_BYTES),
         )
         for trial in study.get_trials(deepcopy=False)
         if trial.state.name != "WAITING"

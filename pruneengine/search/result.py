@@ -23,6 +23,8 @@ class TrialRecord:
         seconds: by stage: propose, decide, evaluate (the forward passes), report.
         origin: "sampler", "start" (given to the sampler first) or "repeat" (its mask was known).
         illegal: why no plan met the target.
+        kv_bytes: what the cache of keys and values grows by with a token, in the model's dtype; None without a plan,
+            and in studies of older versions.
     """
 
     number: int
@@ -33,6 +35,7 @@ class TrialRecord:
     seconds: dict[str, float]
     origin: str
     illegal: str | None = None
+    kv_bytes: int | None = None
 
 
 @dataclass(frozen=True)

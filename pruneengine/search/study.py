@@ -18,6 +18,7 @@ MEMORY = "memory"
 # Names of what a study and its trials carry.
 IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, START, SECONDS, ILLEGAL = "worker", "mask", "origin", "start", "seconds", "illegal"
+KV_BYTES = "KV bytes a token"
 
 
 def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Study:

@@ -15,6 +15,7 @@ from pruneengine.search.objective import Masked, Objective
 from pruneengine.search.space import Space
 from pruneengine.search.study import (
     ILLEGAL,
+    KV_BYTES,
     MASK,
     ORIGIN,
     SECONDS,
@@ -117,6 +118,7 @@ class TrialLoop:
         digest = running.masked.digest
         running.seconds["decide"] = time.perf_counter() - start
         running.trial.set_user_attr(MASK, digest)
+        running.trial.set_user_attr(KV_BYTES, self.decider.kv_bytes(running.masked.plan))
         losses = self.known.get(digest) or self._known_in_study(digest, running.trial.number)
         if losses is None:
             return False
