@@ -24,7 +24,7 @@ def compensation_section(values: Mapping[str, Any]) -> Section:
     before, after = (_mean(rows, side) for side in ("before", "after"))
     text = (
         f"By {found['how']}, {found['mode']}: {len(changed)} of {len(rows)} groups {_DONE.get(found['how'], 'changed')}"
-        f"; the squared error of their outputs on held-out samples falls from {percent(before, 1)} to "
+        f"; the squared error of their outputs on held-out samples goes from {percent(before, 1)} to "
         f"{percent(after, 1)} of the outputs' squares on average."
     )
     if not biases:
