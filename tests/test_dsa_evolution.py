@@ -74,7 +74,10 @@ def test_what_was_drawn_is_drawn_again_only_in_need():
     assert genes_of(Evolution().unseen((), Everything(), rng)).keys() == GENES.keys()
 
 
-def grow(study, trials, evolution=Evolution(8), seed=0):
+SMALL = Evolution(8)
+
+
+def grow(study, trials, evolution=SMALL, seed=0):
     """A search whose loss is lower for lower spreads, and whose allocations are functions of few genes."""
     past = Past()
     for _ in range(trials):

@@ -128,7 +128,7 @@ def test_a_buffer_that_is_too_small_changes_nothing():
     _, matrices, codes = codes_of(model)
     name = matrices[0].name
     own = get_linear(model, name).weight
-    with pytest.raises(ValueError, match=f"holds 5 weights, expected at least {own.numel()}"):  # noqa: PT012, SIM117
+    with pytest.raises(ValueError, match=f"holds 5 weights, expected at least {own.numel()}"):  # noqa: SIM117
         with masked_weights(model, {name: codes[name]}, 8, torch.empty(5)):
             pass
     assert get_linear(model, name).weight is own
