@@ -60,10 +60,10 @@ class DsaConfig:
     stop: float | None = 0.1
     seed: int = 0
     search_text: str = "builtin-eval"
-    seqlen: int = 256
-    windows: int = 40
+    seqlen: int = 128
+    windows: int = 50
     held_out: float = 0.2
-    segment: int = 32
+    segment: int = 16
     calibration: str = "builtin"
     nsamples: int = 32
     calibration_seqlen: int = 128

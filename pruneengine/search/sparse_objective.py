@@ -75,8 +75,8 @@ class SparseObjective:
         codes: Mapping[str, Tensor],
         windows: Samples,
         *,
-        segment: int = 32,
-        batch: int = 8,
+        segment: int = 16,
+        batch: int = 16,
         dtype: torch.dtype | None = None,
     ) -> None:
         if not len(windows) or windows.tokens.shape[1] < 2:
