@@ -47,8 +47,11 @@ class Bench:
         self.fingerprint = model_fingerprint(self.model)
 
     def configured(self, cell: Cell) -> DsaConfig:
+        """Fast and full losses are compared once a pruner and sparsity, in the search by evolution."""
+        correlate = 0 if cell.sampler == "random" else self.config.correlate
         return replace(
-            self.config, pruner=cell.pruner, sparsity=cell.sparsity, sampler=cell.sampler, seed=cell.seed
+            self.config, pruner=cell.pruner, sparsity=cell.sparsity, sampler=cell.sampler, seed=cell.seed,
+            correlate=correlate,
         )  # fmt: skip
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
