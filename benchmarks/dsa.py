@@ -27,8 +27,8 @@ from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
 from pruneengine.bench.record import write_lines
 from pruneengine.files import write_atomically
 from pruneengine.progress import set_progress
-from pruneengine.search.dsa_config import PRUNERS, SAMPLERS, DsaConfig
-from pruneengine.sparse.functions import Function
+from pruneengine.search.dsa.config import PRUNERS, SAMPLERS, DsaConfig
+from pruneengine.sparse.functions.function import Function
 
 
 def main() -> None:

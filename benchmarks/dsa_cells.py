@@ -13,9 +13,9 @@ from torch import nn
 from pruneengine.bench.here import commit
 from pruneengine.files import write_atomically
 from pruneengine.search.adapruner import SearchRun
-from pruneengine.search.dsa import search_dsa
-from pruneengine.search.dsa_config import DsaConfig
-from pruneengine.search.dsa_result import DsaResult
+from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.result import DsaResult
+from pruneengine.search.dsa.search import search_dsa
 from pruneengine.search.texts import dsa_texts
 from pruneengine.structure import model_fingerprint
 

@@ -17,7 +17,7 @@ from torch import nn
 from pruneengine import Samples, Statistics, calibrate, perplexity
 from pruneengine.bench.here import commit
 from pruneengine.files import write_atomically
-from pruneengine.sparse.allocations import needs_statistics
+from pruneengine.sparse.allocations.allocate import needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.plan import SparsePlan

@@ -23,7 +23,7 @@ from pruneengine.recovery import RecoverConfig, RecoverReport, recover
 from pruneengine.score import Scores, score
 from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.config import SearchConfig
-from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.texts import SearchTexts, dsa_texts, search_texts
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import SparseReport, sparsify

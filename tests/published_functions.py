@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from pruneengine.sparse.functions import Function
-from pruneengine.sparse.names import POST
+from pruneengine.sparse.functions.function import Function
+from pruneengine.sparse.functions.names import POST
 
 PUBLISHED_PRE = {
     "no": lambda x: x,

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("optuna")
 
-from pruneengine.sparse.functions import Function, read_metadata
+from pruneengine.sparse.functions.function import Function, read_metadata
 from tests.pages import read
 from tests.test_cli import folder, run
 from tests.test_cli_search import texts

@@ -7,10 +7,10 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from pruneengine.search import study as studies  # noqa: E402
-from pruneengine.search.evolution import GENES, Evolution, Member, function_of, genes_of  # noqa: E402
-from pruneengine.search.evolution_sampler import EvolutionSampler, suggest  # noqa: E402
-from pruneengine.search.past import FOUND, Past  # noqa: E402
-from pruneengine.sparse.genome import random_function  # noqa: E402
+from pruneengine.search.dsa.evolution import GENES, Evolution, Member, function_of, genes_of  # noqa: E402
+from pruneengine.search.dsa.past import FOUND, Past  # noqa: E402
+from pruneengine.search.dsa.sampler import EvolutionSampler, suggest  # noqa: E402
+from pruneengine.sparse.functions.genome import random_function  # noqa: E402
 
 
 def members(count, seed=0):

@@ -7,9 +7,9 @@ import pruneengine as pe
 from pruneengine import ops
 from pruneengine.apply import masked_weights
 from pruneengine.samples import Samples
-from pruneengine.search.codes import level_of_group, levels_of, quantile_masks
-from pruneengine.search.dsa_trials import is_worse
-from pruneengine.search.sparse_objective import SparseObjective
+from pruneengine.search.dsa.codes import level_of_group, levels_of, quantile_masks
+from pruneengine.search.dsa.objective import SparseObjective
+from pruneengine.search.dsa.trials import is_worse
 from pruneengine.sparse.matrices import find_matrices
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.structure import find_groups, get_linear

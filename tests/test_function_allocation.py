@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pruneengine.sparse.allocation import Seen, allocation_of, canonical, position
+from pruneengine.sparse.functions.allocation import Seen, allocation_of, canonical, position
 
 blocks = arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6))
 sparsities = st.floats(0, 0.99)

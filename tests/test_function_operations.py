@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pruneengine.sparse.names import NOT_IN_CODE, POST, PRE, REDUCE
-from pruneengine.sparse.operations import (
+from pruneengine.sparse.functions.names import NOT_IN_CODE, POST, PRE, REDUCE
+from pruneengine.sparse.functions.operations import (
     COMPAT_POST,
     COMPAT_PRE,
     LIMIT,
@@ -18,7 +18,7 @@ from pruneengine.sparse.operations import (
     apply_pre,
     as_published,
 )
-from pruneengine.sparse.reductions import COMPAT_REDUCE, SAFE_REDUCE, apply_reduce
+from pruneengine.sparse.functions.reductions import COMPAT_REDUCE, SAFE_REDUCE, apply_reduce
 from tests.published_functions import PUBLISHED_POST, PUBLISHED_PRE, PUBLISHED_REDUCE, entropy
 
 SCORES = torch.tensor([0.0, 0.0, 0.3, 1.0, 1.7, 2.5, 8.0], dtype=torch.float64)

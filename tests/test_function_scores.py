@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pruneengine.sparse.distribution import ScoreDistribution, tells_apart
-from pruneengine.sparse.functions import PUBLISHED, Function
-from pruneengine.sparse.genome import random_function
-from pruneengine.sparse.grammar import parse
-from pruneengine.sparse.names import PRE, REDUCE
-from pruneengine.sparse.operations import apply_post, apply_pre
-from pruneengine.sparse.reductions import apply_reduce
+from pruneengine.sparse.functions.distribution import ScoreDistribution, tells_apart
+from pruneengine.sparse.functions.function import PUBLISHED, Function
+from pruneengine.sparse.functions.genome import random_function
+from pruneengine.sparse.functions.grammar import parse
+from pruneengine.sparse.functions.names import PRE, REDUCE
+from pruneengine.sparse.functions.operations import apply_post, apply_pre
+from pruneengine.sparse.functions.reductions import apply_reduce
 from tests.published_functions import PUBLISHED_PRE, published
 
 

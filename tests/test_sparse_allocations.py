@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pruneengine.sparse.allocations import NAMES, allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.allocate import NAMES, allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.functions import PUBLISHED, Function
+from pruneengine.sparse.functions.function import PUBLISHED, Function
 from pruneengine.sparse.matrices import of_layers
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import make_sparse_plan

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from pruneengine.calibrate import calibrate
 from pruneengine.ops import MOMENTS
-from pruneengine.sparse.block_scores import ScoreMoments, collect_scores, wanda_norm
-from pruneengine.sparse.erdos_renyi import erdos_renyi
+from pruneengine.sparse.allocations.block_scores import ScoreMoments, collect_scores, wanda_norm
+from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
+from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import make_sparse_plan
-from pruneengine.sparse.whole_groups import round_to_groups
 from tests.tiny import tiny_tokens
 from tests.tiny_scores import MATRICES, MODEL, STATISTICS, UNEQUAL, mean_of, scores_of, uneven_model
 

@@ -44,7 +44,7 @@ def run_dsa(
 
     Args:
         recipe: whose ``search`` section holds options; ``given`` wins.
-        given: options of :class:`pruneengine.search.dsa_config.DsaConfig`; plateau may be "none".
+        given: options of :class:`pruneengine.search.dsa.config.DsaConfig`; plateau may be "none".
         structured: options of the search over structured plans, which are refused.
         options: of the job.
 
@@ -53,7 +53,7 @@ def run_dsa(
     """
     from pruneengine.config import read_recipe
     from pruneengine.jobs.search_dsa import run
-    from pruneengine.search.dsa_config import DsaConfig
+    from pruneengine.search.dsa.config import DsaConfig
 
     if odd := [name for name, value in structured.items() if value is not None]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in odd)

@@ -19,9 +19,9 @@ from pruneengine.report import write_report
 from pruneengine.report.sparse_values import sparse_details, sparse_summary
 from pruneengine.report.values import Measures
 from pruneengine.search.adapruner import SearchRun
-from pruneengine.search.dsa import search_dsa
-from pruneengine.search.dsa_config import DsaConfig
-from pruneengine.search.dsa_result import DsaResult
+from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.result import DsaResult
+from pruneengine.search.dsa.search import search_dsa
 from pruneengine.search.texts import describe, dsa_texts
 from pruneengine.sparse.engine import SparseReport, sparsify
 from pruneengine.sparse.matrices import check_columns, find_matrices

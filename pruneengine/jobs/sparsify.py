@@ -23,7 +23,7 @@ from pruneengine.reload import reload_and_generate
 from pruneengine.report import write_report
 from pruneengine.report.sparse_values import sparse_details, sparse_hashes, sparse_summary
 from pruneengine.report.values import Measures
-from pruneengine.sparse.allocations import allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import SparseReport, carry_out, decide
 from pruneengine.sparse.matrices import check_columns, find_matrices

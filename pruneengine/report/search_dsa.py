@@ -30,7 +30,7 @@ def dsa_page(values: Mapping[str, Any]) -> Page:
     """Every section has what the values hold; "method", "sparsity" and "trials" must be there.
 
     Args:
-        values: :meth:`pruneengine.search.dsa_result.DsaResult.to_dict`, with what else is known: "perplexity",
+        values: :meth:`pruneengine.search.dsa.result.DsaResult.to_dict`, with what else is known: "perplexity",
             "layers", "texts", "recipe", "speed notes", "proof", "seconds", "warnings".
     """
     recipe = dict(values.get("recipe") or {})
@@ -82,7 +82,7 @@ def _found(values: Mapping[str, Any]) -> Section:
         return Section("What was found")
     text = f"The best is {best['name']}"
     text += f", the function {best['function']}." if best.get("function") else ", a fixed allocation."
-    text += " It was chosen on the held-out windows, which no trial saw, among allocations that were pruned in full."
+    text += " It was chosen among allocations that were pruned in full, on all windows: no trial saw those held out."
     rows = tuple(
         (
             row["name"], row["function"] or NOTHING, number(row["fast"]), number(row["value"]), number(row["held_out"]),

@@ -11,7 +11,7 @@ from torch import nn
 
 from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
 from pruneengine.search.config import SearchConfig
-from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa.config import DsaConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from pruneengine.search.dsa_trials import DsaLoop
+from pruneengine.search.dsa.trials import DsaLoop
 from pruneengine.search.study import counted, fail_abandoned, reopen_study
 from pruneengine.search.trials import TrialLoop
 

@@ -25,9 +25,10 @@ class SparseConfig:
         sparsity: in [0, 1): fraction of the weights of all pruned matrices that become zero; None where an N:M
             pattern says it.
         pattern: "unstructured", or "N:M": N weights kept of every M consecutive ones of a row.
-        allocation: how the sparsity is spread over layers: a name (:data:`pruneengine.sparse.allocations.NAMES`), an
-            allocation function as text (:mod:`pruneengine.sparse.functions`), or a file: such a function, a sparsity
-            per layer or per linear, or the plan of an earlier prune.
+        allocation: how the sparsity is spread over layers: a name
+            (:data:`pruneengine.sparse.allocations.allocate.NAMES`), an allocation function as text
+            (:mod:`pruneengine.sparse.functions.grammar`), or a file: such a function, a sparsity per layer or per
+            linear, or the plan of an earlier prune.
         spread: lambda of OWL and of allocation functions: sparsities span twice this (0.08, or the function's own).
             For the other allocations the farthest that a layer may be from the mean; None for no bound.
         outlier: M of OWL: a weight whose score is above so many means of its layer's is an outlier.

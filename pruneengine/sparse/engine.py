@@ -11,7 +11,7 @@ from pruneengine.calibrate import calibrate, check_tokens, check_weights
 from pruneengine.decoder import inference
 from pruneengine.progress import Stopwatch, track
 from pruneengine.samples import Samples, as_samples
-from pruneengine.sparse.allocations import Allocation, allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.inputs import checked_norm
 from pruneengine.sparse.masks import zero_smallest

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 
 
 def meet_mean(
-    values: Sequence[float], sizes: Sequence[int], target: float, bounds: Sequence[tuple[float, float]]
+    values: Sequence[float], sizes: Sequence[float], target: float, bounds: Sequence[tuple[float, float]]
 ) -> list[float]:
     """``clip(value + shift, least, most)`` with the one shift that gives the target.
 
     Args:
         values: finite numbers, one a part.
-        sizes: weights of each part.
+        sizes: weights of each part, or their shares.
         target: the mean over weights, to 1e-12.
         bounds: ``(least, most)`` of each part.
+
+    Returns:
+        One sparsity a part.
 
     Raises:
         ValueError: a target that the bounds do not allow, with what they do.

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from pruneengine.sparse.allocation import MOST
-from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.functions import PUBLISHED, Function, is_function_file
-from pruneengine.sparse.grammar import parse
-from pruneengine.sparse.matrices import Matrix
-from pruneengine.sparse.mean_sparsity import meet_mean
-from pruneengine.sparse.pattern import Pattern
-from pruneengine.sparse.whole_groups import round_to_groups
-from pruneengine.sparse.wishes import (
+from pruneengine.sparse.allocations.whole_groups import round_to_groups
+from pruneengine.sparse.allocations.wishes import (
     Wish,
     wish_by_file,
     wish_by_function,
@@ -25,6 +18,13 @@ from pruneengine.sparse.wishes import (
     wish_global,
     wish_uniform,
 )
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.functions.allocation import MOST
+from pruneengine.sparse.functions.function import PUBLISHED, Function, is_function_file
+from pruneengine.sparse.functions.grammar import parse
+from pruneengine.sparse.matrices import Matrix
+from pruneengine.sparse.mean_sparsity import meet_mean
+from pruneengine.sparse.pattern import Pattern
 from pruneengine.statistics import Statistics
 
 NAMES = ("uniform", "global", "er", "er-plus", "owl", "dsa")
@@ -67,7 +67,7 @@ def allocate_sparsities(
     ``uniform``; ``global``, one threshold over all scores of the method; ``er`` and ``er-plus``, Erdos-Renyi
     densities, the latter with the last decoder layer dense; ``owl`` (Yin et al. 2024), decoder layers with more
     outliers kept denser; ``dsa``, the function that the authors of DSA released; an allocation function as text or
-    file; or sparsities from a file (:func:`pruneengine.sparse.allocation_file.read_sparsities`). OWL and functions
+    file; or sparsities from a file (:func:`pruneengine.sparse.allocations.file.read_sparsities`). OWL and functions
     read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices within it by
     one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves dense.
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pruneengine.sparse.operations import Array
+from pruneengine.sparse.functions.operations import Array
+from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.validate import require_within
 
 MOST = 0.99
@@ -21,7 +22,7 @@ LEAST_PUBLISHED = 0.01
 
 
 @dataclass(frozen=True)
-class Allocation:
+class BlockSparsities:
     """A sparsity for every block.
 
     Attributes:
@@ -58,7 +59,7 @@ def allocation_of(
     *,
     weights: Sequence[float] | ArrayLike | None = None,
     compat: bool = False,
-) -> Allocation:
+) -> BlockSparsities:
     """The sparsity of every block from its value.
 
     Args:
@@ -89,8 +90,10 @@ def allocation_of(
     wanted = sparsity + sign * 2 * spread * (m - m @ share)
     if compat:
         return _allocation(np.where(wanted <= 0, LEAST_PUBLISHED, wanted), clipped=bool((wanted <= 0).any()))
-    bounded = _filled(wanted, sparsity, share)
-    return _allocation(bounded, clipped=bool((wanted < 0).any() or (wanted > MOST).any()))
+    if wanted.min() >= 0 and wanted.max() <= MOST:
+        return _allocation(wanted)
+    bounded = meet_mean(wanted.tolist(), share.tolist(), sparsity, [(0.0, MOST)] * m.size)
+    return _allocation(np.array(bounded), clipped=True)
 
 
 def canonical(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
@@ -146,9 +149,9 @@ def _oriented(values: ArrayLike, sign: int) -> Array | None:
     return m if m is None or sign > 0 else 1 - m
 
 
-def _allocation(sparsity: Array, uniform: bool = False, clipped: bool = False) -> Allocation:
+def _allocation(sparsity: Array, uniform: bool = False, clipped: bool = False) -> BlockSparsities:
     sparsity.setflags(write=False)
-    return Allocation(sparsity, uniform, clipped)
+    return BlockSparsities(sparsity, uniform, clipped)
 
 
 def _share(weights: ArrayLike | None, blocks: int, compat: bool) -> Array:
@@ -158,23 +161,3 @@ def _share(weights: ArrayLike | None, blocks: int, compat: bool) -> Array:
     if share.shape != (blocks,) or not (np.isfinite(share).all() and (share > 0).all()):
         raise ValueError(f"expected {blocks} positive numbers of weights, got {share.tolist()}")
     return share / share.sum()
-
-
-def _filled(wanted: Array, mean: float, share: Array) -> Array:
-    """``clip(wanted + c, 0, 0.99)`` for the c that gives the mean, which is linear in c between two clips."""
-    if wanted.min() >= 0 and wanted.max() <= MOST:
-        return wanted
-
-    def reached(c: float) -> float:
-        return float(np.clip(wanted + c, 0, MOST) @ share)
-
-    corners = np.unique(np.concatenate([-wanted, MOST - wanted]))
-    at = int(np.searchsorted([reached(c) for c in corners], mean))
-    if at == 0:
-        return np.clip(wanted + corners[0], 0, MOST)
-    middle = (corners[at - 1] + corners[min(at, len(corners) - 1)]) / 2
-    free = (wanted + middle > 0) & (wanted + middle < MOST)
-    bounded = np.clip(wanted + middle, 0, MOST)
-    if free.any():
-        bounded[free] += (mean - bounded @ share) / share[free].sum()
-    return np.clip(bounded, 0, MOST)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.search.dsa_config import DsaConfig
-from pruneengine.search.dsa_finals import Correlation, Judged
-from pruneengine.search.evolution import GENES, function_of
-from pruneengine.search.past import FOUND
+from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.evolution import GENES, function_of
+from pruneengine.search.dsa.finals import Correlation, Judged
+from pruneengine.search.dsa.past import FOUND
 from pruneengine.search.study import ILLEGAL
-from pruneengine.sparse.functions import Function
+from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.plan import SparsePlan
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pruneengine.sparse.functions import Function
-from pruneengine.sparse.genome import SPREADS, crossover, mutate, random_function
-from pruneengine.sparse.names import POST, PRE, REDUCE
+from pruneengine.sparse.functions.function import Function
+from pruneengine.sparse.functions.genome import SPREADS, crossover, mutate, random_function
+from pruneengine.sparse.functions.names import POST, PRE, REDUCE
 
 # A gene a categorical parameter of the study.
 GENES: dict[str, tuple] = {

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from pruneengine.sparse.functions import Function
-from pruneengine.sparse.names import POST, PRE, REDUCE
+from pruneengine.sparse.functions.function import Function
+from pruneengine.sparse.functions.names import POST, PRE, REDUCE
 from pruneengine.validate import require_within
 
 SPREADS = tuple(step / 100 for step in range(5, 13))

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pruneengine.search.codes import level_of_group, levels_of
-from pruneengine.sparse.allocation import allocation_of, canonical
-from pruneengine.sparse.allocations import allocate_sparsities
-from pruneengine.sparse.block_scores import collect_scores
+from pruneengine.search.dsa.codes import level_of_group, levels_of
+from pruneengine.sparse.allocations.allocate import allocate_sparsities
+from pruneengine.sparse.allocations.block_scores import collect_scores
+from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.distribution import ScoreDistribution
-from pruneengine.sparse.functions import Function
+from pruneengine.sparse.functions.allocation import allocation_of, canonical
+from pruneengine.sparse.functions.distribution import ScoreDistribution
+from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.sparse.whole_groups import round_to_groups
 from pruneengine.statistics import Statistics
 
 
@@ -77,7 +77,7 @@ class Allocator:
         return Allocated(exact, self._levels(self._spread(key, function.spread)), str(function))
 
     def named(self, model: nn.Module, name: str, statistics: Statistics) -> Allocated:
-        """What an allocation of :data:`pruneengine.sparse.allocations.NAMES` gives, one sparsity a decoder layer."""
+        """What an allocation by name gives, one sparsity a decoder layer."""
         values = self.config.to_dict() | {"allocation": name}
         found = allocate_sparsities(model, self.matrices, SparseConfig.from_dict(values), statistics)
         return Allocated(found.sparsities, self._levels(found.sparsities), found.words)

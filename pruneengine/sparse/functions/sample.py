@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from pruneengine.reference import HISTOGRAM_BINS, MOMENTS, histogram_edges
-from pruneengine.sparse.operations import Array
+from pruneengine.sparse.functions.operations import Array
 
 _COLUMN = {name: index for index, name in enumerate(MOMENTS)}
 # The counts of neighbours tell a slope of density up to this much of the density across a bin; beyond, they are noise.

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pruneengine.sparse.operations import LIMIT, Array, OfScores, weighted_mean, weighted_sum, weighted_var
+from pruneengine.sparse.functions.operations import LIMIT, Array, OfScores, weighted_mean, weighted_sum, weighted_var
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _LEAST_LOG, _MOST_LOG = float(np.log(np.finfo(np.float32).smallest_subnormal)), float(np.log(np.finfo(np.float32).max))

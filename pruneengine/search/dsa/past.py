@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.search.evolution import GENES, Member, function_of
-from pruneengine.sparse.functions import Function
+from pruneengine.search.dsa.evolution import GENES, Member, function_of
+from pruneengine.sparse.functions.function import Function
 
 if TYPE_CHECKING:
     import optuna

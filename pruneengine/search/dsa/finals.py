@@ -15,11 +15,11 @@ from torch import nn
 from pruneengine.evaluate import perplexity
 from pruneengine.progress import track
 from pruneengine.samples import Samples
-from pruneengine.search.allocator import Allocated
-from pruneengine.search.dsa_config import DsaConfig
+from pruneengine.search.dsa.allocator import Allocated
+from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.texts import SearchTexts
 from pruneengine.sparse.engine import sparsify
-from pruneengine.sparse.functions import Function
+from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
 

@@ -10,7 +10,7 @@ Our notation, spaces and letter case free::
     spread    := ( "λ" | "lambda" | "spread" ) "=" number         in (0, 0.5]; 0.08 when absent
     sign      := "+" | "-" | "sign=+" | "sign=-"                  "+" when absent
 
-``absminmax | var | atan, sigmoid | λ=0.08`` is one. Names: :mod:`pruneengine.sparse.names`. What :class:`Function`
+``absminmax | var | atan, sigmoid | λ=0.08`` is one. Names: :mod:`.names`. What :class:`Function`
 prints is this notation, and reads back as an equal value.
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pruneengine.sparse.functions import SPREAD, Function
-from pruneengine.sparse.names import COMPOUNDS, known
+from pruneengine.sparse.functions.function import SPREAD, Function
+from pruneengine.sparse.functions.names import COMPOUNDS, known
 
 _SPREAD_NAMES = ("λ", "lambda", "spread")
 _SIGNS = {"+": 1, "-": -1, "+1": 1, "-1": -1}

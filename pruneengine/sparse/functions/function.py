@@ -2,7 +2,7 @@
 
 A function takes the element-wise scores of every decoder block through ``pre`` operations, one reduction to a number,
 a ``transform`` and a ``post`` operation; how far a block's number lies between the least and the greatest of all
-blocks says how much sparser, or denser, than the rest it becomes (:func:`pruneengine.sparse.allocation.allocation_of`).
+blocks says how much sparser, or denser, than the rest it becomes (:func:`.allocation.allocation_of`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.files import write_atomically
-from pruneengine.sparse.names import known
+from pruneengine.sparse.functions.names import known
 from pruneengine.validate import from_known, require_number
 
 FORMAT = "pruneengine.function/1"
@@ -73,7 +73,7 @@ class Function:
         return [("pre", name) for name in self.pre] + stages
 
     def __str__(self) -> str:
-        """The text that :func:`pruneengine.sparse.grammar.parse` reads back as an equal function."""
+        """The text that :func:`pruneengine.sparse.functions.grammar.parse` reads back as an equal function."""
         last = [self.transform] if self.post == "no" else [self.transform, self.post]
         stages = [", ".join(self.pre) or "no", self.reduce, ", ".join(last), f"λ={self.spread!r}"]
         return " | ".join(stages + ["-"] * (self.sign < 0) + ["compat"] * self.compat)

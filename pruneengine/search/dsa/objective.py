@@ -52,7 +52,7 @@ class SparseObjective:
         model: the dense model; it is left as it was after every evaluation.
         structure: of the model.
         matrices: its linears that are masked.
-        codes: of :func:`pruneengine.search.codes.quantile_masks`.
+        codes: of :func:`pruneengine.search.dsa.codes.quantile_masks`.
         windows: token windows ``[N, L]``, L at least 2. The first piece is one window; every further piece is as long
             as all before it together, up to ``batch`` windows.
         segment: tokens a segment, about: windows are cut into equal parts.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
-from pruneengine.sparse.allocation import allocation_of
-from pruneengine.sparse.allocation_file import read_sparsities
-from pruneengine.sparse.block_scores import ScoreMoments, collect_scores
+from pruneengine.sparse.allocations.block_scores import ScoreMoments, collect_scores
+from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
+from pruneengine.sparse.allocations.file import read_sparsities
+from pruneengine.sparse.allocations.global_share import global_shares
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.distribution import ScoreDistribution, tells_apart
-from pruneengine.sparse.erdos_renyi import erdos_renyi
-from pruneengine.sparse.functions import SPREAD, Function
-from pruneengine.sparse.global_share import global_shares
+from pruneengine.sparse.functions.allocation import allocation_of
+from pruneengine.sparse.functions.distribution import ScoreDistribution, tells_apart
+from pruneengine.sparse.functions.function import SPREAD, Function
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.statistics import Statistics
 
@@ -89,7 +89,7 @@ def wish_by_outliers(
 def wish_by_function(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics, function: Function
 ) -> Wish:
-    """An allocation function of the layers' scores (:mod:`pruneengine.sparse.functions`)."""
+    """An allocation function of the layers' scores (:mod:`pruneengine.sparse.functions.function`)."""
     blocks = collect_scores(model, matrices, statistics).of_layers()
     distribution = ScoreDistribution(blocks.moments, blocks.histogram)
     values = distribution.values(function).tolist()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pruneengine import ops
 from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
-from pruneengine.sparse.allocation import position
-from pruneengine.sparse.functions import Function
-from pruneengine.sparse.operations import Array, apply_post, apply_pre, as_published
-from pruneengine.sparse.reductions import apply_reduce, rounded
-from pruneengine.sparse.sample import sample_of
+from pruneengine.sparse.functions.allocation import position
+from pruneengine.sparse.functions.function import Function
+from pruneengine.sparse.functions.operations import Array, apply_post, apply_pre, as_published
+from pruneengine.sparse.functions.reductions import apply_reduce, rounded
+from pruneengine.sparse.functions.sample import sample_of
 
 _NEVER_NEGATIVE = ("abs", "square", "exp", "sigmoid", "minmax", "sqrt", "softmax")
 _LOGS = (("log",), ("abslog",))
@@ -29,7 +29,7 @@ class ScoreDistribution:
 
     The moments of :func:`pruneengine.ops.block_moments` answer exactly what they can (mean, variance, deviation, l1,
     norm, geometric mean and entropy of the scores and of their squares; mean, variance, deviation and norm of their
-    logarithm); all else comes from the histogram (:mod:`pruneengine.sparse.sample`). From 40,000 scores a block on that
+    logarithm); all else comes from the histogram (:mod:`.sample`). From 40,000 scores a block on that
     is good to 1e-4 after one smooth operation, and to 1e-6 in the median over all chains. Worse are exponentials of
     scores beyond 10, which the few greatest rule (percent), and logarithms, geometric means and entropies of what comes
     near 0 in the midst of the scores (``normalize, log``: the order of magnitude at times).

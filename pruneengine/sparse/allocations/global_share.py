@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pruneengine import ops
-from pruneengine.sparse.block_scores import wanda_norm
+from pruneengine.sparse.allocations.block_scores import wanda_norm
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.statistics import Statistics
 from pruneengine.structure import get_linear

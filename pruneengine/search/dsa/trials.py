@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from pruneengine.extras import needs
 from pruneengine.progress import Stopwatch, track
-from pruneengine.search.allocator import Allocated, Allocator
-from pruneengine.search.dsa_config import DsaConfig
-from pruneengine.search.evolution import Evolution
-from pruneengine.search.past import FOUND, Past
-from pruneengine.search.sparse_objective import SparseObjective
+from pruneengine.search.dsa.allocator import Allocated, Allocator
+from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.evolution import Evolution
+from pruneengine.search.dsa.objective import SparseObjective
+from pruneengine.search.dsa.past import FOUND, Past
 from pruneengine.search.study import ILLEGAL, WORKER, counted, fail_abandoned, this_worker
 
 if TYPE_CHECKING:
     import optuna
 
-    from pruneengine.sparse.functions import Function
+    from pruneengine.sparse.functions.function import Function
 
 
 @dataclass
@@ -106,7 +106,7 @@ class DsaLoop:
         self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def _propose(self) -> tuple[optuna.trial.Trial, Function]:
-        from pruneengine.search.evolution_sampler import EvolutionSampler, suggest
+        from pruneengine.search.dsa.sampler import EvolutionSampler, suggest
 
         config = self.config
         evolution = Evolution(config.population, config.tournament, config.crossover, config.mutation)

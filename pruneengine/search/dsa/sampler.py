@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 from pruneengine.extras import needs
-from pruneengine.search.evolution import GENES, Evolution, function_of, genes_of
-from pruneengine.search.past import Past
-from pruneengine.sparse.functions import Function
+from pruneengine.search.dsa.evolution import GENES, Evolution, function_of, genes_of
+from pruneengine.search.dsa.past import Past
+from pruneengine.sparse.functions.function import Function
 
 with needs("search"):
     import optuna

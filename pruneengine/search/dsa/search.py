@@ -16,18 +16,18 @@ from torch import nn
 from pruneengine.calibrate import calibrate
 from pruneengine.progress import Stopwatch, track
 from pruneengine.search.adapruner import SearchRun
-from pruneengine.search.allocator import Allocated, Allocator
-from pruneengine.search.codes import quantile_masks
-from pruneengine.search.dsa_config import DsaConfig
-from pruneengine.search.dsa_finals import Correlation, Entrant, Judge, Judged, correlate, ranked, spread_over
-from pruneengine.search.dsa_result import DsaResult, dsa_trials
-from pruneengine.search.dsa_trials import DsaLoop
-from pruneengine.search.past import Known, Past
-from pruneengine.search.sparse_objective import SparseObjective
+from pruneengine.search.dsa.allocator import Allocated, Allocator
+from pruneengine.search.dsa.codes import quantile_masks
+from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, correlate, ranked, spread_over
+from pruneengine.search.dsa.objective import SparseObjective
+from pruneengine.search.dsa.past import Known, Past
+from pruneengine.search.dsa.result import DsaResult, dsa_trials
+from pruneengine.search.dsa.trials import DsaLoop
 from pruneengine.search.study import open_study
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers
-from pruneengine.sparse.functions import PUBLISHED
+from pruneengine.sparse.functions.function import PUBLISHED
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.structure import find_groups, model_fingerprint
 
