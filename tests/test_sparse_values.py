@@ -294,7 +294,10 @@ def test_whose_weights_compete(options, compared):
         ({"spread": 0.6}, r"spread must lie in \[0, 0.5\], got 0.6"),
         ({"spread": -0.1}, r"spread must lie in \[0, 0.5\], got -0.1"),
         ({"block": 0}, "block must be a positive whole number, got 0"),
-        ({"block": 130, "pattern": "2:4"}, "block must be a multiple of the pattern's 4, got 130"),
+        (
+            {"method": "sparsegpt", "block": 130, "pattern": "2:4"},
+            "block must be a multiple of the pattern's 4, got 130",
+        ),
         ({"seqlen": 1.5}, "seqlen must be a positive whole number, got 1.5"),
         ({"batch_size": True}, "batch_size must be a positive whole number, got True"),
         ({"nsamples": 0}, "nsamples must be a positive whole number, got 0"),
