@@ -318,7 +318,7 @@ def test_both_files_are_written_and_replaced(tmp_path):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="no report for 'bake'; expected one of prune, sparse, search, recover"):
+    with pytest.raises(ValueError, match="no report for 'bake'; expected one of prune, sparse, search, dsa, recover"):
         report_files("bake", {})
     with pytest.raises(ValueError, match="the report of a search needs 'trials', got method"):
         report_files("search", {"method": "a"})
