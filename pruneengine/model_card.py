@@ -17,7 +17,7 @@ tags:
 
 A pruned {family} model, written by pruneengine. The licence of the unpruned model applies; add it above.
 
- Loading
+## Loading
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,7 +27,7 @@ model = {loader}
 tokenizer = AutoTokenizer.from_pretrained(path)
 ```
 {note}
- Size
+## Size
 
 {sizes}
 {sections}"""
@@ -81,11 +81,11 @@ def model_card(
         before = f" {dense_config.get(key, '')} |" if dense_config else ""
         sizes.append(f"| {name} |{before} {after} |")
     sizes.append(f"| parameters |{' |' if dense_config else ''} {parameters:,} |")
-    sections = f"\n {remarks[0]}\n\n" + "\n\n".join(remarks[1]) + "\n" if remarks else ""
-    sections += f"\n Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else ""
+    sections = f"\n## {remarks[0]}\n\n" + "\n\n".join(remarks[1]) + "\n" if remarks else ""
+    sections += f"\n## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else ""
     rows = [f"| {key} | {value} |" for key, value in _flat(report or {})]
     if rows:
-        sections += "\n Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
+        sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
     twin = dense_config is not None and dense_config.get("model_type") != config["model_type"]
     reason = WIDTHS_REASON if "pruneengine_widths" in config else BIASES_REASON
     note = SHIPPED_NOTE.format(reason=reason) if "auto_map" in config else TWIN_NOTE if twin else ""

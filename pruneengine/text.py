@@ -101,11 +101,11 @@ def check_source(name: str) -> None:
 
 def alpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:
     """Prompt and answer of a row with columns instruction, output and optionally input (Stanford Alpaca's format)."""
-    paired = f"# Input:\n{row['input']}\n\n" if row.get("input") else ""
+    paired = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
     context = ", paired with an input that provides further context" if paired else ""
     prompt = (
         f"Below is an instruction that describes a task{context}. Write a response that appropriately completes the "
-        f"request.\n\n# Instruction:\n{row['instruction']}\n\n{paired}# Response:\n"
+        f"request.\n\n### Instruction:\n{row['instruction']}\n\n{paired}### Response:\n"
     )
     return prompt, row["output"]
 

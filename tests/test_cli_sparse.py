@@ -85,7 +85,7 @@ def test_the_report_and_the_card(pruned):
     for expected in ("made sparse by wanda", "What gets faster, and what does not", "run at the same speed"):
         assert expected in words
     card = (out / "README.md").read_text()
-    assert " Sparsity" in card
+    assert "## Sparsity" in card
     assert f"{report['zeros']:,} of the {report['weights']:,} weights of 21 linears are zero" in card
     assert "as large as the unpruned model's" in card
 

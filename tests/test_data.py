@@ -281,4 +281,4 @@ def test_real_files_of_every_schema_load(tokenizer):
     samples = load_samples(f"{c4}:8,{alpaca}:8", tokenizer, 16, 64)
     assert samples.tokens.shape == (16, 64)
     assert len(documents(str(SHARED / "wikitext2" / "test_docs.jsonl"))) == 62
-    assert "# Response:" in documents(str(alpaca))[0]
+    assert "### Response:" in documents(str(alpaca))[0]

@@ -93,8 +93,8 @@ def test_the_card_has_the_remarks_as_a_section():
     widths = [{"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 8}]
     remarks = ("Sparsity", ("one paragraph", "another"))
     card = model_card("a", config, "load()", 10, widths, recipe="sparse: {}", remarks=remarks)
-    assert " Sparsity\n\none paragraph\n\nanother\n\n Recipe" in card
-    assert " Sparsity" not in model_card("a", config, "load()", 10, widths)
+    assert "## Sparsity\n\none paragraph\n\nanother\n\n## Recipe" in card
+    assert "## Sparsity" not in model_card("a", config, "load()", 10, widths)
 
 
 def test_zeros_are_counted_and_compared():

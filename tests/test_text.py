@@ -42,7 +42,7 @@ def test_json_may_hold_lines_or_strings(tmp_path):
 def test_alpaca_rows_are_rendered():
     row = {"instruction": "Add.", "input": "1 2", "output": "3"}
     prompt, answer = alpaca_prompt(row)
-    assert prompt.endswith("# Instruction:\nAdd.\n\n# Input:\n1 2\n\n# Response:\n")
+    assert prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
     assert answer == "3"
     bare, _ = alpaca_prompt({"instruction": "Add.", "input": "", "output": "3"})
     assert "Input" not in bare
