@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -262,6 +263,26 @@ def test_a_loss_that_is_not_finite_is_no_allocation(monkeypatch):
     assert {t.illegal for t in result.trials if not t.levels} >= {"the loss under its allocation is not finite"}
     assert result.counts["distinct allocations"] == 0
     assert result.winner.entrant.name in ("uniform", "owl", "dsa")
+
+
+def test_an_allocation_that_ruins_the_model_does_not_end_the_search(monkeypatch):
+    from pruneengine.search.dsa import finals
+
+    def ruined(model, calibration, config, plan):
+        if plan.allocation != "uniform":
+            raise ValueError("what enters a linear is not finite")
+        return pe.sparsify(model, calibration, config, plan=plan)
+
+    monkeypatch.setattr(finals, "sparsify", ruined)
+    result = search(trials=6, correlate=6)
+    assert [judged.entrant.name for judged in result.finalists] == ["uniform"]
+    assert result.correlation.rho is None
+    left_out = [warning for warning in result.warnings if "could not be pruned in full and is left out" in warning]
+    assert left_out[0].startswith("owl could not")
+    assert left_out[0].endswith("what enters a linear is not finite")
+    monkeypatch.setattr(finals, "sparsify", lambda *given, plan: ruined(*given, replace(plan, allocation="any")))
+    with pytest.raises(ValueError, match="no allocation could be pruned in full: what enters"):
+        search(trials=2)
 
 
 def test_positions_are_spread_over_the_ranks():

@@ -67,6 +67,7 @@ class Judge:
 
     Attributes:
         dense: token loss of the dense model on "search" and "held out", nats.
+        failed: why an entrant was left out, by its name.
     """
 
     def __init__(
@@ -82,10 +83,20 @@ class Judge:
         self._model, self._model_type, self._matrices = model, model_type, matrices
         self._texts, self._config, self._study, self._dtype = texts, config, study, dtype
         self.dense = self._losses(model)
+        self.failed: dict[str, str] = {}
 
     def judge(self, entrants: Sequence[Entrant], what: str) -> list[Judged]:
-        """Prune for each by the config's pruner and mode, and measure; the model is not changed."""
-        return [self._judged(entrant) for entrant in track(entrants, what)]
+        """Prune for each by the config's pruner and mode, and measure; the model is not changed.
+
+        An allocation that ruins the model (activations or losses that are not finite) is left out.
+        """
+        judged = []
+        for entrant in track(entrants, what):
+            try:
+                judged.append(self._judged(entrant))
+            except (ValueError, FloatingPointError) as error:
+                self.failed[entrant.name] = str(error)
+        return judged
 
     def _judged(self, entrant: Entrant) -> Judged:
         config = self._config.sparse_config

@@ -7,6 +7,7 @@ where it is not plainly worse than the best so far. The best are then pruned in 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def search_dsa(
 
     Raises:
         ValueError: a pattern or texts that do not fit, a study about something else; before a forward pass is spent.
+            In the end, where no allocation at all could be pruned.
         ConnectionError: the storage does not answer.
     """
     run = run or SearchRun("dsa")
@@ -101,6 +103,8 @@ def search_dsa(
         judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
         entrants = [Entrant(name, fixed[name], _mean(rivals[name]), FIXED[name]) for name in FIXED]
         judged, correlation = _finals(judge, entrants, past, allocator, objective, config)
+    if not judged:
+        raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
     seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in loop.clock.seconds.items()}
     allocations = {each.entrant.name: each.entrant.allocated.by_layer(matrices) for each in judged}
     finalists = ranked(judged, config)
@@ -114,7 +118,7 @@ def search_dsa(
         segments=len(objective),
         plateau=plateau,
         allocations=allocations,
-        warnings=() if correlation.trusted else (correlation.in_words(),),
+        warnings=_warnings(judge, correlation),
         seconds=seconds,
     )
 
@@ -146,10 +150,16 @@ def _finals(
     spread = [
         entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
     ]
+    spread = [each for each in spread if math.isfinite(each.fast)]
     correlation = correlate(judged + judge.judge(spread, "correlation"))
     if not correlation.trusted:
         judged += judge.judge(best(config.finalists, 2 * config.finalists), "more finalists")
     return judged, correlation
+
+
+def _warnings(judge: Judge, correlation: Correlation) -> tuple[str, ...]:
+    failed = (f"{name} could not be pruned in full and is left out: {why}" for name, why in judge.failed.items())
+    return (*(() if correlation.trusted else (correlation.in_words(),)), *failed)
 
 
 def _losses(study: optuna.Study, name: str, allocated: Allocated, objective: SparseObjective) -> tuple[float, ...]:
