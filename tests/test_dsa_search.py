@@ -297,6 +297,7 @@ def test_positions_are_spread_over_the_ranks():
     [
         ({"sparsity": 0.0}, "sparsity 0 leaves nothing to allocate"),
         ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
+        ({"sparsity": 0.995}, r"sparsity 0.995 leaves nothing to allocate: expected a fraction in \(0, 0.99\]"),
         ({"sparsity": None}, "sparsity is missing"),
         ({"pruner": "owl"}, "unknown pruner 'owl'; choose from wanda, magnitude, sparsegpt"),
         ({"sampler": "tpe"}, "unknown sampler 'tpe'; choose from evolution, random"),

@@ -254,7 +254,7 @@ def test_a_config_survives_a_recipe(method, mode):
 def test_a_pattern_says_the_sparsity():
     assert SparseConfig(pattern="2:4").sparsity == 0.5
     assert SparseConfig(pattern="1:4", sparsity=0.75).sparsity == 0.75
-    assert SparseConfig(sparsity=0.5, ignore="up_proj,down_proj").ignore == ("up_proj", "down_proj")
+    assert SparseConfig(sparsity=0.5, ignore="up_proj, down_proj").ignore == ("up_proj", "down_proj")
     assert SparseConfig(sparsity=0.5, ignore="").ignore == ()
 
 
@@ -289,8 +289,10 @@ def test_whose_weights_compete(options, compared):
         ({"method": "sparsegpt", "compare": "row"}, "sparsegpt compares within blocks of columns"),
         ({"pattern": "2:4", "compare": "row"}, "every group of 4 is its own"),
         ({"compare": "layer"}, "mode 'two-pass' or 'one-shot', got 'sequential'"),
-        ({"damp": 0.0}, "damp must be positive, got 0.0"),
-        ({"outlier": -1}, "outlier must be positive, got -1"),
+        ({"damp": 0.0}, "damp must be positive and finite, got 0.0"),
+        ({"damp": float("nan")}, "damp must be positive and finite, got nan"),
+        ({"outlier": -1}, "outlier must be positive and finite, got -1"),
+        ({"sparsity": 0.995, "allocation": "owl"}, "leave every layer at least 1% of its weights"),
         ({"spread": 0.6}, r"spread must lie in \[0, 0.5\], got 0.6"),
         ({"spread": -0.1}, r"spread must lie in \[0, 0.5\], got -0.1"),
         ({"block": 0}, "block must be a positive whole number, got 0"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.validate import from_known, require_choice, require_number, require_whole
 
@@ -67,7 +69,7 @@ class SparseConfig:
     def __post_init__(self) -> None:
         # A command line and YAML write these as text or lists.
         ignore = self.ignore.split(",") if isinstance(self.ignore, str) else self.ignore
-        object.__setattr__(self, "ignore", tuple(part for part in ignore if part))
+        object.__setattr__(self, "ignore", tuple(part.strip() for part in ignore if part.strip()))
         require_choice("method", self.method, METHODS)
         require_choice("mode", self.mode, MODES)
         pattern = Pattern.parse(self.pattern)
@@ -87,8 +89,8 @@ class SparseConfig:
                 )
         for name in ("damp", "outlier"):
             require_number(name, getattr(self, name))
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.spread is not None:
             require_number("spread", self.spread)
             if not 0 <= self.spread <= 0.5:
@@ -111,6 +113,11 @@ class SparseConfig:
         require_number("sparsity", self.sparsity)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
+        if self.sparsity > MOST and self.allocation != "uniform":
+            raise ValueError(
+                f"allocations leave every layer at least {1 - MOST:.0%} of its weights: sparsity must lie in "
+                f"[0, {MOST}], or allocation be uniform, got {self.sparsity} and {self.allocation!r}"
+            )
         if pattern.grouped and abs(self.sparsity - pattern.sparsity) > 1e-9:
             raise ValueError(
                 f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {self.sparsity:g}; leave it out"

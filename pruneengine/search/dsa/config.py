@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.sparse.config import MODES, SparseConfig
+from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.validate import from_known, require_choice, require_whole, require_within
 
@@ -22,7 +23,7 @@ class DsaConfig:
     The paper names evolution by crossover and mutation and gives no rates, sizes or selection; these are ours.
 
     Attributes:
-        sparsity: in (0, 1): fraction of the weights of all linears in decoder layers that become zero; None where an
+        sparsity: in (0, 0.99]: fraction of the weights of all linears in decoder layers that become zero; None where an
             N:M pattern says it.
         pruner: who decides which weights of a layer go: "wanda", "magnitude" or "sparsegpt". Candidates of SparseGPT
             are tried with Wanda's masks, and pruned by SparseGPT in the end.
@@ -99,8 +100,10 @@ class DsaConfig:
                 "one window to hold out and one to search on"
             )
         object.__setattr__(self, "sparsity", self.sparse_config.sparsity)
-        if not self.sparsity:
-            raise ValueError("sparsity 0 leaves nothing to allocate: expected a fraction in (0, 1)")
+        if not 0 < self.sparsity <= MOST:
+            raise ValueError(
+                f"sparsity {self.sparsity:g} leaves nothing to allocate: expected a fraction in (0, {MOST}]"
+            )
 
     @property
     def held_out_windows(self) -> int:
