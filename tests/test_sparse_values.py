@@ -206,7 +206,7 @@ def test_a_plan_of_another_model():
     other = tiny_model("llama-mha-untied")
     with pytest.raises(ValueError, match=r"the plan is of another model: .*(k|v)_proj is \(36, 60\) there and \(72"):
         plan_of().check(find_matrices(other, find_groups(other)))
-    with pytest.raises(ValueError, match=r"layers.2.mlp.up_proj is .* there and None here"):
+    with pytest.raises(ValueError, match=r"layers.2.mlp.up_proj is .* there and None here \(is ignore the same\?\)"):
         plan_of().check([matrix for matrix in MATRICES if not matrix.name.endswith("layers.2.mlp.up_proj")])
 
 
@@ -232,6 +232,14 @@ def test_what_is_no_plan(change):
 def test_what_is_no_json_object(text):
     with pytest.raises(ValueError, match="not a sparse plan"):
         SparsePlan.from_json(text)
+
+
+def test_a_plan_whose_groups_lose_unlike_numbers():
+    plan = plan_of(0.5, pattern=Pattern.parse("2:4"))
+    name = MATRICES[3].name
+    broken = replace(plan, removed=plan.removed | {name: plan.removed[name] + 1})
+    with pytest.raises(ValueError, match=rf"{name} loses 2161 weights, which are not as many of each 4"):
+        SparsePlan.from_json(broken.to_json())
 
 
 @pytest.mark.parametrize("count", [-1, 10**9])

@@ -179,6 +179,13 @@ def test_deciding_alone_touches_nothing_and_plans_are_reused(tmp_path):
         assert torch.equal(weight, linears(model)[name])
 
 
+def test_what_a_plan_leaves_out_stays_dense():
+    weights, report = sparsified(tiny_model(), sparsity=0.5, ignore=("q_proj", "layers.1.mlp.down_proj"))
+    again = tiny_model()
+    assert pruneengine.sparsify(again, TOKENS, plan=report.plan).plan == report.plan
+    assert all(torch.equal(weight, weights[name]) for name, weight in linears(again).items())
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_a_part_that_changes_its_output_is_run_twice_with_a_warning(method):
     model, same = tiny_model(), tiny_model()

@@ -71,7 +71,7 @@ def sparsify(
     Args:
         model: a transformers causal language model of the Llama family, dense.
         batches: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
-        config: what to do; may be left out with a plan.
+        config: what to do; may be left out with a plan, and then linears that are not in the plan stay dense.
         statistics: of this dense model, with "squares": for allocations that read any, and in place of batches for
             Wanda in mode "one-shot".
         plan: counts made before, by this config's method and pattern; then none are worked out.
@@ -81,15 +81,21 @@ def sparsify(
             vocabulary, weights that are not finite, rows that are no whole number of groups, a plan of another model.
             While layers are pruned: activations that are not finite, or a Hessian that no damping helps.
     """
-    if config is None:
-        config = SparseConfig() if plan is None else SparseConfig(plan.method, plan.asked, plan.pattern)
     clock = Stopwatch()
     with clock("structure"):
         structure = find_groups(model)
+    if config is None:
+        config = SparseConfig() if plan is None else _config_of(plan, find_matrices(model, structure))
     if statistics is not None:
         statistics.check(model=model_fingerprint(model))
     report = decide(model, structure, batches, config, statistics=statistics, plan=plan, clock=clock)
     return carry_out(model, structure, batches, report, clock)
+
+
+def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
+    names = [matrix.name for matrix in matrices]
+    left = () if plan.shapes.keys() - set(names) else tuple(name for name in names if name not in plan.shapes)
+    return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=left)
 
 
 def decide(

@@ -81,23 +81,25 @@ class SparsePlan:
             raise ValueError(f"{path}: cannot be read as a sparse plan ({error})") from None
 
     def check(self, matrices: Sequence[Matrix]) -> SparsePlan:
-        """Refuse a plan of another model; ValueError names the first difference."""
+        """Refuse a plan of another model, or of other linears of it; ValueError names the first difference."""
         shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in matrices}
         for name in {**shapes, **self.shapes}:
-            if shapes.get(name) != self.shapes.get(name):
-                raise ValueError(
-                    f"the plan is of another model: {name} is {self.shapes.get(name)} there and {shapes.get(name)} here"
-                )
+            here, there = shapes.get(name), self.shapes.get(name)
+            if here != there:
+                reason = " (is ignore the same?)" if None in (here, there) else ""
+                raise ValueError(f"the plan is of another model: {name} is {there} there and {here} here{reason}")
         return self
 
     def _validate(self) -> None:
-        Pattern.parse(self.pattern)
+        m = Pattern.parse(self.pattern).m
         if self.shapes.keys() != self.removed.keys():
             odd = min(self.shapes.keys() ^ self.removed.keys())
             raise ValueError(f"not a sparse plan: {odd} is not in both of shapes and removed")
         for name, count in self.removed.items():
             if not 0 <= count <= math.prod(self.shapes[name]):
                 raise ValueError(f"not a sparse plan: {name} of {self.shapes[name]} loses {count} weights")
+            if m and count * m % math.prod(self.shapes[name]):
+                raise ValueError(f"not a sparse plan: {name} loses {count} weights, which are not as many of each {m}")
 
 
 def is_sparse_plan(path: str | Path) -> bool:
