@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pruneengine.sparse.functions.allocation import Seen, allocation_of, canonical, position
+from pruneengine.sparse.functions.allocation import allocation_of, canonical, position
 
 blocks = arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6))
 sparsities = st.floats(0, 0.99)
@@ -42,7 +42,7 @@ def test_scale_and_offset_change_nothing(values, scale, offset):
     np.testing.assert_allclose(one.sparsity, other.sparsity, atol=1e-12)
     mirrored = allocation_of(-values, 0.6, 0.08, -1)
     np.testing.assert_allclose(one.sparsity, mirrored.sparsity, atol=1e-12)
-    assert Seen().key(values, 0.08) == Seen().key(-values, 0.08, -1)
+    assert canonical(values) == canonical(-values, -1)
 
 
 def test_more_is_sparser_or_denser_by_the_sign():
@@ -90,29 +90,6 @@ def test_canonical_keys():
 def test_equal_keys_are_near(values, others):
     if canonical(values) == canonical(others) != ():
         assert np.abs(position(values) - position(others)).max() < 1.001e-3
-
-
-def test_neighbours_across_a_border_are_recognised():
-    seen = Seen()
-    first = seen.key([0, 0.25049, 1], 0.08)
-    assert canonical([0, 0.25049, 1]) != canonical([0, 0.25051, 1])
-    assert seen.key([0, 0.25051, 1], 0.08) == first
-    assert seen.key([0, 0.2520, 1], 0.08) != first
-    assert seen.key([0, 0.25049, 1], 0.09) != first
-    assert len(seen) == 3
-    assert seen.key([5, 5, 5], 0.08) == ()
-    assert len(seen) == 3
-    with pytest.raises(ValueError, match="expected 3 blocks"):
-        seen.key([0, 1], 0.08)
-
-
-def test_many_allocations_keep_their_keys():
-    rng = np.random.default_rng(0)
-    values = rng.random((200, 5))
-    seen = Seen()
-    keys = [seen.key(row, 0.1) for row in values]
-    assert len(set(keys)) == len(seen) == 200
-    assert [seen.key(row * 3 - 1, 0.1) for row in values] == keys
 
 
 @pytest.mark.parametrize(

@@ -100,48 +100,11 @@ def canonical(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
     """A key that candidates share whose values differ in scale and offset alone: m in whole thousandths.
 
     m is that of the negated values for sign -1. All equal: the empty key. Candidates of one key lie within 1e-3 of one
-    another in every m (L-infinity); two that lie nearer still may fall on two sides of a border: :class:`Seen` finds
-    those, too. λ is no part of the key.
+    another in every m (L-infinity); two that lie nearer still may fall on two sides of a border. λ is no part of the
+    key.
     """
     m = _oriented(values, sign)
     return () if m is None else tuple(np.rint(m * 1000).astype(int).tolist())
-
-
-class Seen:
-    """The distinct allocations met so far: those of one λ whose m lies within ``tolerance`` count as one."""
-
-    def __init__(self, tolerance: float = 1e-3) -> None:
-        self._tolerance = tolerance
-        self._met: dict[float, list[tuple[float | int, ...]]] = {}
-        self._positions: dict[float, Array] = {}
-
-    def __len__(self) -> int:
-        return sum(len(keys) for keys in self._met.values())
-
-    def key(self, values: ArrayLike, spread: float, sign: int = 1) -> tuple[float | int, ...]:
-        """The key of the first allocation met that this one equals, or a new one: λ, then :func:`canonical`'s.
-
-        All equal values have the empty key and are not counted.
-
-        Raises:
-            ValueError: values that are not finite, or another number of blocks than before.
-        """
-        m = _oriented(values, sign)
-        if m is None:
-            return ()
-        keys = self._met.setdefault(spread, [])
-        positions = self._positions.get(spread, np.empty((64, m.size)))
-        if positions.shape[1] != m.size:
-            raise ValueError(f"expected {positions.shape[1]} blocks as before, got {m.size}")
-        near = np.abs(positions[: len(keys)] - m).max(1)
-        if keys and near.min() < self._tolerance:
-            return keys[int(near.argmin())]
-        if len(keys) == len(positions):
-            positions = np.concatenate([positions, np.empty_like(positions)])
-        positions[len(keys)] = m
-        self._positions[spread] = positions
-        keys.append((spread, *canonical(values, sign)))
-        return keys[-1]
 
 
 def _oriented(values: ArrayLike, sign: int) -> Array | None:
