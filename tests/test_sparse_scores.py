@@ -1,7 +1,5 @@
 """Moments of scores against the scores, and the arithmetic that brings sparsities to a mean."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 
 from pruneengine.calibrate import calibrate
 from pruneengine.ops import MOMENTS
-from pruneengine.sparse.allocations.block_scores import ScoreMoments, collect_scores, wanda_norm
+from pruneengine.sparse.allocations.block_scores import collect_scores, wanda_norm
 from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
 from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.matrices import Matrix, of_layers
@@ -18,7 +16,7 @@ from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import make_sparse_plan
 from tests.tiny import tiny_tokens
-from tests.tiny_scores import MATRICES, MODEL, STATISTICS, UNEQUAL, mean_of, scores_of, uneven_model
+from tests.tiny_scores import MATRICES, MODEL, STATISTICS, mean_of, scores_of, uneven_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -47,30 +45,6 @@ def test_moments_are_those_of_the_scores(dtype, wanda):
             above = int((exact > multiple * exact.mean()).sum())
             assert abs(int(blocks.above[row, place]) - above) <= 1
         assert int(blocks.histogram[row].sum()) == blocks.sizes[row] == len(exact)
-
-
-def test_moments_are_read_back(tmp_path):
-    found = collect_scores(MODEL, MATRICES, STATISTICS, (5.0,))
-    path = tmp_path / "scores.safetensors"
-    found.save(path)
-    read = ScoreMoments.load(path).check(MATRICES, STATISTICS)
-    for name in ("moments", "above", "histogram"):
-        assert torch.equal(getattr(read, name), getattr(found, name))
-    assert (read.names, read.layers, read.sizes, read.thresholds) == (found.names, found.layers, found.sizes, (5.0,))
-    with pytest.raises(ValueError, match="of other model: expected ''"):
-        read.check(MATRICES, None)
-    with pytest.raises(ValueError, match="of other matrices"):
-        read.check(UNEQUAL, STATISTICS)
-    with pytest.raises(ValueError, match="of other data"):
-        read.check(MATRICES, replace(STATISTICS, data="another"))
-    replace(found, moments=found.moments[:-1]).save(path)
-    with pytest.raises(ValueError, match=r"moments is torch.float64 \[20, 12\], expected torch.float64 \[21, 12\]"):
-        ScoreMoments.load(path)
-    path.write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="no score moments"):
-        ScoreMoments.load(path)
-    with pytest.raises(ValueError, match="no score moments"):
-        ScoreMoments.load(tmp_path / "absent")
 
 
 def test_the_norm_is_the_published_one():
@@ -145,5 +119,4 @@ def test_one_weight_of_a_group_always_stays():
 def test_the_moments_come_by_name():
     found = collect_scores(MODEL, MATRICES, None)
     assert found.above.shape == (21, 0)
-    assert found.model == found.data == ""
     assert torch.equal(found.column("max"), found.moments[:, MOMENTS.index("max")])

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.extras import needs
-from pruneengine.files import write_atomically
 from pruneengine.progress import track
-from pruneengine.reference import HISTOGRAM_BINS
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.statistics import Statistics
 from pruneengine.structure import get_linear
 
-_FORMAT = "pruneengine.score_moments/1"
-_TENSORS = {"moments": torch.float64, "above": torch.int64, "histogram": torch.int64}
 _LEAST, _GREATEST = ops.MOMENTS.index("min"), ops.MOMENTS.index("max")
 
 
@@ -36,7 +29,6 @@ class ScoreMoments:
         layers: the decoder layer of each.
         sizes: weights of each.
         thresholds: K multiples of a decoder layer's mean.
-        model, data: of the statistics whose norms are in the scores; empty for ``|W|``.
     """
 
     moments: Tensor
@@ -46,8 +38,6 @@ class ScoreMoments:
     layers: tuple[int, ...]
     sizes: tuple[int, ...]
     thresholds: tuple[float, ...] = ()
-    model: str = ""
-    data: str = ""
 
     def column(self, name: str) -> Tensor:
         """One of :data:`pruneengine.ops.MOMENTS`: float64 ``[M]``."""
@@ -68,58 +58,7 @@ class ScoreMoments:
             tuple(layers),
             tuple(sum(self.sizes[place] for place in rows) for rows in places),
             self.thresholds,
-            self.model,
-            self.data,
         )
-
-    def check(self, matrices: Sequence[Matrix], statistics: Statistics | None) -> ScoreMoments:
-        """Refuse those of other matrices, another model or other calibration data; ValueError says which."""
-        whose = ("", "") if statistics is None else (statistics.model, statistics.data)
-        expected = (tuple(m.name for m in matrices), tuple(m.numel for m in matrices), *whose)
-        found = (self.names, self.sizes, self.model, self.data)
-        for what, wanted, held in zip(("matrices", "sizes", "model", "data"), expected, found, strict=True):
-            if wanted != held:
-                raise ValueError(f"the score moments are of other {what}: expected {wanted!r}, found {held!r}")
-        return self
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
-        with needs("hf"):
-            from safetensors.torch import save
-
-        header = {"format": _FORMAT, "names": self.names, "layers": self.layers, "sizes": self.sizes}
-        header |= {"thresholds": self.thresholds, "model": self.model, "data": self.data}
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        write_atomically(path, save(tensors, metadata={"pruneengine": json.dumps(header)}))
-
-    @classmethod
-    def load(cls, path: str | Path) -> ScoreMoments:
-        """Read a file written by :meth:`save`; ValueError when it is corrupt or not one of ours."""
-        with needs("hf"):
-            from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("pruneengine", "{}"))
-                if header.pop("format", None) != _FORMAT:
-                    raise ValueError(f"expected the format {_FORMAT!r}")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            lists = {name: tuple(header.pop(name)) for name in ("names", "layers", "sizes", "thresholds")}
-            found = cls(**tensors, **lists, **header)
-            found._validate()
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: no score moments ({error})") from None
-        return found
-
-    def _validate(self) -> None:
-        count = len(self.names)
-        if not count == len(self.layers) == len(self.sizes):
-            raise ValueError(f"{count} names, {len(self.layers)} layers, {len(self.sizes)} sizes")
-        widths = (len(ops.MOMENTS), len(self.thresholds), HISTOGRAM_BINS)
-        for (name, dtype), width in zip(_TENSORS.items(), widths, strict=True):
-            tensor = getattr(self, name)
-            if tensor.dtype != dtype or tensor.shape != (count, width):
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {[count, width]}")
 
 
 def wanda_norm(statistics: Statistics, site: str) -> Tensor:
@@ -156,8 +95,6 @@ def collect_scores(
         tuple(matrix.name for matrix in matrices),
         tuple(matrix.layer for matrix in matrices),
         tuple(matrix.numel for matrix in matrices),
-        model="" if statistics is None else statistics.model,
-        data="" if statistics is None else statistics.data,
     )
     if not thresholds:
         return found
