@@ -85,10 +85,10 @@ def test_wanda_over_whole_layers():
 def test_sparsegpt_comes_close(mode, pattern):
     sparsity = None if pattern == "2:4" else 0.5
     expected, found = both(method="sparsegpt", mode=mode, pattern=pattern, sparsity=sparsity)
-    assert masks_differ(expected, found) < 2e-2
+    assert masks_differ(expected, found) < SWAPPED
     # Where another weight goes, those behind it in the row make up for another error.
     off = [(found[path] - weight).abs() > 1e-2 * weight.abs().max() for path, weight in expected.items()]
-    assert share(off) < 5e-2
+    assert share(off) < 2e-2
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
