@@ -206,7 +206,7 @@ def test_a_plan_of_another_model():
     other = tiny_model("llama-mha-untied")
     with pytest.raises(ValueError, match=r"the plan is of another model: .*(k|v)_proj is \(36, 60\) there and \(72"):
         plan_of().check(find_matrices(other, find_groups(other)))
-    with pytest.raises(ValueError, match=r"layers.2.mlp.up_proj is .* there and None here \(is ignore the same\?\)"):
+    with pytest.raises(ValueError, match=r"layers.2.mlp.up_proj is .* there and missing here \(is ignore the same\?\)"):
         plan_of().check([matrix for matrix in MATRICES if not matrix.name.endswith("layers.2.mlp.up_proj")])
 
 

@@ -26,6 +26,7 @@ from pruneengine.report.values import Measures
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import SparseReport, carry_out, decide
+from pruneengine.sparse.functions.function import Function, is_function_file
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.runtimes import speed_notes
@@ -165,8 +166,10 @@ def _counted(zeros: ZeroCount, report: SparseReport) -> str:
 
 
 def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:
+    # A function's text is all that its file says of it, and goes with the checkpoint.
+    text = str(Function.load(config.allocation)) if is_function_file(config.allocation) else config.allocation
     return {
-        "sparse": config.to_dict(),
+        "sparse": config.to_dict() | {"allocation": text},
         "source": options.source,
         "dtype": str(options.dtype).removeprefix("torch."),
         "calibration_hash": calibration.hash if calibration is not None else None,

@@ -84,9 +84,9 @@ class SparsePlan:
         """Refuse a plan of another model, or of other linears of it; ValueError names the first difference."""
         shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in matrices}
         for name in {**shapes, **self.shapes}:
-            here, there = shapes.get(name), self.shapes.get(name)
+            here, there = (of.get(name, "missing") for of in (shapes, self.shapes))
             if here != there:
-                reason = " (is ignore the same?)" if None in (here, there) else ""
+                reason = " (is ignore the same?)" if "missing" in (here, there) else ""
                 raise ValueError(f"the plan is of another model: {name} is {there} there and {here} here{reason}")
         return self
 
