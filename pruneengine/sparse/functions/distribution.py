@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pruneengine import ops
 from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
 from pruneengine.sparse.functions.allocation import position
 from pruneengine.sparse.functions.function import Function
@@ -61,24 +58,6 @@ class ScoreDistribution:
                 )
         self._chains: dict[tuple[tuple[str, ...], bool], Array] = {}
         self._reduced: dict[tuple[str | bool | tuple[str, ...], ...], Array] = {}
-
-    @classmethod
-    def measure(
-        cls, blocks: Iterable[Iterable[tuple[Tensor, Tensor | None]]], power: float = 1.0, norm_power: float = 1.0
-    ) -> ScoreDistribution:
-        """Of each block's matrices: ``(weight [R, C], norm [C] or None)``; scores ``|W|^power norm^norm_power``."""
-        parts = [
-            [ops.block_moments(weight, norm, power, norm_power)[::2] for weight, norm in block] for block in blocks
-        ]
-        if not parts or not all(parts):
-            raise ValueError(f"expected blocks of at least one matrix, got {[len(block) for block in parts]}")
-        return cls.of_parts(parts)
-
-    @classmethod
-    def of_parts(cls, blocks: Iterable[Iterable[tuple[Tensor, Tensor]]]) -> ScoreDistribution:
-        """From ``(moments [12], histogram [2048])`` of every matrix of every block."""
-        merged = [merge(*zip(*block, strict=True)) for block in blocks]
-        return cls(*(_stacked(column) for column in zip(*merged, strict=True)))
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -206,16 +185,3 @@ def tells_apart(values: Array, tolerance: float = TOLERANCE) -> bool:
         return False
     high, low = values.max(), values.min()
     return bool(high - low > tolerance * max(high, -low))
-
-
-def merge(moments: Iterable[Tensor], histograms: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Those of a block from those of its matrices: sums add up, the least and the greatest are taken."""
-    moments = _stacked(moments)
-    merged = moments.sum(0)
-    low, high = MOMENTS.index("min"), MOMENTS.index("max")
-    merged[low], merged[high] = moments[:, low].min(), moments[:, high].max()
-    return merged, _stacked(histograms).sum(0)
-
-
-def _stacked(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack([tensor.cpu() for tensor in tensors])
