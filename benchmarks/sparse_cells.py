@@ -21,7 +21,8 @@ from pruneengine.sparse.allocations.allocate import needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.structure import find_groups, get_linear, model_fingerprint
+from pruneengine.sparse.zeros import count_zeros
+from pruneengine.structure import find_groups, model_fingerprint
 
 DENSE, OURS = "dense", "ours"
 HEADLINE = ("uniform", "owl", "dsa", OURS)
@@ -180,7 +181,7 @@ class Study:
 
 def counted(model: nn.Module, plan: SparsePlan) -> dict[str, Any]:
     """The sparsity that was planned, and the one that is found by counting zeros in the weights."""
-    zeros = {name: int((get_linear(model, name).weight == 0).sum()) for name in plan.removed}
-    exact = sum(zeros[name] == plan.removed[name] for name in zeros)
-    total = sum(rows * width for rows, width in plan.shapes.values())
-    return {"planned": plan.reached, "reached": sum(zeros.values()) / total, "exact": exact, "matrices": len(zeros)}
+    found = count_zeros(model, plan)
+    matrices, total = len(found.zeros), sum(rows * width for rows, width in plan.shapes.values())
+    exact = matrices - len(found.differing)
+    return {"planned": plan.reached, "reached": found.total / total, "exact": exact, "matrices": matrices}

@@ -20,8 +20,9 @@ from pruneengine.sparse.passes import prune_layers
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
 from pruneengine.sparse.pruners import make_pruner
+from pruneengine.sparse.zeros import count_zeros
 from pruneengine.statistics import Statistics
-from pruneengine.structure import Structure, find_groups, get_linear, model_fingerprint
+from pruneengine.structure import Structure, find_groups, model_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +151,8 @@ def carry_out(
             pieces = [*as_samples(batches).batches(config.batch_size)]
             warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method)
     if config.compared == "layer":
-        plan = replace(plan, removed=_zeros(model, matrices))
+        plan = replace(plan, removed=count_zeros(model, plan).zeros)
     return replace(report, plan=plan, warnings=report.warnings + warnings)
-
-
-def _zeros(model: nn.Module, matrices: Sequence[Matrix]) -> dict[str, int]:
-    weights = {matrix.name: get_linear(model, matrix.name).weight for matrix in matrices}
-    return {name: weight.numel() - int(weight.count_nonzero()) for name, weight in weights.items()}
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.progress import track
+from pruneengine.sparse.allocations.block_scores import wanda_norm
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.statistics import Statistics
@@ -43,8 +44,7 @@ def quantile_masks(
         weight = get_linear(model, matrix.name).weight.detach()
         norm = None
         if method != "magnitude":
-            # By the sum over samples, as Wanda has it; a row's order does not depend on its scale.
-            norm = statistics.mean("squares", matrix.site).sqrt().to(weight.device)
+            norm = wanda_norm(statistics, matrix.site).to(weight.device)
         if pattern.grouped or method == "magnitude":
             scores = weight.abs() if norm is None else weight.float().abs() * norm
             columns = pattern.m if pattern.grouped else weight.numel()
