@@ -85,9 +85,7 @@ class Allocator:
     def _spread(self, values: Sequence[float], spread: float, sign: int = 1) -> dict[str, float]:
         found = allocation_of(values, self.config.sparsity, spread, sign, weights=self._sizes)
         layers = of_layers(self.matrices).values()
-        sparsities = {
-            m.name: sparsity for layer, sparsity in zip(layers, found.sparsity.tolist(), strict=True) for m in layer
-        }
+        sparsities = {m.name: sparsity for layer, sparsity in zip(layers, found.tolist(), strict=True) for m in layer}
         if self._pattern.grouped:
             return round_to_groups(self.matrices, sparsities, self.config.sparsity, self._pattern.m)
         return sparsities

@@ -117,9 +117,8 @@ def _by_values(
 ) -> Wish:
     if not spread:
         return Wish(wish_uniform(matrices, config).shares, words, values=_of_layers(blocks, values))
-    # Without the authors' guard in any case: it misses the mean where it acts.
     found = allocation_of(values, config.sparsity, spread, sign, weights=blocks.sizes)
-    by_layer = _of_layers(blocks, found.sparsity.tolist())
+    by_layer = _of_layers(blocks, found.tolist())
     shares = {matrix.name: by_layer[matrix.layer] for matrix in matrices}
     return Wish(shares, words, values=_of_layers(blocks, values))
 

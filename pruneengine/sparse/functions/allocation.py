@@ -7,7 +7,6 @@ above the least sparse, and the mean is s. Any affine map of v with a positive s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,23 +16,6 @@ from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.validate import require_within
 
 MOST = 0.99
-# What the authors' code gives a block that would come out at 0 or below.
-LEAST_PUBLISHED = 0.01
-
-
-@dataclass(frozen=True)
-class BlockSparsities:
-    """A sparsity for every block.
-
-    Attributes:
-        sparsity: float64 ``[B]``, read-only.
-        uniform: whether all values were equal, so that every block has the same.
-        clipped: whether a block would have left the bounds.
-    """
-
-    sparsity: Array
-    uniform: bool
-    clipped: bool
 
 
 def position(values: ArrayLike) -> Array | None:
@@ -58,9 +40,11 @@ def allocation_of(
     sign: int = 1,
     *,
     weights: Sequence[float] | ArrayLike | None = None,
-    compat: bool = False,
-) -> BlockSparsities:
+) -> Array:
     """The sparsity of every block from its value.
+
+    The authors' code makes 0.01 of what is 0 or less, and has no upper bound: it misses the mean where that acts, and
+    is not followed there.
 
     Args:
         values: one finite number a block ``[B]``.
@@ -68,12 +52,10 @@ def allocation_of(
         spread: λ in (0, 0.5].
         sign: +1, higher values become sparser; -1, the reverse.
         weights: how many weights each block has, for the mean; as many in each by default.
-        compat: the authors' guard instead: 0 or less becomes 0.01, and there is no upper bound, so that the mean may
-            miss s; all blocks count the same there.
 
     Returns:
-        every sparsity in [0, 0.99] (but for compat) and the weighted mean s up to float64 rounding: what a bound cuts
-        off is given to the blocks within by one common shift.
+        float64 ``[B]``, read-only: every sparsity in [0, 0.99] and the weighted mean s up to float64 rounding; what a
+        bound cuts off is given to the blocks within by one common shift. All s where all values are equal.
 
     Raises:
         ValueError: numbers out of their range, or values or weights of another shape.
@@ -85,15 +67,12 @@ def allocation_of(
         raise ValueError(f"sign must be +1 or -1, got {sign!r}")
     m = position(values)
     if m is None:
-        return _allocation(np.full(np.size(values), float(sparsity)), uniform=True)
-    share = _share(weights, m.size, compat)
+        return _fixed(np.full(np.size(values), float(sparsity)))
+    share = _share(weights, m.size)
     wanted = sparsity + sign * 2 * spread * (m - m @ share)
-    if compat:
-        return _allocation(np.where(wanted <= 0, LEAST_PUBLISHED, wanted), clipped=bool((wanted <= 0).any()))
     if wanted.min() >= 0 and wanted.max() <= MOST:
-        return _allocation(wanted)
-    bounded = meet_mean(wanted.tolist(), share.tolist(), sparsity, [(0.0, MOST)] * m.size)
-    return _allocation(np.array(bounded), clipped=True)
+        return _fixed(wanted)
+    return _fixed(np.array(meet_mean(wanted.tolist(), share.tolist(), sparsity, [(0.0, MOST)] * m.size)))
 
 
 def canonical(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
@@ -112,13 +91,13 @@ def _oriented(values: ArrayLike, sign: int) -> Array | None:
     return m if m is None or sign > 0 else 1 - m
 
 
-def _allocation(sparsity: Array, uniform: bool = False, clipped: bool = False) -> BlockSparsities:
+def _fixed(sparsity: Array) -> Array:
     sparsity.setflags(write=False)
-    return BlockSparsities(sparsity, uniform, clipped)
+    return sparsity
 
 
-def _share(weights: ArrayLike | None, blocks: int, compat: bool) -> Array:
-    if weights is None or compat:
+def _share(weights: ArrayLike | None, blocks: int) -> Array:
+    if weights is None:
         return np.full(blocks, 1 / blocks)
     share = np.asarray(weights, dtype=np.float64)
     if share.shape != (blocks,) or not (np.isfinite(share).all() and (share > 0).all()):
