@@ -1,6 +1,7 @@
 """``search --method dsa`` as a user drives it."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("optuna")
 
+from pruneengine.cli.search_dsa import run_dsa
 from pruneengine.sparse.functions.function import Function, read_metadata
 from tests.pages import read
 from tests.test_cli import folder, run
@@ -72,6 +74,19 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(texts, tmp_path, more, 
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert not out.exists()
+
+
+def test_a_recipe_says_none_as_the_options_do(tmp_path, monkeypatch):
+    def found(config, *_, **__):
+        raise RuntimeError((config.plateau, config.stop, config.trials))
+
+    monkeypatch.setattr("pruneengine.jobs.search_dsa.run", found)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("search: {sparsity: 0.5, plateau: none, stop: none, trials: 7}\n")
+    with pytest.raises(RuntimeError, match=re.escape("(None, None, 7)")):
+        run_dsa(recipe, {"plateau": None}, {}, None)
+    with pytest.raises(RuntimeError, match=re.escape("(9, None, 8)")):
+        run_dsa(recipe, {"plateau": "9", "trials": 8}, {}, None)
 
 
 def test_options_of_dsa_are_refused_by_the_other_search(texts, tmp_path):

@@ -59,10 +59,9 @@ def run_dsa(
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in odd)
         raise ValueError(f"{flags}: options of --method adapruner, which removes heads and channels; leave them out")
     values = (read_recipe(recipe, "search") if recipe else {}) | {k: v for k, v in given.items() if v is not None}
-    if given.get("plateau") is not None:
-        values["plateau"] = None if given["plateau"] == "none" else _whole(given["plateau"])
-    if values.get("stop") == "none":
-        values["stop"] = None
+    values |= {name: None for name in ("plateau", "stop") if values.get(name) == "none"}
+    if isinstance(values.get("plateau"), str):
+        values["plateau"] = _whole(values["plateau"])
     if "sparsity" not in values and "pattern" not in values:
         raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
     config = DsaConfig.from_dict(values)
