@@ -156,7 +156,7 @@ class Correlation:
         )
         if self.trusted:
             return f"{text}."
-        return f"{text}; below {TRUSTED:g} the fast loss is a rough guide, so twice as many were pruned in full."
+        return f"{text}; below {TRUSTED:g} the fast loss is a rough guide, so up to twice as many were pruned in full."
 
 
 def correlate(judged: Sequence[Judged]) -> Correlation:
