@@ -42,14 +42,13 @@ class Past:
     Attributes:
         known: by levels, in the order in which they were first evaluated.
         drawn: the genes of all trials.
-        told: trials that were finished, failed ones apart.
         best: the best complete allocation of them; since: trials after it, or all where there is none.
     """
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, ...], Known] = {}
         self.drawn: set[tuple] = set()
-        self.told, self.since = 0, 0
+        self.since = 0
         self.best: Known | None = None
         self._first, self._read = 0, set()
 
@@ -73,7 +72,6 @@ class Past:
         return [Member(known.function, known.estimate) for known in ranked[:size]]
 
     def _add(self, trial: optuna.trial.FrozenTrial) -> None:
-        self.told += 1
         self.since += 1
         self.drawn.add(tuple(trial.params.get(gene) for gene in GENES))
         found: dict[str, Any] | None = trial.user_attrs.get(FOUND)

@@ -24,7 +24,7 @@ from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, c
 from pruneengine.search.dsa.objective import SparseObjective
 from pruneengine.search.dsa.past import Known, Past
 from pruneengine.search.dsa.result import DsaResult, dsa_trials
-from pruneengine.search.dsa.trials import DsaLoop
+from pruneengine.search.dsa.trials import DsaLoop, mean
 from pruneengine.search.study import open_study
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers
@@ -101,7 +101,7 @@ def search_dsa(
     say("pruning the best allocations in full")
     with clock("finalists"):
         judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
-        entrants = [Entrant(name, fixed[name], _mean(rivals[name]), FIXED[name]) for name in FIXED]
+        entrants = [Entrant(name, fixed[name], mean(rivals[name]), FIXED[name]) for name in FIXED]
         judged, correlation = _finals(judge, entrants, past, allocator, objective, config)
     if not judged:
         raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
@@ -180,7 +180,3 @@ def _identity(model: nn.Module, texts: SearchTexts, config: DsaConfig, run: Sear
         "objective's dtype": str(run.dtype or model.dtype),
         **config.identity,
     }
-
-
-def _mean(losses: tuple[float, ...]) -> float:
-    return sum(losses) / len(losses)

@@ -123,7 +123,7 @@ class DsaLoop:
         found: dict[str, Any] = {"levels": list(levels)}
         if levels in self.rivals:
             losses = self.rivals[levels]
-            return found | {"losses": [], "estimate": _mean(losses), "origin": "repeat"}, True
+            return found | {"losses": [], "estimate": mean(losses), "origin": "repeat"}, True
         known = self.past.update(self.study).known.get(levels)
         if known is not None:
             return found | {"losses": [], "estimate": known.estimate, "origin": "repeat"}, known.complete
@@ -139,14 +139,14 @@ class DsaLoop:
         estimate = fitness.mean
         if fitness.stopped and best:
             # What it is above the best one so far, where both were run.
-            estimate += _mean(best) - _mean(best[: len(fitness.losses)])
+            estimate += mean(best) - mean(best[: len(fitness.losses)])
         losses = [round(loss, 6) for loss in fitness.losses]
         return found | {"losses": losses, "estimate": estimate, "origin": "sampler"}, not fitness.stopped
 
     def _best(self) -> tuple[float, ...]:
         """The losses of the best allocation so far, fixed ones too."""
         ours = [self.past.best.losses] if self.past.best else []
-        return min([*self.rivals.values(), *ours], key=_mean, default=())
+        return min([*self.rivals.values(), *ours], key=mean, default=())
 
 
 def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bool:
@@ -160,11 +160,12 @@ def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bo
     """
     from scipy.stats import wilcoxon
 
-    if not best or len(losses) < 2 or _mean(losses) <= _mean(best[: len(losses)]):
+    if not best or len(losses) < 2 or mean(losses) <= mean(best[: len(losses)]):
         return False
     differences = [loss - least for loss, least in zip(losses, best, strict=False)]
     return bool(wilcoxon(differences, alternative="greater", zero_method="zsplit").pvalue < p)
 
 
-def _mean(losses: tuple[float, ...]) -> float:
+def mean(losses: tuple[float, ...]) -> float:
+    """Of the losses of segments: nats."""
     return sum(losses) / len(losses)
