@@ -217,6 +217,12 @@ def test_a_pattern_has_whole_numbers_in_every_layer():
     assert all(level % 64 == 0 for t in result.trials for level in t.levels)
 
 
+def test_what_comes_to_the_uniform_plan_is_not_called_a_function():
+    result = pe.search(tiny_model(num_hidden_layers=1), texts(), config(trials=2))
+    assert [judged.entrant.name for judged in result.finalists] == ["uniform", "owl", "dsa"]
+    assert result.function is None
+
+
 def allocator():
     model = tiny_model()
     structure = pe.find_groups(model)

@@ -170,9 +170,12 @@ def correlate(judged: Sequence[Judged]) -> Correlation:
 
 
 def ranked(judged: Sequence[Judged], config: DsaConfig) -> list[Judged]:
-    """By the mean loss over all windows, best first: those held out are few, and the others chose by fast losses."""
+    """By the mean loss over all windows, best first: those held out are few, and the others chose by fast losses.
+
+    Of equal ones (one plan under several names) the first stays first, and so uniform before a function.
+    """
     weights = config.search_windows, config.held_out_windows
-    return sorted(judged, key=lambda each: (each.full * weights[0] + each.held_out * weights[1], each.entrant.name))
+    return sorted(judged, key=lambda each: each.full * weights[0] + each.held_out * weights[1])
 
 
 def _digest(plan: SparsePlan, mode: str, texts: SearchTexts) -> str:
