@@ -89,6 +89,8 @@ def show_dsa(console: Console, job: DsaJobResult) -> None:
         table.add_row(entrant.name, str(entrant.function or ""), *numbers)
     console.print(table)
     console.print(f"winner: {result.winner.entrant.name}, {result.plan.allocation}")
+    if result.function is None:
+        console.print("no function was better: none is saved")
     console.print(", ".join(f"{what}: {count}" for what, count in result.counts.items()))
     if result.plateau is not None:
         console.print(f"no trial after trial {result.plateau} was better: the search ended early")
