@@ -14,12 +14,9 @@ import pruneengine as pe  # noqa: E402
 from pruneengine.samples import Samples  # noqa: E402
 from pruneengine.search.adapruner import SearchRun  # noqa: E402
 from pruneengine.search.dsa import search as dsa  # noqa: E402
-from pruneengine.search.dsa.allocator import Allocator  # noqa: E402
 from pruneengine.search.dsa.config import DsaConfig  # noqa: E402
 from pruneengine.search.dsa.finals import spread_over  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
-from pruneengine.sparse.functions.function import PUBLISHED, Function  # noqa: E402
-from pruneengine.sparse.matrices import find_matrices  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokens  # noqa: E402
 
 OPTIONS = {
@@ -143,6 +140,24 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(tmp_path, monkeypatch)
     assert resumed.winner.held_out == unbroken.winner.held_out
 
 
+def test_a_stop_while_a_function_is_drawn_costs_no_trial(monkeypatch, tmp_path):
+    from pruneengine.search.dsa import sampler
+
+    run = SearchRun("a", f"journal:{tmp_path / 'a.journal'}")
+    suggest, calls = sampler.suggest, []
+
+    def stopped(trial):
+        calls.append(trial)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return suggest(trial)
+
+    monkeypatch.setattr(sampler, "suggest", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        search(run, trials=5)
+    assert search(run, trials=5).counts["drawn"] == 5
+
+
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
     run = SearchRun("a", f"journal:{tmp_path / 'a.journal'}")
     first = search(run, trials=8)
@@ -221,37 +236,6 @@ def test_what_comes_to_the_uniform_plan_is_not_called_a_function():
     result = pe.search(tiny_model(num_hidden_layers=1), texts(), config(trials=2))
     assert [judged.entrant.name for judged in result.finalists] == ["uniform", "owl", "dsa"]
     assert result.function is None
-
-
-def allocator():
-    model = tiny_model()
-    structure = pe.find_groups(model)
-    matrices = find_matrices(model, structure)
-    statistics = pe.calibrate(model, tiny_tokens(), ("squares",), structure=structure)
-    return Allocator(model, matrices, statistics, config().sparse_config), matrices, (model, statistics)
-
-
-def test_functions_that_differ_in_scale_alone_share_their_levels():
-    made, matrices, _ = allocator()
-    mean, total = (made.of_function(Function((), reduce)) for reduce in ("mean", "l1"))
-    assert mean.levels == total.levels
-    assert sum(mean.levels) == 384
-    assert mean.by_layer(matrices) == pytest.approx([level / 256 for level in mean.levels], abs=1 / 256)
-    assert made.of_function(Function((), "mean", sign=-1)).levels != mean.levels
-
-
-def test_a_function_that_tells_nothing_apart_is_refused():
-    made, _, _ = allocator()
-    with pytest.raises(ValueError, match="do not tell the layers apart"):
-        made.of_function(Function(("softmax",), "mean"))
-
-
-def test_fixed_allocations_by_name():
-    made, matrices, (model, statistics) = allocator()
-    assert made.named(model, "uniform", statistics).levels == (128,) * 3
-    published = made.named(model, "dsa", statistics)
-    assert str(PUBLISHED) in published.words
-    assert sum(published.by_layer(matrices)) / 3 == pytest.approx(0.5)
 
 
 def test_a_loss_that_is_not_finite_is_no_allocation(monkeypatch):

@@ -20,8 +20,6 @@ from pruneengine.search.study import ILLEGAL, WORKER, counted, fail_abandoned, t
 if TYPE_CHECKING:
     import optuna
 
-    from pruneengine.sparse.functions.function import Function
-
 
 @dataclass
 class DsaLoop:
@@ -73,10 +71,14 @@ class DsaLoop:
     def _step(self) -> None:
         import optuna
 
+        from pruneengine.search.dsa.sampler import suggest
+
         before = dict(self.clock.seconds)
         with self.clock("propose"):
-            trial, function = self._propose()
+            trial = self._ask()
         try:
+            with self.clock("propose"):
+                function = suggest(trial)
             try:
                 with self.clock("score"):
                     allocated = self.allocator.of_function(function)
@@ -105,8 +107,8 @@ class DsaLoop:
         trial.set_user_attr(ILLEGAL, reason)
         self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
-    def _propose(self) -> tuple[optuna.trial.Trial, Function]:
-        from pruneengine.search.dsa.sampler import EvolutionSampler, suggest
+    def _ask(self) -> optuna.trial.Trial:
+        from pruneengine.search.dsa.sampler import EvolutionSampler
 
         config = self.config
         evolution = Evolution(config.population, config.tournament, config.crossover, config.mutation)
@@ -115,7 +117,7 @@ class DsaLoop:
         self.study.sampler = EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.past)
         trial = self.study.ask()
         trial.set_user_attr(WORKER, this_worker())
-        return trial, suggest(trial)
+        return trial
 
     def _found(self, allocated: Allocated) -> tuple[dict[str, Any], bool]:
         """What a trial leaves in the study, and whether all its losses are known."""
