@@ -69,7 +69,8 @@ def allocate_sparsities(
     outliers kept denser; ``dsa``, the function that the authors of DSA released; an allocation function as text or
     file; or sparsities from a file (:func:`pruneengine.sparse.allocations.file.read_sparsities`). OWL and functions
     read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices within it by
-    one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves dense.
+    one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves dense, and under
+    N:M before whole numbers are taken.
 
     Args:
         model: the dense model.
