@@ -53,7 +53,7 @@ def main() -> None:
     for cell in () if options.known else missing:
         print(cell, flush=True)
         bench.measure(cell)
-    results = {cell: found for cell in cells if (found := bench.result(cell)) is not None}
+    results = {cell: placeless(found) for cell in cells if (found := bench.result(cell)) is not None}
     setting = {
         "device": cpu_name(), "threads": options.threads,
         "versions": versions("torch", "transformers", "optuna"), "date": date.today().isoformat(),
@@ -70,6 +70,15 @@ def main() -> None:
         write_atomically(options.results / "dsa.json", json.dumps(kept, indent=1) + "\n")
     for each in lines:
         print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in each.items()))
+
+
+def placeless(found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, with the names of texts in place of where they lay."""
+    config = found["config"]
+    named = {name: Path(config[name]).name for name in ("calibration", "search_text")}
+    if "function" in found:
+        found["function"]["metadata"]["search text"] = named["search_text"]
+    return found | {"config": config | named}
 
 
 def line(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
