@@ -116,6 +116,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the texts and the sampler")
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--plateau", type=int, default=0, help="trials without a better one that end it; 0 for never")
+    parser.add_argument(
+        "--correlate", type=int, default=20, help="allocations that fast and full losses are compared on; 0 for none"
+    )
     parser.add_argument("--window", type=int, default=128, help="tokens a window of the objective")
     parser.add_argument("--windows", type=int, default=40, help="of the objective; a fifth is held out")
     parser.add_argument("--nsamples", type=int, default=32, help="calibration samples")
@@ -139,6 +142,7 @@ def load(options: argparse.Namespace) -> Bench:
     model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
     config = DsaConfig(
         sparsity=options.sparsities[0], trials=options.trials, plateau=options.plateau or None,
+        correlate=options.correlate,
         search_text=options.search, seqlen=options.window, windows=options.windows,
         calibration=options.calibration, nsamples=options.nsamples, calibration_seqlen=options.seqlen,
     )  # fmt: skip
