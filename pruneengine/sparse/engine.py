@@ -72,7 +72,8 @@ def sparsify(
     Args:
         model: a transformers causal language model of the Llama family, dense.
         batches: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
-        config: what to do; may be left out with a plan, and then linears that are not in the plan stay dense.
+        config: what to do; may be left out with a plan, and then linears that are not in the plan stay dense (a plan
+            without a whole decoder layer needs a config whose ``ignore`` says so).
         statistics: of this dense model, with "squares": for allocations that read any, and in place of batches for
             Wanda in mode "one-shot".
         plan: counts made before, by this config's method and pattern; then none are worked out.
@@ -94,8 +95,9 @@ def sparsify(
 
 
 def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
-    names = [matrix.name for matrix in matrices]
-    left = () if plan.shapes.keys() - set(names) else tuple(name for name in names if name not in plan.shapes)
+    # A layer of which the plan has nothing is a sign of another model.
+    known = {matrix.layer for matrix in matrices if matrix.name in plan.shapes}
+    left = tuple(matrix.name for matrix in matrices if matrix.layer in known and matrix.name not in plan.shapes)
     return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=left)
 
 
