@@ -73,9 +73,10 @@ def allocate(
     slack = max(structure.layer_params) / 2 if "layers" in kinds and not groups else 0
     if budget > available + slack:
         most = (ratio * structure.prunable_params(kinds) - budget + available) / structure.prunable_params(kinds)
+        why = f" ({structure.undivided_heads})" if "heads" in kinds and structure.undivided_heads else ""
         raise ValueError(
             f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
-            f"can give at most {most:.3f}"
+            f"can give at most {most:.3f}{why}"
         )
     if not groups:
         return ratios

@@ -8,6 +8,7 @@ inputs in their place (mask), or new values of the linears that read them (both)
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,17 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.plan import Plan
-from pruneengine.structure import Group, Member, Structure, find_groups, get_linear, unit_slices
-from pruneengine.widths import sync_config
+from pruneengine.structure import (
+    Group,
+    Member,
+    Structure,
+    distinct_linears,
+    find_groups,
+    get_linear,
+    text_config,
+    unit_slices,
+)
+from pruneengine.widths import layer_counts, sync_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +91,10 @@ def mask(
 @contextlib.contextmanager
 def skip(model: nn.Module, structure: Structure, layers: Iterable[int]) -> Iterator[nn.Module]:
     """Within the context these decoder layers pass their input on."""
+    forward = _identity_in_tuple if structure.family.layer_gives_tuple else _identity
     with contextlib.ExitStack() as undo:
         for layer in layers:
-            undo.enter_context(stand_in(model.get_submodule(structure.layer_path(layer)), _identity))
+            undo.enter_context(stand_in(model.get_submodule(structure.layer_path(layer)), forward))
         yield model
 
 
@@ -185,11 +196,16 @@ def compact(
     if len(plan.kept_layers) < structure.num_layers:
         _drop_layers(model, structure, plan.kept_layers)
     sync_config(model)
+    _set_counts(model)
     return model
 
 
 def _identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return hidden_states
+
+
+def _identity_in_tuple(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
 
 
 def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
@@ -274,7 +290,7 @@ def _complete_biases(model: nn.Module, structure: Structure) -> None:
             if linear.bias is None:
                 _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
         if flag is not None:
-            setattr(model.config, flag, True)
+            setattr(text_config(model.config), flag, True)
 
 
 def _as_tensor(units: tuple[int, ...]) -> Tensor:
@@ -290,23 +306,25 @@ def kept_mask(units: int, kept: tuple[int, ...]) -> Tensor:
 def _gate_hook(linear: nn.Linear, out: Member, gates: Tensor, means: Tensor | None):
     factors = gates.to(linear.weight).repeat_interleave(out.width, -1)
     if means is None:
-        factors = _per_row(factors)
-        return lambda _module, args: (args[0] * factors, *args[1:])
-    factors, constant = _per_row(factors), _per_row(means.to(linear.weight) * (1 - factors))
-    return lambda _module, args: (args[0] * factors + constant, *args[1:])
+        return lambda _module, args: (args[0] * _per_row(factors, args[0]), *args[1:])
+    constant = means.to(linear.weight) * (1 - factors)
+    return lambda _module, args: (args[0] * _per_row(factors, args[0]) + _per_row(constant, args[0]), *args[1:])
 
 
-def _per_row(values: Tensor) -> Tensor:
-    """``[rows, C]`` -> ``[rows, 1, C]``, to go with activations ``[rows, tokens, C]``."""
-    return values[:, None] if values.dim() == 2 else values
+def _per_row(values: Tensor, x: Tensor) -> Tensor:
+    """``[rows, C]`` to go with activations ``[rows, tokens, C]``, or ``[rows * tokens, C]`` as some models run them."""
+    if values.dim() == 1:
+        return values
+    return values[:, None] if x.dim() == 3 else values.repeat_interleave(len(x) // len(values), 0)
 
 
 def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
     units = _as_tensor(kept)
-    indices = {width: unit_slices(units, width) for width in {member.width for member in group.members}}
-    for member in group.members:
+    for member in distinct_linears(group.members):
         linear = get_linear(model, member.module)
-        index = indices[member.width].to(linear.weight.device)
+        # Ascending: what members of one linear keep stays laid out as it was.
+        index = torch.cat([m.indices(units) for m in group.members if m.module == member.module]).sort().values
+        index = index.to(linear.weight.device)
         if member.axis == 0:
             _replace(linear, "weight", ops.gather_rows(linear.weight.detach(), index))
             if linear.bias is not None:
@@ -315,6 +333,21 @@ def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
         else:
             _replace(linear, "weight", ops.gather_columns(linear.weight.detach(), index))
             linear.in_features = len(index)
+
+
+def _set_counts(model: nn.Module) -> None:
+    structure = find_groups(model)
+    for index, counts in enumerate(layer_counts(structure)):
+        for path, value in counts.items():
+            owner = model.get_submodule(structure.layer_path(index))
+            *parents, name = path.split(".")
+            for parent in parents:
+                owner, holder = getattr(owner, parent), owner
+                if not isinstance(owner, nn.Module) and getattr(owner, name) != value:
+                    # A config that all layers share: the others have other numbers.
+                    owner = copy.copy(owner)
+                    setattr(holder, parent, owner)
+            setattr(owner, name, value)
 
 
 def _replace(linear: nn.Linear, name: str, values: Tensor) -> None:
@@ -332,5 +365,6 @@ def _drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) 
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
     setattr(model.get_submodule(parent), name, remaining)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    config = text_config(model.config)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]

@@ -21,7 +21,7 @@ from pruneengine.progress import track
 from pruneengine.recorder import Recorder
 from pruneengine.samples import Samples, as_samples
 from pruneengine.statistics import QUANTITIES, Statistics, checked_subsets
-from pruneengine.structure import KINDS, Group, Structure, find_groups, get_linear, model_fingerprint
+from pruneengine.structure import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
 
 ACTIVATIONS = frozenset({"sum", "squares"})
 SIGNED = frozenset({"signed"})
@@ -136,7 +136,7 @@ def _recording(
                     hook = _activation_hook(recorder, site.name, wanted)
                     hooks.enter_context(get_linear(model, site.module).register_forward_pre_hook(hook))
         if wanted & SIGNED:
-            for member in (m for g in groups if g.layer in layers for m in g.members):
+            for member in distinct_linears(m for g in groups if g.layer in layers for m in g.members):
                 linear = get_linear(model, member.module)
                 if member.axis == 0:
                     hooks.enter_context(linear.register_forward_hook(_output_gate_hook(recorder, member.module, scale)))
@@ -149,7 +149,7 @@ def _recording(
 
 def _activation_hook(recorder: Recorder, name: str, wanted: frozenset[str]):
     def hook(_module, args):
-        total, squares, _peak = ops.activation_stats(args[0].detach())
+        total, squares, _peak = ops.activation_stats(recorder.by_sample(args[0].detach()))
         for quantity, values in (("sum", total), ("squares", squares)):
             if quantity in wanted:
                 recorder.write(quantity, name, values)
@@ -162,7 +162,12 @@ def _input_gate_hook(recorder: Recorder, name: str, scale: float):
         if args[0].requires_grad:
             # Not the tensor itself: a hook that holds its own tensor keeps the whole graph alive for good.
             x = args[0].detach()
-            args[0].register_hook(lambda dx: recorder.write("signed", name, ops.gate_scores(x, dx) / scale))
+
+            def on_gradient(dx):
+                scores = ops.gate_scores(recorder.by_sample(x), recorder.by_sample(dx))
+                recorder.write("signed", name, scores / scale)
+
+            args[0].register_hook(on_gradient)
 
     return hook
 
@@ -172,7 +177,8 @@ def _output_gate_hook(recorder: Recorder, name: str, scale: float):
         y = output.detach()
 
         def on_gradient(dy):
-            scores = ops.gate_scores(y, dy)
+            dy = recorder.by_sample(dy)
+            scores = ops.gate_scores(recorder.by_sample(y), dy)
             if linear.bias is not None:
                 # y holds the bias; the identity is about x W^T alone.
                 scores -= linear.bias.float() * dy.sum(1, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,8 @@ PLAIN_LOADER = "AutoModelForCausalLM.from_pretrained(path)"
 PER_LAYER_LOADER = "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)"
 MODELING_FILE = Path(__file__).with_name("modeling_pruned.py")
 MODELING_MODULE = MODELING_FILE.stem
-# model_type: (class of transformers, class of modeling_pruned.py)
-FAMILIES = {
-    "llama": ("LlamaForCausalLM", "PrunedLlamaForCausalLM"),
-    "mistral": ("MistralForCausalLM", "PrunedMistralForCausalLM"),
-    "qwen2": ("Qwen2ForCausalLM", "PrunedQwen2ForCausalLM"),
-    "qwen3": ("Qwen3ForCausalLM", "PrunedQwen3ForCausalLM"),
-}
+# Its classes, "Pruned" before the name of the class of transformers: read, because importing it needs transformers.
+SHIPPED = tuple(re.findall(r"^class (Pruned\w+)\(", MODELING_FILE.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def checkpoint_config(model: nn.Module) -> dict[str, Any]:
@@ -40,11 +36,11 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
     for stale in ("_model_name_or_path", "_name_or_path", "quantization_config", "auto_map", "architectures"):
         values.pop(stale, None)
     values["dtype"] = str(model.dtype).removeprefix("torch.")
-    family = values["model_type"]
+    family, plain = values["model_type"], type(model).__name__.removeprefix("Pruned")
     whole = family != "llama" or values["hidden_size"] % values["num_attention_heads"] == 0
     biased = bool(values.get("attention_bias") or values.get("mlp_bias"))
     if "pruneengine_widths" not in values and not whole and not biased:
-        family = values["model_type"] = "mistral"
+        values["model_type"], plain = "mistral", "MistralForCausalLM"
         values["sliding_window"] = None
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
             values.pop(name, None)
@@ -52,15 +48,15 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
         values.setdefault("pruneengine_widths", layer_widths(find_groups(model)))
         heads, hidden = values["num_attention_heads"], values["hidden_size"]
         values["num_attention_heads"] = next(n for n in range(heads, hidden + 1) if hidden % n == 0)
-    shipped = bool({"pruneengine_widths", "pruneengine_biases"} & values.keys())
-    if shipped and family not in FAMILIES:
+    shipped = bool({"pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"} & values.keys())
+    pruned = f"Pruned{plain}"
+    if shipped and pruned not in SHIPPED:
         raise ValueError(
-            f"layers of different widths, or with biases of their own, can be saved for {', '.join(FAMILIES)}, not for "
-            f"{family!r}"
+            f"{family!r} can be saved only with widths that its config can say, and without new biases: the modelling "
+            f"file for anything else has {', '.join(SHIPPED)}, but no {pruned}"
         )
     if shipped:
-        values["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_MODULE}.{FAMILIES[family][1]}"}
-    plain, pruned = FAMILIES.get(family, (type(model).__name__, None))
+        values["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_MODULE}.{pruned}"}
     values["architectures"] = [pruned if shipped else plain]
     return dict(sorted(values.items()))
 
@@ -72,6 +68,6 @@ def runs_shipped_code(folder: Path) -> bool:
         OSError, ValueError: ``config.json`` is missing or no JSON.
     """
     auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-    ours = [{"AutoModelForCausalLM": f"{MODELING_MODULE}.{pruned}"} for _, pruned in FAMILIES.values()]
+    ours = [{"AutoModelForCausalLM": f"{MODELING_MODULE}.{pruned}"} for pruned in SHIPPED]
     copy = folder / MODELING_FILE.name
     return auto_map in ours and copy.is_file() and copy.read_bytes() == MODELING_FILE.read_bytes()

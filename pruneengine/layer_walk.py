@@ -47,6 +47,10 @@ class LayerWalk:
             output = self._layers[layer](hidden, **self._arguments[layer, len(hidden)])
         return output[0] if isinstance(output, tuple) else output
 
+    def by_sample(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """What entered a module while a layer ran on ``hidden``, as ``[b, T, C]`` even where it was ``[b * T, C]``."""
+        return x if x.dim() == 3 else x.view(*hidden.shape[:2], -1)
+
     @contextlib.contextmanager
     def recording(self, modules: Iterable[str]) -> Iterator[dict[str, Tensor]]:
         """What entered each of these modules last, within the context and before any hook registered later."""

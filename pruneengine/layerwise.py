@@ -19,7 +19,7 @@ from pruneengine.gradient_sums import WHOLE_SET, ManySets, OneSet
 from pruneengine.loss import token_nll_backward
 from pruneengine.progress import track
 from pruneengine.recorder import Recorder
-from pruneengine.structure import Group, Member, Structure, get_linear
+from pruneengine.structure import Group, Member, Structure, distinct_linears, get_linear
 
 _EACH = frozenset({"fisher", "abs_each"})
 
@@ -51,7 +51,7 @@ def backward_by_layer(
     inputs, gradients, losses = _forward(model, structure, pieces, layers, scale)
     for index in track(range(structure.num_layers - 1, layers[0] - 1, -1), "backward by layer"):
         layer = model.get_submodule(structure.layer_path(index))
-        members = [m for g in groups if g.layer == index for m in g.members]
+        members = distinct_linears(m for g in groups if g.layer == index for m in g.members)
         sums = [_MemberSums(member, get_linear(model, member.module), recorder, wanted, scale) for member in members]
         with contextlib.ExitStack() as hooks:
             if index in layers:
@@ -115,8 +115,8 @@ class _MemberSums:
             self.sums = ManySets(*about, recorder.sets) if len(recorder.sets) > 1 else OneSet(*about)
 
     def on_forward(self, _linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        x = args[0].detach()
-        y.register_hook(lambda dy: self._add(x, dy.detach()))
+        x = self.recorder.by_sample(args[0].detach())
+        y.register_hook(lambda dy: self._add(x, self.recorder.by_sample(dy.detach())))
 
     @torch.no_grad()
     def _add(self, x: Tensor, dy: Tensor) -> None:

@@ -20,7 +20,7 @@ from pruneengine.structure import Member
 
 @dataclass(frozen=True)
 class MemberView:
-    """What a metric may look at: one linear's weight and the statistics gathered there."""
+    """What a metric may look at: the weight of one linear, or of a member's rows of it, and the statistics there."""
 
     member: Member
     weight: Tensor
@@ -33,7 +33,7 @@ class MemberView:
 
     def mean(self, quantity: str, of: str = "x") -> Tensor:
         """A quantity's mean over samples, over this member's rows or columns; ``of`` as :meth:`Statistics.mean`."""
-        return self.statistics.mean(quantity, self.member.module, of)
+        return self.member.select(self.statistics.mean(quantity, self.member.module, of))
 
     def input_squares(self) -> Tensor:
         """Mean over samples of the sum over tokens of x^2, per input channel of the linear."""
@@ -80,7 +80,7 @@ def get_metric(name: str) -> Metric:
 @metric("random")
 def _random(view: MemberView) -> Tensor:
     """Uniform noise, fixed by the seed: the control every other metric must beat."""
-    generator = torch.Generator().manual_seed(view.seed * 1_000_003 + zlib.crc32(view.member.module.encode()))
+    generator = torch.Generator().manual_seed(view.seed * 1_000_003 + zlib.crc32(view.member.name.encode()))
     return torch.rand(view.weight.shape[view.member.axis], generator=generator)
 
 

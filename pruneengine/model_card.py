@@ -87,7 +87,7 @@ def model_card(
     if rows:
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
     twin = dense_config is not None and dense_config.get("model_type") != config["model_type"]
-    reason = WIDTHS_REASON if "pruneengine_widths" in config else BIASES_REASON
+    reason = WIDTHS_REASON if {"pruneengine_widths", "pruneengine_shapes"} & config.keys() else BIASES_REASON
     note = SHIPPED_NOTE.format(reason=reason) if "auto_map" in config else TWIN_NOTE if twin else ""
     return TEMPLATE.format(
         title=title, family=config["model_type"], loader=loader, note=note, sizes="\n".join(sizes), sections=sections

@@ -1,14 +1,33 @@
-"""Causal language models whose decoder layers differ in width or have more biases, for Llama, Mistral, Qwen2 and Qwen3.
+"""Causal language models of transformers whose decoder layers differ in width or have more biases.
 
-This file travels inside a checkpoint and needs transformers only. ``config.json`` names a class below in ``auto_map``
-and gives the widths in ``pruneengine_widths``: one ``{"num_attention_heads", "num_key_value_heads",
-"intermediate_size"}`` per decoder layer. The same names in the config itself give at least the widest layer's numbers.
-``pruneengine_biases`` names linears of a layer, e.g. ``"mlp.down_proj"``, that have a bias in every layer. Either may
-be absent.
+This file travels inside a checkpoint and needs transformers only. ``config.json`` names a class below in ``auto_map``.
+What a layer is, where it is not what the config says, is given by any of:
+
+- ``pruneengine_widths``: one ``{"num_attention_heads", "num_key_value_heads", "intermediate_size"}`` per decoder layer,
+  for layers of Llama's layout. The same names in the config itself give at least the widest layer's numbers.
+- ``pruneengine_shapes``: one ``{"linears": {path: [rows, columns]}, "counts": {path: number}}`` per decoder layer, for
+  any other layout; ``counts`` are attributes that the layer reads beside its weights.
+- ``pruneengine_biases``: linears of a layer, e.g. ``"mlp.down_proj"``, that have a bias in every layer.
 """
 
+import copy
+
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    BloomForCausalLM,
+    FalconForCausalLM,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    GemmaForCausalLM,
+    GPTNeoXForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    OPTForCausalLM,
+    Phi3ForCausalLM,
+    PhiForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 
 def resized(linear: nn.Linear, out_features: int, in_features: int) -> nn.Linear:
@@ -43,32 +62,87 @@ def add_bias(layer: nn.Module, path: str) -> None:
     layer.set_submodule(path, biased)
 
 
-class PerLayerWidths:
+def reshape_layer(layer: nn.Module, linears: dict, counts: dict) -> None:
+    """Give the linears of one decoder layer their own shapes, and the layer the numbers that go with them."""
+    for path, (rows, columns) in linears.items():
+        layer.set_submodule(path, resized(layer.get_submodule(path), rows, columns))
+    for path, value in counts.items():
+        owner, (*parents, name) = layer, path.split(".")
+        for parent in parents:
+            owner, holder = getattr(owner, parent), owner
+            if not isinstance(owner, nn.Module):
+                # A config that all layers share.
+                owner = copy.copy(owner)
+                setattr(holder, parent, owner)
+        setattr(owner, name, value)
+
+
+class PerLayer:
     """Mixin in front of a causal language model: prepares every layer before the weights are loaded."""
+
+    layers_path = "model.layers"
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        widths = getattr(config, "pruneengine_widths", None) or []
-        if widths and len(widths) != len(self.model.layers):
-            raise ValueError(f"pruneengine_widths has {len(widths)} entries for {len(self.model.layers)} layers")
-        for layer, layer_widths in zip(self.model.layers, widths):  # noqa: B905
-            resize_layer(layer, **layer_widths)
-        for layer in self.model.layers:
+        layers = self.get_submodule(self.layers_path)
+        for name, prepare in (("pruneengine_widths", resize_layer), ("pruneengine_shapes", reshape_layer)):
+            entries = getattr(config, name, None) or []
+            if entries and len(entries) != len(layers):
+                raise ValueError(f"{name} has {len(entries)} entries for {len(layers)} layers")
+            for layer, entry in zip(layers, entries):  # noqa: B905
+                prepare(layer, **entry)
+        for layer in layers:
             for path in getattr(config, "pruneengine_biases", None) or ():
                 add_bias(layer, path)
 
 
-class PrunedLlamaForCausalLM(PerLayerWidths, LlamaForCausalLM):
+class PrunedLlamaForCausalLM(PerLayer, LlamaForCausalLM):
     pass
 
 
-class PrunedMistralForCausalLM(PerLayerWidths, MistralForCausalLM):
+class PrunedMistralForCausalLM(PerLayer, MistralForCausalLM):
     pass
 
 
-class PrunedQwen2ForCausalLM(PerLayerWidths, Qwen2ForCausalLM):
+class PrunedQwen2ForCausalLM(PerLayer, Qwen2ForCausalLM):
     pass
 
 
-class PrunedQwen3ForCausalLM(PerLayerWidths, Qwen3ForCausalLM):
+class PrunedQwen3ForCausalLM(PerLayer, Qwen3ForCausalLM):
     pass
+
+
+class PrunedGemmaForCausalLM(PerLayer, GemmaForCausalLM):
+    pass
+
+
+class PrunedGemma2ForCausalLM(PerLayer, Gemma2ForCausalLM):
+    pass
+
+
+class PrunedGemma3ForCausalLM(PerLayer, Gemma3ForCausalLM):
+    pass
+
+
+class PrunedPhiForCausalLM(PerLayer, PhiForCausalLM):
+    pass
+
+
+class PrunedPhi3ForCausalLM(PerLayer, Phi3ForCausalLM):
+    pass
+
+
+class PrunedOPTForCausalLM(PerLayer, OPTForCausalLM):
+    layers_path = "model.decoder.layers"
+
+
+class PrunedGPTNeoXForCausalLM(PerLayer, GPTNeoXForCausalLM):
+    layers_path = "gpt_neox.layers"
+
+
+class PrunedBloomForCausalLM(PerLayer, BloomForCausalLM):
+    layers_path = "transformer.h"
+
+
+class PrunedFalconForCausalLM(PerLayer, FalconForCausalLM):
+    layers_path = "transformer.h"

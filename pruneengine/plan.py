@@ -221,5 +221,7 @@ def _nothing_to_remove(structure: Structure, kinds: tuple[str, ...], ratio: floa
     for group in [g for g in structure.groups if g.layer == 0 and g.kind in kinds]:
         what = "KV group" if group.kind == "heads" else "channel"
         smallest.append(f"one {what} of {group.units} a layer is {1 / group.units:.3f} of the {group.kind}")
+    if "heads" in kinds and structure.undivided_heads:
+        smallest.append(structure.undivided_heads)
     rounding = f", widths are multiples of {round_to}" if round_to else ""
     return f"ratio {ratio:g} removes nothing at legal widths: {'; '.join(smallest)}{rounding}"

@@ -23,6 +23,10 @@ class Recorder:
         self.of_subsets: dict[str, dict[str, Tensor]] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
 
+    def by_sample(self, x: Tensor) -> Tensor:
+        """``[b, T, C]`` of the samples in flight, also of what a model runs as ``[b * T, C]``."""
+        return x if x.dim() == 3 else x.reshape(self.rows.stop - self.rows.start, -1, x.shape[-1])
+
     def write(self, quantity: str, name: str, values: Tensor) -> None:
         """Store ``[b, C]`` values of the samples in flight, on the device they come from."""
         named = self._tensors.setdefault(quantity, {})

@@ -135,7 +135,9 @@ def score_groups(
     scores: dict[str, Tensor] = {}
     for group in groups:
         members = reversed(group.members) if aggregate == "last" else group.members
-        views = (MemberView(m, get_linear(model, m.module).weight.detach(), statistics, seed) for m in members)
+        views = (
+            MemberView(m, m.select(get_linear(model, m.module).weight.detach()), statistics, seed) for m in members
+        )
         taking_part = ((view.member, vector) for view in views if (vector := of(view)) is not None)
         vectors = islice(taking_part, 1 if aggregate in ("first", "last") else None)
         folded = torch.stack([_fold(vector.double().cpu(), member, group, fold) for member, vector in vectors])

@@ -45,7 +45,7 @@ def sparsity_profile(
         raise ValueError(f"allocation 'unstructured' needs the quantity 'squares'; collected: {collected}")
     groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
     matrices = {
-        group.name: [get_linear(model, member.module).weight.detach() for member in group.members] for group in groups
+        group.name: [m.select(get_linear(model, m.module).weight.detach()) for m in group.members] for group in groups
     }
     norms = {
         group.name: [

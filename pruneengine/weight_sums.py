@@ -36,24 +36,24 @@ class WeightSums:
         if norm_power == 0:
             return self._plain_sums(view, power)
         known = self._under((power, norm_power, moment, view.statistics.data))
-        if member.module not in known:
+        if member.name not in known:
             if member.site not in known:
                 squares = view.input_squares() if moment == "second" else view.input_fluctuation()
                 known[member.site] = squares ** (norm_power / 2)
             norm = known[member.site]
-            known[member.module] = (
+            known[member.name] = (
                 self._plain_sums(view, power) * norm if member.axis == 1 else view.weight_sums(power, norm)
             )
-        return known[member.module]
+        return known[member.name]
 
     def _plain_sums(self, view: MemberView, power: int) -> Tensor:
-        key = (view.member.module, power)
+        key = (view.member.name, power)
         if key not in self._plain:
             self._plain[key] = view.weight_sums(power)
         return self._plain[key]
 
     def _under(self, setting: tuple) -> dict[str, Tensor]:
-        """What was computed under a setting, by the name of a module (sums) or site (norms)."""
+        """What was computed under a setting, by the name of a member (sums) or site (norms)."""
         known = self._normed.setdefault(setting, {})
         self._normed.move_to_end(setting)
         while len(self._normed) > self._recent:

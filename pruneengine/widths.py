@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from torch import nn
 
-from pruneengine.structure import Structure, find_groups
+from pruneengine.structure import Structure, find_groups, text_config
 
 
 def layer_widths(structure: Structure) -> list[dict[str, int]]:
@@ -25,26 +27,73 @@ def layer_widths(structure: Structure) -> list[dict[str, int]]:
     return widths
 
 
+def layer_counts(structure: Structure) -> list[dict[str, int]]:
+    """Numbers of heads that the modules of every decoder layer hold beside their weights, by path within the layer."""
+    if structure.heads_reason:
+        return [{} for _ in range(structure.num_layers)]
+    counts = []
+    for layer in range(structure.num_layers):
+        kv_heads = structure.by_name[f"layers.{layer}.heads"].units
+        values = {"heads": kv_heads * structure.queries_per_kv, "kv_heads": kv_heads}
+        counts.append({path: values[of] for path, of in structure.family.counts})
+    return counts
+
+
 def sync_config(model: nn.Module) -> None:
     """Bring ``model.config`` in step with the modules, in place.
 
     Sets the number of layers, their attention types, the head size, the tie flag and the widths. Where layers differ
-    the config carries the widest one's numbers, and ``config.pruneengine_widths`` those of each layer by name.
+    the config carries the widest one's numbers, and ``config.pruneengine_widths`` those of each layer by name; in
+    families of another layout than Llama's ``config.pruneengine_shapes`` has the shapes of each layer's linears, also
+    where the config has no name for a width.
     ``config.pruneengine_biases`` names the linears of a layer whose bias no flag of the config can give.
 
     Raises:
         ValueError: as :func:`find_groups`; or the removed layers' attention types cannot be told.
     """
     structure = find_groups(model)
-    config, widths = model.config, layer_widths(structure)
+    config, widths, family = text_config(model.config), layer_widths(structure), structure.family
     config.num_hidden_layers = structure.num_layers
-    config.head_dim = structure.head_dim
-    config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if family.heads_name:
+        config.head_dim = structure.head_dim
+    model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     _sync_layer_types(model, structure)
-    for name in widths[0]:
-        setattr(config, name, max(layer[name] for layer in widths))
-    _set(config, "pruneengine_widths", widths if any(layer != widths[0] for layer in widths) else None)
+    names = {
+        "num_attention_heads": family.heads_name,
+        "num_key_value_heads": family.kv_heads_name,
+        "intermediate_size": family.mlp_name,
+    }
+    for name, own in names.items():
+        if own:
+            setattr(config, own, max(layer[name] for layer in widths))
+    if family.by_widths:
+        _set(config, "pruneengine_widths", widths if any(layer != widths[0] for layer in widths) else None)
+    else:
+        _set(config, "pruneengine_shapes", _unlike_config(model, structure, _by_config_alone(model)))
     _set(config, "pruneengine_biases", _unflagged_biases(model, structure))
+
+
+def _by_config_alone(model: nn.Module) -> nn.Module:
+    """What transformers builds from the names that it knows, on the meta device."""
+    config = copy.deepcopy(model.config)
+    for name in ("pruneengine_shapes", "pruneengine_biases"):
+        text_config(config).__dict__.pop(name, None)
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def _unlike_config(model: nn.Module, structure: Structure, plain: nn.Module) -> list[dict[str, dict]] | None:
+    """Shapes and counts of every layer, unless the config alone gives a model of these shapes."""
+    shapes = [_shapes(model, structure, layer) for layer in range(structure.num_layers)]
+    if shapes == [_shapes(plain, structure, layer) for layer in range(structure.num_layers)]:
+        return None
+    counts = layer_counts(structure)
+    return [{"linears": shape, "counts": count} for shape, count in zip(shapes, counts, strict=True)]
+
+
+def _shapes(model: nn.Module, structure: Structure, layer: int) -> dict[str, list[int]]:
+    module = model.get_submodule(structure.layer_path(layer))
+    return {path: list(module.get_submodule(path).weight.shape) for path in structure.family.linears}
 
 
 def _set(config: Any, name: str, value: list | None) -> None:
@@ -57,15 +106,19 @@ def _set(config: Any, name: str, value: list | None) -> None:
 def _unflagged_biases(model: nn.Module, structure: Structure) -> list[str]:
     family = structure.family
     layer = model.get_submodule(structure.layer_path(0))
-    return [
+    found = [
         path
         for path in (family.attention_out, family.mlp_out)
         if layer.get_submodule(path).bias is not None and family.bias_flag(path)[0] is None
     ]
+    if not found or family.by_widths:
+        return found
+    plain = _by_config_alone(model).get_submodule(structure.layer_path(0))
+    return [path for path in found if plain.get_submodule(path).bias is None]
 
 
 def _sync_layer_types(model: nn.Module, structure: Structure) -> None:
-    config = model.config
+    config = text_config(model.config)
     types = getattr(config, "layer_types", None)
     if not types:
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -197,12 +197,12 @@ class Objective:
         """Losses above dense of one piece's blocks: float64 ``[candidates, blocks]``."""
         first = min(_first_pruned(self.structure, candidate.plan) for candidate in candidates)
         first = max(layer for layer in range(first + 1) if self._entries[layer])
-        count, blocks = len(candidates), len(tokens)
+        count, blocks, per_head = len(candidates), len(tokens), self.structure.family.rows_per_head
         hidden = self._entries[first][index].repeat(count, 1, 1)
         gates, means = self._gates(candidates, blocks)
         with gate(self.model, self.structure, gates, means=means):
             for layer, arguments in zip(self._layers[first:], self._arguments[first:], strict=True):
-                out = layer(hidden, **_repeated(arguments[index], count, blocks))
+                out = layer(hidden, **_repeated(arguments[index], count, blocks, per_head))
                 hidden = out[0] if isinstance(out, tuple) else out
         found = self._block_losses(hidden, tokens.repeat(count, 1)).view(count, blocks)
         begin = sum(len(piece) for piece in self._pieces[:index])
@@ -234,14 +234,14 @@ def _first_pruned(structure: Structure, plan: Plan) -> int:
     return min(pruned, default=structure.num_layers - 1)
 
 
-def _repeated(arguments: dict[str, Any], count: int, blocks: int) -> dict[str, Any]:
+def _repeated(arguments: dict[str, Any], count: int, blocks: int, per_head: Collection[str]) -> dict[str, Any]:
     """A layer's arguments for ``count`` candidates: what has a row a block gets a row a candidate and block."""
 
-    def repeat(value: Any) -> Any:
+    def repeat(value: Any, always: bool = False) -> Any:
         if isinstance(value, tuple):
             return tuple(repeat(part) for part in value)
-        if isinstance(value, Tensor) and value.dim() and len(value) == blocks > 1:
+        if isinstance(value, Tensor) and value.dim() and (always or len(value) == blocks > 1):
             return value.repeat(count, *[1] * (value.dim() - 1))
         return value
 
-    return arguments if count == 1 else {name: repeat(value) for name, value in arguments.items()}
+    return arguments if count == 1 else {name: repeat(of, name in per_head) for name, of in arguments.items()}

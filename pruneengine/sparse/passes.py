@@ -77,7 +77,7 @@ def _observe(
         with walk.recording(modules.values()) as seen:
             output = walk.run(layer, h)
         for site, module in modules.items():
-            sums[site].add(seen[module])
+            sums[site].add(walk.by_sample(seen[module], h))
         if advance:
             hidden[batch] = output
     return sums

@@ -48,7 +48,7 @@ class StagedLayer:
         self, model: nn.Module, structure: Structure, walk: LayerWalk, layer: int, hidden: list[Tensor]
     ) -> None:
         """Args: what enters the layer as ``hidden``, ``[b, T, H]`` a batch."""
-        self._model, self._walk, self._layer, self._hidden = model, walk, layer, hidden
+        self._model, self._structure, self._walk, self._layer, self._hidden = model, structure, walk, layer, hidden
         self._sites = [site for site in structure.sites if site.name.startswith(f"layers.{layer}.")]
         # (module of a finished part, its outputs, the length of the tuple that it wraps them in or None)
         self._finished: list[tuple[nn.Module, list[Tensor], int | None]] = []
@@ -76,8 +76,8 @@ class StagedLayer:
                 raise UnstageableError(error.module, sum(left.values(), ())) from None
             if out.name in left:
                 sums = pruner.sums()
-                for x in inputs:
-                    sums.add(x)
+                for x, hidden in zip(inputs, self._hidden, strict=True):
+                    sums.add(self._walk.by_sample(x, hidden))
                 pruner.prune(left.pop(out.name), {out.name: sums})
             if last and not left:
                 return
@@ -93,12 +93,13 @@ class StagedLayer:
         for batch in range(len(self._hidden)):
             with _stopping(module.register_forward_pre_hook(_reached_with)) as reached:
                 self._run(batch)
-            sums.add(reached[0][0])
+            sums.add(self._walk.by_sample(reached[0][0], self._hidden[batch]))
         return sums
 
     def _kept(self, site: Site) -> tuple[nn.Module, list[Tensor], int | None]:
         """The part that ends in a site's linear, what enters it for each batch, and how outputs are wrapped."""
-        linear, part = get_linear(self._model, site.module), self._model.get_submodule(site.module.rpartition(".")[0])
+        linear = get_linear(self._model, site.module)
+        part = self._model.get_submodule(self._structure.part_path(site.module))
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []  # no memory: one zero each, expanded
         wrapped = None

@@ -1,0 +1,167 @@
+"""Where each architecture keeps its parts: one entry a family. Nothing else in the package names a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Paths of linears are relative to one decoder layer.
+
+    Attributes:
+        model_types: ``config.model_type`` of the models that look like this.
+        layers, final_norm: paths from the model.
+        query, key, value: the same path three times where one linear gives all three; see ``fused``.
+        mlp_in: what reads the MLP's input; the same path twice where one linear gives gate and up, one behind the
+            other.
+        fused: how the rows of a shared query, key and value linear are laid out: "stacked" (all queries, all keys, all
+            values) or "interleaved" (for every key-value head its queries, its key, its value).
+        bias_flags: (config flag, linears that it gives a bias).
+        heads_name, kv_heads_name, mlp_name: what the config calls the widths; None where it has no say in them and
+            always builds the dense model's. Heads without a name keep their size in the config as well.
+        counts: (attribute of a layer, "heads" or "kv_heads"): numbers that a layer's forward reads beside its weights.
+        layer_gives_tuple: a layer returns a tuple that starts with the hidden states.
+        rows_per_head: arguments of a layer with a row for every sample and head, not for every sample.
+        parts_add_residual: attention and MLP return their output with the residual already added.
+        whole_heads: why the heads of a layer cannot go one by one, as (config attribute, its value, reason): they are
+            one unit where the config says so. The attribute None holds for every model of the family.
+        requires: (config attribute, its value, reason): models whose config says otherwise are refused.
+    """
+
+    model_types: tuple[str, ...]
+    layers: str = "model.layers"
+    final_norm: str = "model.norm"
+    query: str = "self_attn.q_proj"
+    key: str = "self_attn.k_proj"
+    value: str = "self_attn.v_proj"
+    attention_out: str = "self_attn.o_proj"
+    mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    mlp_out: str = "mlp.down_proj"
+    fused: str = "stacked"
+    bias_flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    heads_name: str | None = "num_attention_heads"
+    kv_heads_name: str | None = "num_key_value_heads"
+    mlp_name: str | None = "intermediate_size"
+    counts: tuple[tuple[str, str], ...] = ()
+    layer_gives_tuple: bool = False
+    rows_per_head: tuple[str, ...] = ()
+    parts_add_residual: bool = False
+    whole_heads: tuple[str | None, object, str] | None = None
+    requires: tuple[tuple[str, object, str], ...] = ()
+
+    def bias_flag(self, linear: str) -> tuple[str | None, tuple[str, ...]]:
+        """The config flag that gives a linear its bias, and all that it gives one; None and itself without a flag."""
+        return next(((flag, paths) for flag, paths in self.bias_flags if linear in paths), (None, (linear,)))
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Paths of all linears of a layer, each once, in the order in which they are read."""
+        paths = (self.query, self.key, self.value, self.attention_out, *self.mlp_in, self.mlp_out)
+        return tuple(dict.fromkeys(paths))
+
+    @property
+    def by_widths(self) -> bool:
+        """Whether the widths of a layer say all about it, as in Llama's layout."""
+        return self.linears == Family(()).linears
+
+
+_ATTENTION_BIAS = ("attention_bias", (Family.query, Family.key, Family.value, Family.attention_out))
+_MLP_BIAS = ("mlp_bias", (*Family.mlp_in, Family.mlp_out))
+
+_ALIBI = "gives every layer one slope for each of the dense model's heads (ALiBi)"
+
+FAMILIES = (
+    Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(model_types=("mistral", "qwen2")),
+    Family(model_types=("qwen3", "gemma", "gemma2", "gemma3_text"), bias_flags=(_ATTENTION_BIAS,)),
+    Family(
+        model_types=("phi",),
+        final_norm="model.final_layernorm",
+        attention_out="self_attn.dense",
+        mlp_in=("mlp.fc1",),
+        mlp_out="mlp.fc2",
+    ),
+    Family(
+        model_types=("phi3",),
+        query="self_attn.qkv_proj",
+        key="self_attn.qkv_proj",
+        value="self_attn.qkv_proj",
+        mlp_in=("mlp.gate_up_proj", "mlp.gate_up_proj"),
+        counts=(("self_attn.num_key_value_heads", "kv_heads"), ("self_attn.config.num_attention_heads", "heads")),
+    ),
+    Family(
+        model_types=("opt",),
+        layers="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        attention_out="self_attn.out_proj",
+        mlp_in=("fc1",),
+        mlp_out="fc2",
+        heads_name=None,
+        kv_heads_name=None,
+        mlp_name="ffn_dim",
+        counts=(("self_attn.num_heads", "heads"),),
+        requires=(("do_layer_norm_before", True, "it has no norm behind the last layer (OPT-350m)"),),
+    ),
+    Family(
+        model_types=("gpt_neox",),
+        layers="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
+        query="attention.query_key_value",
+        key="attention.query_key_value",
+        value="attention.query_key_value",
+        attention_out="attention.dense",
+        mlp_in=("mlp.dense_h_to_4h",),
+        mlp_out="mlp.dense_4h_to_h",
+        fused="interleaved",
+        heads_name=None,
+        kv_heads_name=None,
+    ),
+    Family(
+        model_types=("bloom",),
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        query="self_attention.query_key_value",
+        key="self_attention.query_key_value",
+        value="self_attention.query_key_value",
+        attention_out="self_attention.dense",
+        mlp_in=("mlp.dense_h_to_4h",),
+        mlp_out="mlp.dense_4h_to_h",
+        fused="interleaved",
+        heads_name=None,
+        kv_heads_name=None,
+        mlp_name=None,
+        layer_gives_tuple=True,
+        rows_per_head=("alibi",),
+        parts_add_residual=True,
+        whole_heads=(None, None, f"the model {_ALIBI}"),
+    ),
+    Family(
+        model_types=("falcon",),
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        query="self_attention.query_key_value",
+        key="self_attention.query_key_value",
+        value="self_attention.query_key_value",
+        attention_out="self_attention.dense",
+        mlp_in=("mlp.dense_h_to_4h",),
+        mlp_out="mlp.dense_4h_to_h",
+        fused="interleaved",
+        heads_name=None,
+        kv_heads_name=None,
+        mlp_name="ffn_hidden_size",
+        counts=(("self_attention.num_heads", "heads"), ("self_attention.num_kv_heads", "kv_heads")),
+        layer_gives_tuple=True,
+        rows_per_head=("alibi",),
+        whole_heads=("alibi", True, f"a model with alibi=True {_ALIBI}"),
+    ),
+)
+
+
+def family_of(model_type: str | None, class_name: str) -> Family:
+    """The entry of a model type; ValueError with the known ones where there is none."""
+    family = next((f for f in FAMILIES if model_type in f.model_types), None)
+    if family is None:
+        known = ", ".join(t for f in FAMILIES for t in f.model_types)
+        raise ValueError(f"unknown architecture {model_type!r} ({class_name}): looked for config.model_type in {known}")
+    return family

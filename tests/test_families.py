@@ -1,0 +1,237 @@
+"""What every family can do, on the tiny models of tests/families.py."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import pruneengine
+from pruneengine.allocate import allocate
+from pruneengine.apply import compact, gate, mask, zero_weights
+from pruneengine.calibrate import calibrate
+from pruneengine.checkpoint import save
+from pruneengine.compensate import compensate
+from pruneengine.config import PruneConfig
+from pruneengine.evaluate import perplexity
+from pruneengine.plan import make_plan
+from pruneengine.recovery.config import RecoverConfig
+from pruneengine.recovery.lora import attach, detach
+from pruneengine.samples import Samples
+from pruneengine.score import score
+from pruneengine.search.objective import Masked, Objective
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.masks import smallest_of_rows
+from pruneengine.structure import find_groups
+from tests.families import FAMILIES, family_model
+from tests.tiny import logits, tiny_tokens
+
+TOKENS = tiny_tokens(4, 12)
+each_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def pruned(model, kinds=("heads", "mlp"), shape="per-layer", ratio=0.4, metric="magnitude_l1", statistics=None):
+    structure = find_groups(model)
+    scores = score(model, metric, statistics, structure=structure)
+    allocation = "global" if shape == "per-layer" else "uniform"
+    ratios = allocate(structure, scores, ratio, kinds=kinds, allocation=allocation)
+    return make_plan(structure, scores, ratios, ratio, kinds=kinds, shape=shape)
+
+
+@each_family
+def test_every_prunable_weight_belongs_to_exactly_one_unit(name):
+    model = family_model(name)
+    structure = find_groups(model)
+    covered = {}
+    for group in structure.groups:
+        for member in group.members:
+            axis, found = covered.setdefault(member.module, (member.axis, []))
+            assert axis == member.axis
+            for unit in range(group.units):
+                found.extend(member.indices(torch.tensor([unit])).tolist())
+    inside = f"{structure.family.layers}."
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith(inside)}
+    assert covered.keys() == linears.keys()
+    expected = 0
+    for path, (axis, found) in covered.items():
+        assert sorted(found) == list(range(linears[path].weight.shape[axis])), path
+        biased = axis == 0 and linears[path].bias is not None
+        expected += linears[path].weight.numel() + (linears[path].bias.numel() if biased else 0)
+    assert sum(group.params for group in structure.groups) == expected
+
+
+@each_family
+@pytest.mark.parametrize("kinds", [("heads", "mlp"), ("heads", "mlp", "layers")], ids=["widths", "layers"])
+def test_masked_and_compacted_logits_agree(name, kinds):
+    model = family_model(name)
+    dense, plan = logits(model, TOKENS), pruned(model, kinds)
+    with mask(model, plan):
+        masked = logits(model, TOKENS)
+    assert torch.equal(logits(model, TOKENS), dense)
+    assert not torch.allclose(masked, dense, atol=1e-3)
+    compact(model, plan)
+    assert sum(p.numel() for p in model.parameters()) == plan.params_after
+    torch.testing.assert_close(logits(model, TOKENS), masked, rtol=1e-5, atol=1e-5 * float(masked.abs().max()))
+
+
+@each_family
+def test_heads_are_removed_wherever_there_are_several(name):
+    model = family_model(name)
+    structure = find_groups(model)
+    if structure.by_name["layers.0.heads"].units == 1:
+        with pytest.raises(ValueError, match="ALiBi" if structure.heads_reason else "share one key-value head"):
+            pruned(model, ("heads",), "uniform")
+        return
+    plan = pruned(model, ("heads",), "uniform", 0.34)
+    with mask(model, plan):
+        masked = logits(model, TOKENS)
+    compact(model, plan)
+    assert find_groups(model).by_name["layers.0.heads"].units < structure.by_name["layers.0.heads"].units
+    torch.testing.assert_close(logits(model, TOKENS), masked, rtol=1e-5, atol=1e-5 * float(masked.abs().max()))
+
+
+@each_family
+def test_every_row_of_a_batch_can_have_gates_of_its_own(name):
+    model = family_model(name)
+    structure = find_groups(model)
+    group = structure.by_name["layers.1.mlp"]
+    rows = torch.randint(0, 2, (len(TOKENS), group.units), generator=torch.Generator().manual_seed(0)).float()
+    with gate(model, structure, {group.name: rows}):
+        together = logits(model, TOKENS)
+    for tokens, row, found in zip(TOKENS, rows, together, strict=True):
+        with gate(model, structure, {group.name: row}):
+            torch.testing.assert_close(logits(model, tokens[None])[0], found, rtol=1e-4, atol=1e-4)
+
+
+@each_family
+@pytest.mark.parametrize("shape", ["uniform", "per-layer"])
+def test_a_saved_checkpoint_opens_with_transformers(name, shape, tmp_path):
+    model = family_model(name)
+    compact(model, pruned(model, shape=shape))
+    saved = save(model, None, tmp_path / "out", proof=False)
+    again, info = AutoModelForCausalLM.from_pretrained(
+        saved.path, dtype="auto", output_loading_info=True, trust_remote_code="trust_remote_code" in saved.loads_with
+    )
+    assert not any(info.values()), info
+    assert torch.equal(logits(again.eval(), TOKENS), logits(model, TOKENS))
+    assert find_groups(again) == find_groups(model)
+    config = json.loads((saved.path / "config.json").read_text())
+    assert ("auto_map" in config) == (shape == "per-layer" or not says_widths(model))
+
+
+def says_widths(model):
+    """Whether the config of a family has names for all that a plan of this file changes."""
+    structure = find_groups(model)
+    heads_stay = structure.by_name["layers.0.heads"].units == 1
+    return bool(structure.family.mlp_name) and bool(structure.family.heads_name or heads_stay)
+
+
+@each_family
+def test_generation_with_a_cache_equals_generation_without(name):
+    model = family_model(name)
+    compact(model, pruned(model, ("heads", "mlp", "layers"), ratio=0.5))
+    model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    cached, plain = (model.generate(TOKENS[:1, :5], use_cache=use, **options) for use in (True, False))
+    assert cached.shape[1] == 11
+    assert torch.equal(cached, plain)
+
+
+@each_family
+def test_statistics_are_those_of_each_members_rows(name):
+    model = family_model(name)
+    structure = find_groups(model)
+    wanted = ("sum", "squares", "signed", "abs_mean", "fisher")
+    statistics = calibrate(model, TOKENS, wanted, batch_size=3)
+    model.zero_grad()
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    for group in structure.groups:
+        for member in group.members:
+            weight = model.get_submodule(member.module).weight
+            change = weight.detach() * weight.grad
+            for quantity, of in (("signed", change), ("abs_mean", change.abs())):
+                expected, found = of.sum(1 - member.axis), statistics.mean(quantity, member.module)
+                torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-6)
+
+
+@each_family
+@pytest.mark.parametrize("method", ["magnitude_l2", "wanda", "vectorize", "param_second"])
+def test_every_kind_of_method_prunes(name, method):
+    model = family_model(name)
+    before = sum(p.numel() for p in model.parameters())
+    report = pruneengine.prune(model, TOKENS, PruneConfig(method=method, ratio=0.3))
+    assert sum(p.numel() for p in model.parameters()) == report.plan.params_after < before
+    assert logits(model, TOKENS).isfinite().all()
+
+
+@each_family
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_sparse_pruning_reaches_its_target_without_a_second_run(name, method):
+    model = family_model(name)
+    report = pruneengine.sparsify(model, TOKENS, SparseConfig(method=method, sparsity=0.5))
+    assert not report.warnings
+    for path, planned in report.plan.removed.items():
+        assert int((model.get_submodule(path).weight == 0).sum()) == planned > 0
+    assert len(report.plan.removed) == 3 * len(find_groups(model).family.linears)
+    assert logits(model, TOKENS).isfinite().all()
+
+
+@each_family
+def test_each_linear_is_pruned_behind_all_that_come_before_it(name):
+    report = pruneengine.sparsify(model := family_model(name), TOKENS, SparseConfig(method="wanda", sparsity=0.5))
+    expected = family_model(name)
+    for site in find_groups(expected).sites:
+        seen = []
+        with expected.get_submodule(site.module).register_forward_pre_hook(
+            lambda _m, args, seen=seen: seen.extend(args)
+        ):
+            logits(expected, TOKENS)
+        norm = seen[0].reshape(len(TOKENS), -1, site.channels).square().sum(1).mean(0).sqrt()
+        for path in site.consumers:
+            weight = expected.get_submodule(path).weight
+            zero_weights(expected.get_submodule(path), smallest_of_rows(weight, report.plan.removed[path], norm))
+    for path in report.plan.removed:
+        assert torch.equal(model.get_submodule(path).weight, expected.get_submodule(path).weight), path
+
+
+@each_family
+def test_a_search_measures_the_masked_model(name):
+    model = family_model(name)
+    structure, samples = find_groups(model), Samples(TOKENS, ("text",) * len(TOKENS))
+    plans = [pruned(model, ratio=ratio) for ratio in (0.2, 0.4)]
+    objective = Objective(model, samples, structure=structure, batch=2)
+    dense = perplexity(model, samples).per_window
+    for plan, found in zip(plans, objective.evaluate([Masked(plan) for plan in plans]), strict=True):
+        with mask(model, plan):
+            expected = perplexity(model, samples).per_window - dense
+        torch.testing.assert_close(found.losses, expected, rtol=1e-4, atol=1e-5)
+
+
+@each_family
+def test_refitted_weights_bring_the_output_nearer(name):
+    model = family_model(name)
+    dense, plan = logits(model, TOKENS), pruned(model, ("mlp",), ratio=0.3)
+    found = compensate(model, plan, TOKENS, "least-squares", held_out=0.5)
+    with mask(model, plan, corrections=found.corrections):
+        refitted = logits(model, TOKENS)
+    with mask(model, plan):
+        plain = logits(model, TOKENS)
+    assert (refitted - dense).square().mean() < (plain - dense).square().mean()
+    compact(model, plan, corrections=found.corrections)
+    torch.testing.assert_close(logits(model, TOKENS), refitted, rtol=1e-4, atol=1e-4)
+
+
+@each_family
+def test_every_linear_gets_an_adapter_that_merges(name):
+    pytest.importorskip("peft")
+    model = family_model(name)
+    compact(model, pruned(model))
+    structure, before = find_groups(model), logits(model, TOKENS)
+    wrapped = attach(model, RecoverConfig(lora_r=2))
+    adapted = {path.partition(".lora_A")[0] for path, _ in wrapped.named_parameters() if ".lora_A" in path}
+    assert len(adapted) == structure.num_layers * len(structure.family.linears)
+    wrapped(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    gradients = [p.grad for path, p in wrapped.named_parameters() if ".lora_B" in path]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    merged = detach(wrapped, merge=True)
+    torch.testing.assert_close(logits(merged, TOKENS), before)
