@@ -16,9 +16,8 @@ from torch import nn
 
 from pruneengine.checkpoint_config import (
     MODELING_FILE,
-    PER_LAYER_LOADER,
-    PLAIN_LOADER,
     checkpoint_config,
+    loader_of,
 )
 from pruneengine.extras import needs
 from pruneengine.files import check_writable
@@ -129,7 +128,7 @@ def save(
     """
     path = check_output(out, overwrite)
     config = checkpoint_config(model)
-    loader = PER_LAYER_LOADER if "auto_map" in config else PLAIN_LOADER
+    loader = loader_of(config)
     texts = {"config.json": _json(config)}
     if recipe is not None:
         texts["recipe.yaml"] = recipe if isinstance(recipe, str) else _yaml(recipe)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pruneengine.structure import find_groups
+from pruneengine.structure import FAMILIES, auto_class, find_groups
 from pruneengine.widths import layer_widths, sync_config
 
-PLAIN_LOADER = "AutoModelForCausalLM.from_pretrained(path)"
-PER_LAYER_LOADER = "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)"
 MODELING_FILE = Path(__file__).with_name("modeling_pruned.py")
 MODELING_MODULE = MODELING_FILE.stem
 # Its classes, "Pruned" before the name of the class of transformers: read, because importing it needs transformers.
@@ -36,29 +35,37 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
     for stale in ("_model_name_or_path", "_name_or_path", "quantization_config", "auto_map", "architectures"):
         values.pop(stale, None)
     values["dtype"] = str(model.dtype).removeprefix("torch.")
-    family, plain = values["model_type"], type(model).__name__.removeprefix("Pruned")
-    whole = family != "llama" or values["hidden_size"] % values["num_attention_heads"] == 0
-    biased = bool(values.get("attention_bias") or values.get("mlp_bias"))
-    if "pruneengine_widths" not in values and not whole and not biased:
-        values["model_type"], plain = "mistral", "MistralForCausalLM"
-        values["sliding_window"] = None
+    plain = type(model).__name__.removeprefix("Pruned")
+    text = values.get("text_config", values)
+    whole = text["model_type"] != "llama" or text["hidden_size"] % text["num_attention_heads"] == 0
+    biased = bool(text.get("attention_bias") or text.get("mlp_bias"))
+    if "pruneengine_widths" not in text and not whole and not biased:
+        text["model_type"] = "mistral"
+        plain = "MistralForCausalLM" if text is values else plain
+        text["sliding_window"] = None
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
-            values.pop(name, None)
+            text.pop(name, None)
     elif not whole:
-        values.setdefault("pruneengine_widths", layer_widths(find_groups(model)))
-        heads, hidden = values["num_attention_heads"], values["hidden_size"]
-        values["num_attention_heads"] = next(n for n in range(heads, hidden + 1) if hidden % n == 0)
-    shipped = bool({"pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"} & values.keys())
+        text.setdefault("pruneengine_widths", layer_widths(find_groups(model)))
+        heads, hidden = text["num_attention_heads"], text["hidden_size"]
+        text["num_attention_heads"] = next(n for n in range(heads, hidden + 1) if hidden % n == 0)
+    shipped = bool({"pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"} & text.keys())
     pruned = f"Pruned{plain}"
     if shipped and pruned not in SHIPPED:
         raise ValueError(
-            f"{family!r} can be saved only with widths that its config can say, and without new biases: the modelling "
-            f"file for anything else has {', '.join(SHIPPED)}, but no {pruned}"
+            f"{values['model_type']!r} can be saved only with widths that its config can say, and without new biases: "
+            f"the modelling file for anything else has {', '.join(SHIPPED)}, but no {pruned}"
         )
     if shipped:
-        values["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_MODULE}.{pruned}"}
+        values["auto_map"] = {auto_class(values["model_type"]): f"{MODELING_MODULE}.{pruned}"}
     values["architectures"] = [pruned if shipped else plain]
     return dict(sorted(values.items()))
+
+
+def loader_of(config: Mapping[str, Any]) -> str:
+    """The call that opens a checkpoint with this config."""
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    return f"{auto_class(config['model_type'])}.from_pretrained(path{trust})"
 
 
 def runs_shipped_code(folder: Path) -> bool:
@@ -68,6 +75,7 @@ def runs_shipped_code(folder: Path) -> bool:
         OSError, ValueError: ``config.json`` is missing or no JSON.
     """
     auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-    ours = [{"AutoModelForCausalLM": f"{MODELING_MODULE}.{pruned}"} for pruned in SHIPPED]
+    openers = {family.auto_class for family in FAMILIES}
+    ours = [{opener: f"{MODELING_MODULE}.{pruned}"} for opener in openers for pruned in SHIPPED]
     copy = folder / MODELING_FILE.name
     return auto_map in ours and copy.is_file() and copy.read_bytes() == MODELING_FILE.read_bytes()

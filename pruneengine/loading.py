@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import nn
 
 from pruneengine.checkpoint_config import MODELING_FILE, MODELING_MODULE, runs_shipped_code
 from pruneengine.extras import needs
+from pruneengine.structure import auto_class
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -64,14 +66,14 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     """
     folder, gguf = _locate(source)
     with needs("hf"):
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
     place = str(source) if folder is None else folder
     trust = trust_remote_code or (folder is not None and gguf is None and runs_shipped_code(folder))
     options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
     kind = ConnectionError if folder is None else ValueError
     with _one_line(f"{source} gives no configuration", kind), torch.device("meta"):
         config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        return _opener(config.model_type).from_config(config, trust_remote_code=trust)
 
 
 def _locate(source: str | Path) -> tuple[Path | None, str | None]:
@@ -99,18 +101,25 @@ def _local(path: Path) -> tuple[Path, str | None]:
     return path, names[0]
 
 
+def _opener(model_type: str | None) -> Any:
+    import transformers
+
+    return getattr(transformers, auto_class(model_type))
+
+
 def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with _one_line(f"{folder / 'config.json'} does not load"):
         shipped = runs_shipped_code(folder)
+        opener = _opener(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
     if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
         raise ValueError(
             f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes; "
             "read it, then pass trust_remote_code=True"
         )
     with _one_line(f"{folder} does not load"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = opener.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code or shipped, local_files_only=True
         )
     with _one_line(f"the tokenizer of {folder} does not load"):
@@ -119,12 +128,13 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
 
 
 def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": not _hub_answers(name)}
     with _one_line(f"{name!r} is no local folder and the hub does not give it", ConnectionError):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+        opener = _opener(AutoConfig.from_pretrained(name, **options).model_type)
+        model = opener.from_pretrained(name, dtype=dtype, **options)
     return model, tokenizer
 
 

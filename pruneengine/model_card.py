@@ -20,7 +20,7 @@ A pruned {family} model, written by pruneengine. The licence of the unpruned mod
 ## Loading
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {opener}, AutoTokenizer
 
 path = "."  # this folder
 model = {loader}
@@ -36,6 +36,7 @@ SHIPPED_NOTE = """
 {reason}, so the call runs `modeling_pruned.py` of this folder; it needs transformers only.
 """
 WIDTHS_REASON = "The layers differ in width"
+SHAPES_REASON = "The layers differ in width, or this architecture's config has no name for a width that changed"
 BIASES_REASON = "Biases stand in for what removed units gave on average, and this architecture's config has none there"
 
 TWIN_NOTE = """
@@ -87,10 +88,18 @@ def model_card(
     if rows:
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
     twin = dense_config is not None and dense_config.get("model_type") != config["model_type"]
-    reason = WIDTHS_REASON if {"pruneengine_widths", "pruneengine_shapes"} & config.keys() else BIASES_REASON
+    reasons = {"pruneengine_widths": WIDTHS_REASON, "pruneengine_shapes": SHAPES_REASON}
+    text = config.get("text_config", config)
+    reason = next((reasons[name] for name in reasons if name in text), BIASES_REASON)
     note = SHIPPED_NOTE.format(reason=reason) if "auto_map" in config else TWIN_NOTE if twin else ""
     return TEMPLATE.format(
-        title=title, family=config["model_type"], loader=loader, note=note, sizes="\n".join(sizes), sections=sections
+        title=title,
+        family=config["model_type"],
+        loader=loader,
+        opener=loader.partition(".")[0],
+        note=note,
+        sizes="\n".join(sizes),
+        sections=sections,
     )
 
 

@@ -21,6 +21,7 @@ from transformers import (
     GemmaForCausalLM,
     GPTNeoXForCausalLM,
     LlamaForCausalLM,
+    LlavaForConditionalGeneration,
     MistralForCausalLM,
     OPTForCausalLM,
     Phi3ForCausalLM,
@@ -85,6 +86,7 @@ class PerLayer:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         layers = self.get_submodule(self.layers_path)
+        config = config.get_text_config()
         for name, prepare in (("pruneengine_widths", resize_layer), ("pruneengine_shapes", reshape_layer)):
             entries = getattr(config, name, None) or []
             if entries and len(entries) != len(layers):
@@ -146,3 +148,7 @@ class PrunedBloomForCausalLM(PerLayer, BloomForCausalLM):
 
 class PrunedFalconForCausalLM(PerLayer, FalconForCausalLM):
     layers_path = "transformer.h"
+
+
+class PrunedLlavaForConditionalGeneration(PerLayer, LlavaForConditionalGeneration):
+    layers_path = "model.language_model.layers"

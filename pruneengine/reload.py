@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneengine.checkpoint_config import PER_LAYER_LOADER, PLAIN_LOADER, runs_shipped_code
+from pruneengine.checkpoint_config import loader_of, runs_shipped_code
+from pruneengine.structure import auto_class, text_config
 
 # Relative to the largest logit. Same device, kernels and precision on both sides: only thread counts may differ.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -55,7 +56,7 @@ def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) ->
         ReloadError: the checkpoint does not open, keys are missing, or dtype, logits or token ids differ.
     """
     start, folder = time.perf_counter(), Path(folder).resolve()
-    tokens = _fixed_tokens(model.config.vocab_size)
+    tokens = _fixed_tokens(text_config(model.config).vocab_size)
     expected = _logits(model, tokens)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "logits.safetensors"
@@ -86,7 +87,7 @@ def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) ->
             f"the checkpoint reloads with other logits: largest difference {difference:.3g} "
             f"(tolerance {tolerance:.3g}), {agreement:.0%} of the most likely tokens agree"
         )
-    loader = PER_LAYER_LOADER if runs_shipped_code(folder) else PLAIN_LOADER
+    loader = loader_of(_config(folder))
     return ReloadProof(difference, tolerance, agreement, loader, time.perf_counter() - start)
 
 
@@ -104,6 +105,10 @@ def _fixed_tokens(vocab_size: int, rows: int = 2, length: int = 24) -> Tensor:
     return (torch.arange(rows * length).reshape(rows, length) * 7919 + 11) % vocab_size
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 @torch.inference_mode()
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     training = model.training
@@ -117,6 +122,7 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
 def _run(folder: Path, device: torch.device, attention: str | None, **job: Any) -> dict[str, Any]:
     job |= {
         "folder": str(folder),
+        "auto_class": auto_class(_config(folder).get("model_type")),
         "trust_remote_code": runs_shipped_code(folder),
         "device": str(device),
         "attention": attention,

@@ -1,8 +1,9 @@
 """The fresh process of the reload proof: opens a checkpoint with transformers alone.
 
 Its text is handed to ``python -c``, so that nothing of pruneengine is on the way. Reads one JSON job from standard
-input: ``folder``, ``trust_remote_code``, ``device``, ``attention`` (implementation or null), ``precision`` (float32
-matmul) and either ``tokens`` with ``logits`` (the file to write them to) or ``prompt`` with ``max_new_tokens``.
+input: ``folder``, ``auto_class``, ``trust_remote_code``, ``device``, ``attention`` (implementation or null),
+``precision`` (float32 matmul) and either ``tokens`` with ``logits`` (the file to write them to) or ``prompt`` with
+``max_new_tokens``.
 Writes one JSON line to standard output.
 """
 
@@ -10,7 +11,8 @@ import json
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers import AutoTokenizer
 
 
 @torch.inference_mode()
@@ -18,7 +20,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     torch.set_float32_matmul_precision(job["precision"])
     options = {"attn_implementation": job["attention"]} if job["attention"] else {}
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    model, loading = getattr(transformers, job["auto_class"]).from_pretrained(
         job["folder"],
         trust_remote_code=job["trust_remote_code"],
         local_files_only=True,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig
+
+from pruneengine.structure import auto_class
 
 _COMMON = {"vocab_size": 97, "hidden_size": 48, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _LLAMA = _COMMON | {
@@ -19,6 +22,10 @@ _MHA = _COMMON | {
 }  # fmt: skip
 _SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _FALCON = _COMMON | {"num_hidden_layers": 3, "num_attention_heads": 8, "ffn_hidden_size": 80}
+_CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16,
+}  # fmt: skip
 
 FAMILIES: dict[str, tuple[str, dict]] = {
     "llama": ("llama", _LLAMA),
@@ -28,6 +35,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "gemma": ("gemma", _LLAMA),
     "gemma2": ("gemma2", _LLAMA | _SLIDING | {"query_pre_attn_scalar": 16}),
     "gemma3": ("gemma3_text", _LLAMA | _SLIDING | {"query_pre_attn_scalar": 16}),
+    "llava": ("llava", {"text_config": _LLAMA | {"model_type": "llama"}, "vision_config": _CLIP, "image_token_id": 96}),
     "phi": ("phi", _MHA),
     "phi3": ("phi3", _LLAMA),
     "opt": ("opt", _MHA | {"ffn_dim": 72, "word_embed_proj_dim": 48}),
@@ -43,7 +51,7 @@ def family_model(name: str, seed: int = 0) -> torch.nn.Module:
     """A model whose biases and norms are not at their initial zeros and ones, in evaluation mode."""
     model_type, options = FAMILIES[name]
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
+    model = getattr(transformers, auto_class(model_type)).from_config(AutoConfig.for_model(model_type, **options))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.dim() == 2 else 0.1))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 import pruneengine
 from pruneengine.allocate import allocate
@@ -109,7 +109,8 @@ def test_a_saved_checkpoint_opens_with_transformers(name, shape, tmp_path):
     model = family_model(name)
     compact(model, pruned(model, shape=shape))
     saved = save(model, None, tmp_path / "out", proof=False)
-    again, info = AutoModelForCausalLM.from_pretrained(
+    opener = getattr(transformers, saved.loads_with.partition(".")[0])
+    again, info = opener.from_pretrained(
         saved.path, dtype="auto", output_loading_info=True, trust_remote_code="trust_remote_code" in saved.loads_with
     )
     assert not any(info.values()), info
@@ -235,3 +236,13 @@ def test_every_linear_gets_an_adapter_that_merges(name):
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     merged = detach(wrapped, merge=True)
     torch.testing.assert_close(logits(merged, TOKENS), before)
+
+
+@pytest.mark.parametrize("name", ["opt", "llava"])
+def test_the_reload_proof_opens_a_checkpoint_of_another_layout(name, tmp_path):
+    model = family_model(name)
+    compact(model, pruned(model))
+    saved = save(model, None, tmp_path / "out")
+    assert saved.proof.max_difference <= saved.proof.tolerance
+    assert saved.proof.loader == saved.loads_with
+    assert saved.loads_with.partition(".")[0] in (saved.path / "README.md").read_text()

@@ -27,6 +27,7 @@ class Family:
         whole_heads: why the heads of a layer cannot go one by one, as (config attribute, its value, reason): they are
             one unit where the config says so. The attribute None holds for every model of the family.
         requires: (config attribute, its value, reason): models whose config says otherwise are refused.
+        auto_class: the class of transformers that opens such a checkpoint.
     """
 
     model_types: tuple[str, ...]
@@ -49,6 +50,7 @@ class Family:
     parts_add_residual: bool = False
     whole_heads: tuple[str | None, object, str] | None = None
     requires: tuple[tuple[str, object, str], ...] = ()
+    auto_class: str = "AutoModelForCausalLM"
 
     def bias_flag(self, linear: str) -> tuple[str | None, tuple[str, ...]]:
         """The config flag that gives a linear its bias, and all that it gives one; None and itself without a flag."""
@@ -75,6 +77,12 @@ FAMILIES = (
     Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
     Family(model_types=("mistral", "qwen2")),
     Family(model_types=("qwen3", "gemma", "gemma2", "gemma3_text"), bias_flags=(_ATTENTION_BIAS,)),
+    Family(
+        model_types=("llava",),
+        layers="model.language_model.layers",
+        final_norm="model.language_model.norm",
+        auto_class="AutoModelForImageTextToText",
+    ),
     Family(
         model_types=("phi",),
         final_norm="model.final_layernorm",
@@ -156,6 +164,11 @@ FAMILIES = (
         whole_heads=("alibi", True, f"a model with alibi=True {_ALIBI}"),
     ),
 )
+
+
+def auto_class(model_type: str | None) -> str:
+    """The class of transformers that opens models of a type, also of one without an entry."""
+    return next((f.auto_class for f in FAMILIES if model_type in f.model_types), Family.auto_class)
 
 
 def family_of(model_type: str | None, class_name: str) -> Family:
