@@ -1,6 +1,7 @@
 """What every family can do, on the tiny models of tests/families.py."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from pruneengine.score import score
 from pruneengine.search.objective import Masked, Objective
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.masks import smallest_of_rows
+from pruneengine.structure import FAMILIES as ENTRIES
 from pruneengine.structure import find_groups
 from tests.families import FAMILIES, family_model
 from tests.tiny import logits, tiny_tokens
@@ -246,3 +248,35 @@ def test_the_reload_proof_opens_a_checkpoint_of_another_layout(name, tmp_path):
     assert saved.proof.max_difference <= saved.proof.tolerance
     assert saved.proof.loader == saved.loads_with
     assert saved.loads_with.partition(".")[0] in (saved.path / "README.md").read_text()
+
+
+def documented(family):
+    """A row of the table in docs/families.md."""
+    heads = "key-value groups"
+    if family.whole_heads:
+        name, value, reason = family.whole_heads
+        heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
+    names = {
+        "heads": family.heads_name or (family.whole_heads and family.whole_heads[0] is None),
+        "MLP": family.mlp_name,
+    }
+    missing = " or ".join(what for what, named in names.items() if not named)
+    opens = f"modelling file: the config has no say in {missing}" if missing else "plainly"
+    return f"| {', '.join(family.model_types)} | {heads} | {opens} |"
+
+
+def test_the_documented_table_is_what_the_entries_say():
+    text = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
+    head = ["| `model_type` | heads go by | equal widths open |", "|---|---|---|"]
+    assert "\n".join([*head, *map(documented, ENTRIES)]) in text
+
+
+def test_every_entry_is_tested():
+    assert {model_type for model_type, _ in FAMILIES.values()} == {t for f in ENTRIES for t in f.model_types}
+
+
+def test_a_model_that_the_entry_excludes_is_refused_with_the_reason():
+    model = family_model("opt")
+    model.config.do_layer_norm_before = False
+    with pytest.raises(ValueError, match=r"do_layer_norm_before=False is not supported: it has no norm behind"):
+        find_groups(model)

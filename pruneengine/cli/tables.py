@@ -44,6 +44,8 @@ def show_structure(console: Console, source: str, structure: Structure, round_to
     console.print(table)
     console.print(
         f"a KV group is one key and value head of {structure.head_dim} with {structure.queries_per_kv} query head(s)"
+        if structure.heads_reason is None
+        else structure.undivided_heads
     )
 
 
