@@ -256,12 +256,8 @@ def documented(family):
     if family.whole_heads:
         name, value, reason = family.whole_heads
         heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
-    names = {
-        "heads": family.heads_name or (family.whole_heads and family.whole_heads[0] is None),
-        "MLP": family.mlp_name,
-    }
-    missing = " or ".join(what for what, named in names.items() if not named)
-    opens = f"modelling file: the config has no say in {missing}" if missing else "plainly"
+    missing = " or ".join(family.unnamed)
+    opens = f"modelling file: the config has no name for widths of {missing}" if missing else "plainly"
     return f"| {', '.join(family.model_types)} | {heads} | {opens} |"
 
 
@@ -280,3 +276,16 @@ def test_a_model_that_the_entry_excludes_is_refused_with_the_reason():
     model.config.do_layer_norm_before = False
     with pytest.raises(ValueError, match=r"do_layer_norm_before=False is not supported: it has no norm behind"):
         find_groups(model)
+
+
+@each_family
+def test_biases_in_place_of_removed_units_are_saved(name, tmp_path):
+    model = family_model(name)
+    plan = pruned(model, ("mlp",), "uniform", 0.3)
+    compact(model, plan, corrections=compensate(model, plan, TOKENS, "bias").corrections)
+    saved = save(model, None, tmp_path / "out", proof=False)
+    opener = getattr(transformers, saved.loads_with.partition(".")[0])
+    trust = "trust_remote_code" in saved.loads_with
+    again, info = opener.from_pretrained(saved.path, dtype="auto", output_loading_info=True, trust_remote_code=trust)
+    assert not any(info.values()), info
+    assert torch.equal(logits(again.eval(), TOKENS), logits(model, TOKENS))

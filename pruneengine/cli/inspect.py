@@ -34,4 +34,4 @@ def inspect(
     title = f"statistics on {nsamples} x {seqlen} tokens (estimate, at {flops / 1e9:.0f} GFLOP/s measured here)"
     predictions = [predict(structure, m, nsamples, seqlen, batch_size, kind.itemsize, flops) for m in methods()]
     tables.show_predictions(out, predictions, title)
-    tables.show_loaders(out)
+    tables.show_loaders(out, structure)

@@ -70,13 +70,16 @@ def show_predictions(console: Console, predictions: list[Prediction], title: str
     console.print(table)
 
 
-def show_loaders(console: Console) -> None:
+def show_loaders(console: Console, structure: Structure) -> None:
     table = Table(title="what opens the result", title_justify="left")
     for column in ("shape", "opened by"):
         table.add_column(column)
-    table.add_row("uniform", "transformers, AutoModelForCausalLM.from_pretrained(DIR); proved after every save")
+    family, plainly = structure.family, "uniform"
+    if family.unnamed:
+        plainly = f"uniform, {' and '.join(family.unnamed)} as in the dense model"
+    table.add_row(plainly, f"transformers, {family.auto_class}.from_pretrained(DIR); proved after every save")
     table.add_row(
-        "per-layer",
+        "any other" if family.unnamed else "per-layer",
         "transformers with trust_remote_code=True (the modelling file is in the checkpoint); proved after every save",
     )
     console.print(table)

@@ -57,6 +57,13 @@ class Family:
         return next(((flag, paths) for flag, paths in self.bias_flags if linear in paths), (None, (linear,)))
 
     @property
+    def unnamed(self) -> tuple[str, ...]:
+        """The kinds whose widths can change although the config has no name for them."""
+        whole = self.whole_heads is not None and self.whole_heads[0] is None
+        names = {"heads": self.heads_name or whole, "mlp": self.mlp_name}
+        return tuple(kind for kind, name in names.items() if not name)
+
+    @property
     def linears(self) -> tuple[str, ...]:
         """Paths of all linears of a layer, each once, in the order in which they are read."""
         paths = (self.query, self.key, self.value, self.attention_out, *self.mlp_in, self.mlp_out)
