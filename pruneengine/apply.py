@@ -366,5 +366,6 @@ def _drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) 
                 module.layer_idx = index
     setattr(model.get_submodule(parent), name, remaining)
     config = text_config(model.config)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
+    for name in structure.family.layer_lists:
+        if getattr(config, name, None):
+            setattr(config, name, [getattr(config, name)[i] for i in kept])

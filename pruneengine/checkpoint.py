@@ -108,7 +108,7 @@ def save(
     the old one stays until the new one is complete and proved.
 
     Args:
-        model: a causal language model of the Llama family, compacted.
+        model: a causal language model of a known family, compacted.
         tokenizer: a tokenizer of transformers, or None to write none.
         out: the folder to create.
         plan: written as ``plan.json``.

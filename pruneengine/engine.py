@@ -58,7 +58,7 @@ def prune(
     """Prune a model in place.
 
     Args:
-        model: a transformers causal language model of the Llama family.
+        model: a transformers causal language model of a family that :func:`find_groups` knows.
         batches: calibration token ids, int64 ``[N, L]``; not needed for metrics of weights alone.
         config: what to do; defaults to :class:`PruneConfig`.
         statistics: of this model, collected before; then no calibration is run.

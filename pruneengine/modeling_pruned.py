@@ -20,6 +20,7 @@ from transformers import (
     Gemma3ForCausalLM,
     GemmaForCausalLM,
     GPTNeoXForCausalLM,
+    GraniteForCausalLM,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
     MistralForCausalLM,
@@ -28,6 +29,7 @@ from transformers import (
     PhiForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
 )
 
 
@@ -99,6 +101,14 @@ class PerLayer:
 
 
 class PrunedLlamaForCausalLM(PerLayer, LlamaForCausalLM):
+    pass
+
+
+class PrunedGraniteForCausalLM(PerLayer, GraniteForCausalLM):
+    pass
+
+
+class PrunedSmolLM3ForCausalLM(PerLayer, SmolLM3ForCausalLM):
     pass
 
 

@@ -29,6 +29,8 @@ _CLIP = {
 
 FAMILIES: dict[str, tuple[str, dict]] = {
     "llama": ("llama", _LLAMA),
+    "granite": ("granite", _LLAMA | {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    "smollm3": ("smollm3", _LLAMA),
     "mistral": ("mistral", _LLAMA),
     "qwen2": ("qwen2", _LLAMA),
     "qwen3": ("qwen3", _LLAMA),

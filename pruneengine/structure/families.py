@@ -21,6 +21,7 @@ class Family:
         heads_name, kv_heads_name, mlp_name: what the config calls the widths; None where it has no say in them and
             always builds the dense model's. Heads without a name keep their size in the config as well.
         counts: (attribute of a layer, "heads" or "kv_heads"): numbers that a layer's forward reads beside its weights.
+        layer_lists: what the config has an entry of for every layer.
         layer_gives_tuple: a layer returns a tuple that starts with the hidden states.
         rows_per_head: arguments of a layer with a row for every sample and head, not for every sample.
         parts_add_residual: attention and MLP return their output with the residual already added.
@@ -45,6 +46,7 @@ class Family:
     kv_heads_name: str | None = "num_key_value_heads"
     mlp_name: str | None = "intermediate_size"
     counts: tuple[tuple[str, str], ...] = ()
+    layer_lists: tuple[str, ...] = ("layer_types",)
     layer_gives_tuple: bool = False
     rows_per_head: tuple[str, ...] = ()
     parts_add_residual: bool = False
@@ -81,7 +83,12 @@ _MLP_BIAS = ("mlp_bias", (*Family.mlp_in, Family.mlp_out))
 _ALIBI = "gives every layer one slope for each of the dense model's heads (ALiBi)"
 
 FAMILIES = (
-    Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(model_types=("llama", "granite"), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(
+        model_types=("smollm3",),
+        bias_flags=(_ATTENTION_BIAS, _MLP_BIAS),
+        layer_lists=("layer_types", "no_rope_layers"),
+    ),
     Family(model_types=("mistral", "qwen2")),
     Family(model_types=("qwen3", "gemma", "gemma2", "gemma3_text"), bias_flags=(_ATTENTION_BIAS,)),
     Family(
