@@ -8,7 +8,6 @@ inputs in their place (mask), or new values of the linears that read them (both)
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
+from pruneengine.narrowing import drop_layers, narrow, replace, set_counts
 from pruneengine.plan import Plan
 from pruneengine.structure import (
     Group,
     Member,
     Structure,
-    distinct_linears,
     find_groups,
     get_linear,
     text_config,
@@ -189,14 +188,15 @@ def compact(
     plan.check(structure)
     targets = _checked(model, structure, plan, corrections or {})
     for name, kept in _partial(plan).items():
-        _narrow(model, structure.by_name[name], kept)
+        narrow(model, structure.by_name[name], _as_tensor(kept))
     for linear, _group, correction in targets:
         _correct(linear, correction)
     _complete_biases(model, structure)
     if len(plan.kept_layers) < structure.num_layers:
-        _drop_layers(model, structure, plan.kept_layers)
+        drop_layers(model, structure, plan.kept_layers)
     sync_config(model)
-    _set_counts(model)
+    after = find_groups(model)
+    set_counts(model, after, layer_counts(after))
     return model
 
 
@@ -275,7 +275,7 @@ def _corrected(linear: nn.Linear, group: Group, kept: tuple[int, ...], correctio
 def _correct(linear: nn.Linear, correction: Correction) -> None:
     like = linear.weight
     if correction.weight is not None:
-        _replace(linear, "weight", correction.weight.to(like))
+        replace(linear, "weight", correction.weight.to(like))
     if correction.bias is not None:
         linear.bias = nn.Parameter(correction.bias.to(like), requires_grad=like.requires_grad)
 
@@ -316,56 +316,3 @@ def _per_row(values: Tensor, x: Tensor) -> Tensor:
     if values.dim() == 1:
         return values
     return values[:, None] if x.dim() == 3 else values.repeat_interleave(len(x) // len(values), 0)
-
-
-def _narrow(model: nn.Module, group: Group, kept: tuple[int, ...]) -> None:
-    units = _as_tensor(kept)
-    for member in distinct_linears(group.members):
-        linear = get_linear(model, member.module)
-        # Ascending: what members of one linear keep stays laid out as it was.
-        index = torch.cat([m.indices(units) for m in group.members if m.module == member.module]).sort().values
-        index = index.to(linear.weight.device)
-        if member.axis == 0:
-            _replace(linear, "weight", ops.gather_rows(linear.weight.detach(), index))
-            if linear.bias is not None:
-                _replace(linear, "bias", ops.gather_rows(linear.bias.detach(), index))
-            linear.out_features = len(index)
-        else:
-            _replace(linear, "weight", ops.gather_columns(linear.weight.detach(), index))
-            linear.in_features = len(index)
-
-
-def _set_counts(model: nn.Module) -> None:
-    structure = find_groups(model)
-    for index, counts in enumerate(layer_counts(structure)):
-        for path, value in counts.items():
-            owner = model.get_submodule(structure.layer_path(index))
-            *parents, name = path.split(".")
-            for parent in parents:
-                owner, holder = getattr(owner, parent), owner
-                if not isinstance(owner, nn.Module) and getattr(owner, name) != value:
-                    # A config that all layers share: the others have other numbers.
-                    owner = copy.copy(owner)
-                    setattr(holder, parent, owner)
-            setattr(owner, name, value)
-
-
-def _replace(linear: nn.Linear, name: str, values: Tensor) -> None:
-    required = getattr(linear, name).requires_grad
-    setattr(linear, name, nn.Parameter(values, requires_grad=required))
-
-
-def _drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -> None:
-    """Renumber the remaining layers, so that each finds its own entry in a KV cache."""
-    parent, name = structure.family.layers.rsplit(".", 1)
-    layers = model.get_submodule(structure.family.layers)
-    remaining = nn.ModuleList(layers[i] for i in kept)
-    for index, layer in enumerate(remaining):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-    setattr(model.get_submodule(parent), name, remaining)
-    config = text_config(model.config)
-    for name in structure.family.layer_lists:
-        if getattr(config, name, None):
-            setattr(config, name, [getattr(config, name)[i] for i in kept])

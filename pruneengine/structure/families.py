@@ -83,14 +83,15 @@ _MLP_BIAS = ("mlp_bias", (*Family.mlp_in, Family.mlp_out))
 _ALIBI = "gives every layer one slope for each of the dense model's heads (ALiBi)"
 
 FAMILIES = (
-    Family(model_types=("llama", "granite"), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(model_types=("mistral", "qwen2")),
+    Family(model_types=("qwen3", "gemma", "gemma2", "gemma3_text"), bias_flags=(_ATTENTION_BIAS,)),
+    Family(model_types=("granite",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
     Family(
         model_types=("smollm3",),
         bias_flags=(_ATTENTION_BIAS, _MLP_BIAS),
         layer_lists=("layer_types", "no_rope_layers"),
     ),
-    Family(model_types=("mistral", "qwen2")),
-    Family(model_types=("qwen3", "gemma", "gemma2", "gemma3_text"), bias_flags=(_ATTENTION_BIAS,)),
     Family(
         model_types=("llava",),
         layers="model.language_model.layers",
