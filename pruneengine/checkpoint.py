@@ -20,7 +20,7 @@ from pruneengine.checkpoint_config import (
     loader_of,
 )
 from pruneengine.extras import needs
-from pruneengine.files import check_writable
+from pruneengine.files import check_space, check_writable
 from pruneengine.model_card import model_card
 from pruneengine.reload import ReloadProof, prove_reload
 from pruneengine.structure import find_groups
@@ -50,8 +50,13 @@ class SavedCheckpoint:
     proof: ReloadProof | None
 
 
-def check_output(out: str | Path, overwrite: bool = False) -> Path:
+def check_output(out: str | Path, overwrite: bool = False, mark: str = "config.json") -> Path:
     """The absolute path of ``out`` if a checkpoint can be written there; call it before any work.
+
+    Args:
+        out: the folder to create.
+        overwrite: it may replace a folder that holds the file ``mark``.
+        mark: what tells an earlier result of the same kind from a folder of something else.
 
     Raises:
         FileExistsError: ``out`` is a file; or a folder with content, without ``overwrite`` or not a model folder.
@@ -63,8 +68,9 @@ def check_output(out: str | Path, overwrite: bool = False) -> Path:
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True (--overwrite) to replace it")
-        if not (path / "config.json").is_file():
-            raise FileExistsError(f"output folder {path} holds other things than a model; it is not replaced")
+        if not (path / mark).is_file():
+            what = "a model" if mark == "config.json" else f"an earlier result (no {mark})"
+            raise FileExistsError(f"output folder {path} holds other things than {what}; it is not replaced")
     check_writable(path.parent)
     return path
 
@@ -145,8 +151,8 @@ def save(
     if "auto_map" in config:
         texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")
     texts |= _checked_names(extra_files or {}, taken=texts)
-    with _complete_or_nothing(path) as folder:
-        _write_weights(model, folder)
+    with complete_or_nothing(path) as folder:
+        write_weights(model, folder)
         if getattr(model, "generation_config", None) is not None:
             # Not save_pretrained: it refuses sampling settings that many published models carry.
             model.generation_config.to_json_file(folder / "generation_config.json")
@@ -154,7 +160,7 @@ def save(
             tokenizer.save_pretrained(folder)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        _share(folder)
+        share(folder)
         result = prove_reload(folder, model, tokenizer) if proof else None
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return SavedCheckpoint(path, size, loader, result)
@@ -177,18 +183,17 @@ def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mappin
     return files
 
 
-def _write_weights(model: nn.Module, folder: Path) -> None:
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """Safetensors of a model's weights, tied ones once; OSError where they do not fit."""
     with needs("hf"):
         from huggingface_hub import save_torch_state_dict
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = shutil.disk_usage(folder).free
-    if free < size * 1.02:
-        raise OSError(f"{size / 1e9:.2f} GB of weights do not fit in {folder.parent}: {free / 1e9:.2f} GB free")
+    check_space(folder, size)
     tied = list(getattr(model, "_tied_weights_keys", None) or [])
     save_torch_state_dict(model.state_dict(), folder, shared_tensors_to_discard=tied)
 
 
-def _share(folder: Path) -> None:
+def share(folder: Path) -> None:
     """Give the files the permissions that any other new file gets; temporary ones are private to their owner."""
     mask = os.umask(0)
     os.umask(mask)
@@ -198,7 +203,7 @@ def _share(folder: Path) -> None:
 
 
 @contextmanager
-def _complete_or_nothing(path: Path) -> Iterator[Path]:
+def complete_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

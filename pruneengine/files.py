@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,13 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
         raise PermissionError(f"cannot write to {parent}: {error.strerror}") from None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """OSError if ``needed`` bytes do not fit on the disk of ``folder``."""
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.02:
+        raise OSError(f"{needed / 1e9:.2f} GB of weights do not fit in {folder.parent}: {free / 1e9:.2f} GB free")
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

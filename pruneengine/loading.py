@@ -76,6 +76,16 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
         return _opener(config.model_type).from_config(config, trust_remote_code=trust)
 
 
+def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
+    """The model of a GGUF file as transformers reads it, without its tokenizer; ValueError if it does not."""
+    from transformers import AutoModelForCausalLM
+
+    with _parsed_once(), _one_line(f"{file} does not load"):
+        return AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True
+        ).eval()
+
+
 def _locate(source: str | Path) -> tuple[Path | None, str | None]:
     """Folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
     path = Path(source).expanduser()

@@ -212,8 +212,8 @@ def test_a_wrong_checkpoint_never_appears(tmp_path, monkeypatch):
         wrong = tiny_model(seed=1)
         checkpoint_writer(prune_by_hand(wrong, EQUAL), folder)
 
-    checkpoint_writer = checkpoint._write_weights
-    monkeypatch.setattr(checkpoint, "_write_weights", write_other_weights)
+    checkpoint_writer = checkpoint.write_weights
+    monkeypatch.setattr(checkpoint, "write_weights", write_other_weights)
     with pytest.raises(ReloadError, match="other logits: largest difference"):
         save(prune_by_hand(tiny_model(), EQUAL), None, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -227,7 +227,7 @@ def test_the_proof_names_what_does_not_open(tmp_path):
         prove_reload(path, model)
 
 
-@pytest.mark.parametrize("stage", ["_write_weights", "_share"])
+@pytest.mark.parametrize("stage", ["write_weights", "share"])
 def test_a_failure_leaves_nothing(stage, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk on fire")

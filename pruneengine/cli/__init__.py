@@ -6,7 +6,7 @@ import os
 import sys
 
 try:
-    from pruneengine.cli import bench, compare, evaluate, inspect, prune, recover, search
+    from pruneengine.cli import bench, compare, evaluate, export, inspect, prune, recover, search
     from pruneengine.cli.app import app, err
 except ImportError as missing:
     sys.exit(f"error: the command line needs {missing.name}: pip install 'pruneengine[cli]'")
@@ -18,6 +18,7 @@ app.command()(search.search)
 app.command()(recover.recover)
 app.command("eval")(evaluate.evaluate)
 app.command()(compare.compare)
+app.command()(export.export)
 app.command()(bench.bench)
 
 

@@ -1,0 +1,80 @@
+"""A tokenizer as the keys of a GGUF file; byte-level BPE (GPT-2's kind), which all but the oldest models use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+# First tokens of a vocabulary whose splitting rule transformers does not keep when it reads it from GGUF.
+KNOWN = {("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>"): "smollm"}
+
+
+def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Keys ``tokenizer.*`` with their values, and remarks.
+
+    Args:
+        tokenizer: a tokenizer of transformers, or None: the file then holds token ids only.
+        vocab_size: rows of the embedding; tokens that the tokenizer lacks are marked unused.
+
+    Raises:
+        ValueError: no byte-level BPE, an unknown splitting rule, or more tokens than the embedding has rows.
+    """
+    if tokenizer is None:
+        return {"tokenizer.ggml.model": "no_vocab"}, ("without a tokenizer: programs must be given token ids",)
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+    if raw["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps([raw["pre_tokenizer"], raw["decoder"]]):
+        raise ValueError(f"a {raw['model']['type']} tokenizer that is no byte-level BPE is not written")
+    added = {token["id"]: token for token in raw["added_tokens"]}
+    by_id = {id: text for text, id in raw["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    if max(by_id) >= vocab_size:
+        raise ValueError(f"the tokenizer has the token {max(by_id)}, the embedding {vocab_size} rows")
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    keys = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": splitting_rule(raw["pre_tokenizer"], tokens),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [_type(i, by_id, added) for i in range(vocab_size)],
+        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]],
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,
+    }
+    for ours, theirs in SPECIAL.items():
+        if (id := getattr(tokenizer, f"{ours}_token_id")) is not None:
+            keys[f"tokenizer.ggml.{theirs}_token_id"] = id
+    if isinstance(template := getattr(tokenizer, "chat_template", None), str):
+        keys["tokenizer.chat_template"] = template
+    return keys, ()
+
+
+def splitting_rule(pre_tokenizer: Mapping[str, Any] | None, tokens: list[str]) -> str:
+    """llama.cpp's name for how text is split before the merges.
+
+    Raises:
+        ValueError: a rule that has no name here.
+    """
+    if name := next((n for start, n in KNOWN.items() if tuple(tokens[: len(start)]) == start), None):
+        return name
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
+    kinds = [part["type"] for part in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"]:
+        regex = parts[0]["pattern"].get("Regex", "")
+        if r"\p{N}{1,3}" in regex:
+            return "llama-bpe"
+        if r"\p{N}|" in regex:
+            return "qwen2"
+    raise ValueError(f"llama.cpp's name for a tokenizer that splits text by {kinds} is not known here")
+
+
+def _type(id: int, by_id: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> int:
+    if id not in by_id:
+        return UNUSED
+    if id in added:
+        return CONTROL if added[id]["special"] else USER_DEFINED
+    return NORMAL

@@ -1,0 +1,81 @@
+"""The verb export: open a checkpoint, write it in another format, check it, and only then let it appear."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruneengine.checkpoint import check_output, complete_or_nothing, share
+from pruneengine.export import deci, gguf_file, pad
+from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
+from pruneengine.layout import Layout, layout_of
+from pruneengine.loading import load_model, load_skeleton
+from pruneengine.validate import require_choice
+
+# format: (writes it, refuses what it cannot hold)
+FORMATS: dict[str, tuple[Callable[..., Written], Callable[[Layout], Any]]] = {
+    "gguf": (gguf_file.write, gguf_file.check),
+    "deci": (deci.write, deci.check),
+    "pad": (pad.write, pad.check),
+}
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    format: str = "gguf",
+    *,
+    dtype: str = "float16",
+    overwrite: bool = False,
+    proof: bool = True,
+    trust_remote_code: bool = False,
+) -> Exported:
+    """Write a checkpoint in another format, into a folder that appears complete or not at all.
+
+    Args:
+        source: a model folder, or whatever else :func:`pruneengine.loading.load_model` takes.
+        out: the folder to create.
+        format: "gguf" (llama.cpp), "deci" (vLLM's DeciLM) or "pad" (zeros up to the widest layer).
+        dtype: of the matrices of a GGUF file, "float16" or "float32"; the other formats keep the checkpoint's.
+        overwrite: replace an earlier export.
+        proof: read the result back and compare it with the checkpoint before it appears.
+        trust_remote_code: run modelling code that comes with the model.
+
+    Raises:
+        ValueError: an unknown format or dtype; the format cannot hold this model, with the reason; ``out`` is the
+            checkpoint itself, or a GGUF file's name.
+        FileExistsError, PermissionError: as :func:`pruneengine.checkpoint.check_output`.
+        OSError: not enough space.
+        ReloadError: the result does not give what the checkpoint gives; nothing was written.
+    """
+    require_choice("format", format, FORMATS)
+    require_choice("dtype", dtype, DTYPES)
+    if Path(out).suffix == ".gguf":
+        raise ValueError(f"output {out} must be a folder; the .gguf file is written into it")
+    path = check_output(out, overwrite, mark=EXPORT_FILE)
+    if path == Path(source).expanduser().resolve():
+        raise ValueError(f"output folder {path} is the checkpoint itself; choose another")
+    write, check = FORMATS[format]
+    layout = layout_of(load_skeleton(source, trust_remote_code))
+    check(layout)
+    model, tokenizer = load_model(source, dtype=_stored_dtype(source), trust_remote_code=trust_remote_code)
+    with complete_or_nothing(path) as folder:
+        written = write(model, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
+        describe(folder, format, Path(source).name, path.name, written)
+        share(folder)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return Exported(path, format, size, written)
+
+
+def _stored_dtype(source: str | Path) -> torch.dtype:
+    config = Path(source).expanduser() / "config.json"
+    if not config.is_file():
+        return torch.float32
+    values = json.loads(config.read_text(encoding="utf-8"))
+    stored = getattr(torch, str(values.get("dtype") or values.get("torch_dtype") or "float32"), None)
+    return stored if stored in (torch.float16, torch.bfloat16) else torch.float32

@@ -1,0 +1,106 @@
+"""Which programs open a model of a given layout, as it is or exported, and why the others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruneengine.layout import Layout
+
+ATTENTION_INPUTS = frozenset(f"self_attn.{name}_proj" for name in "qkv")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to open a model.
+
+    Attributes:
+        name: the program.
+        how: what to do with the checkpoint: "as it is", or the export it takes.
+        opens: whether the program opens the result.
+        why: what makes it possible, or impossible.
+    """
+
+    name: str
+    how: str
+    opens: bool
+    why: str
+
+
+def gguf_architecture(layout: Layout) -> str:
+    """llama.cpp's architecture for a layout: "llama", "deci" (widths of its own a layer), "qwen2" or "qwen3".
+
+    llama.cpp's "qwen2" takes no head count that leaves the hidden size; such a model is a "llama" with biases.
+
+    Raises:
+        ValueError: none of them computes this model, with the reason.
+    """
+    if layout.activation != "silu":
+        raise ValueError(f"llama.cpp has these architectures with the activation silu, not {layout.activation!r}")
+    if layout.rope not in ("default", "linear", "llama3"):
+        raise ValueError(f"rotary positions of type {layout.rope!r} are not written")
+    if layout.query_norms:
+        if not layout.uniform:
+            raise ValueError("layers differ in width, and llama.cpp's deci has no norms of queries and keys")
+        if layout.biases or layout.rope != "default":
+            raise ValueError("llama.cpp's qwen3 has no biases and no scaled positions")
+        return "qwen3"
+    if not layout.uniform:
+        return "deci"
+    whole = layout.heads[0] * layout.head_dim == layout.hidden
+    if layout.family == "qwen2" and whole and layout.biases == ATTENTION_INPUTS and layout.rope == "default":
+        return "qwen2"
+    return "llama"
+
+
+def check_deci(layout: Layout) -> None:
+    """ValueError if a DeciLM checkpoint with ``block_configs`` cannot hold this model, with the reason."""
+    if layout.query_norms:
+        raise ValueError("DeciLM has no norms of queries and keys")
+
+
+def runtimes(layout: Layout) -> tuple[Runtime, ...]:
+    """Every known way to open a checkpoint of this layout, the plainest first."""
+    differ = "the layers differ in width" if not layout.uniform else "its biases have no flag in the config"
+    found = [
+        Runtime(
+            "transformers", "as it is", layout.plain, "proved after every save" if layout.plain else differ,
+        ),
+        Runtime(
+            "transformers, trust_remote_code=True", "as it is", True,
+            "nothing more is needed" if layout.plain else "the modelling file is in the checkpoint; proved",
+        ),
+        Runtime(
+            "vLLM", "as it is", layout.plain,
+            "the same files as transformers; not run here" if layout.plain else differ,
+        ),
+        _llama_cpp(layout),
+        _deci(layout),
+    ]  # fmt: skip
+    if not layout.uniform:
+        found.append(_pad(layout))
+    return tuple(found)
+
+
+def _llama_cpp(layout: Layout) -> Runtime:
+    how = "export --format gguf"
+    try:
+        architecture = gguf_architecture(layout)
+    except ValueError as error:
+        return Runtime("llama.cpp", how, False, str(error))
+    return Runtime("llama.cpp", how, True, f"architecture {architecture}; the file is read back after writing")
+
+
+def _deci(layout: Layout) -> Runtime:
+    name, how = "vLLM (DeciLM, trust_remote_code)", "export --format deci"
+    try:
+        check_deci(layout)
+    except ValueError as error:
+        return Runtime(name, how, False, str(error))
+    return Runtime(name, how, True, "block_configs give each layer's widths; not run here")
+
+
+def _pad(layout: Layout) -> Runtime:
+    name, how = "any that opens the unpruned model", "export --format pad"
+    if layout.loose_biases:
+        return Runtime(name, how, False, "its biases have no flag in the config")
+    return Runtime(name, how, True, "zeros up to the widest layer: the same function, larger; proved")
