@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ def inspect(
     nsamples: Annotated[int, typer.Option(help="Calibration samples to predict for.")] = 32,
     seqlen: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass.")] = 8,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json: what opens its result.")] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -21,17 +24,39 @@ def inspect(
     """What can be pruned, what would be left, what it would cost and what will load the result. Loads no weights."""
     from pruneengine.cli import tables
     from pruneengine.fusion import methods
+    from pruneengine.layout import layout_of
     from pruneengine.loading import load_skeleton
-    from pruneengine.plan import default_rounding
+    from pruneengine.plan import Plan, default_rounding
     from pruneengine.predict import measure_flops, predict
+    from pruneengine.runtimes import runtimes
     from pruneengine.structure import find_groups
 
     kind, device = parse_dtype(dtype), parse_device(device)
-    structure = find_groups(load_skeleton(model, trust_remote_code))
+    skeleton = load_skeleton(model, trust_remote_code)
+    structure = find_groups(skeleton)
+    chosen = Plan.load(plan).check(structure) if plan else None
     tables.show_structure(out, model, structure, default_rounding(structure))
     tables.show_sizes(out, structure, kind.itemsize)
     flops = measure_flops(kind, device)
     title = f"statistics on {nsamples} x {seqlen} tokens (estimate, at {flops / 1e9:.0f} GFLOP/s measured here)"
     predictions = [predict(structure, m, nsamples, seqlen, batch_size, kind.itemsize, flops) for m in methods()]
     tables.show_predictions(out, predictions, title)
-    tables.show_loaders(out, structure)
+    try:
+        layout = layout_of(skeleton)
+    except ValueError as error:
+        out.print(f"exports are not known for it: {error}")
+        return
+    for title, shape in _shapes(layout, chosen):
+        tables.show_runtimes(out, runtimes(shape), title)
+
+
+def _shapes(layout, plan):
+    """What may come of a model, each with a title: of a plan, of pruning at all, or the model as it is."""
+    if plan is not None:
+        yield "what opens the result of the plan", layout.after(plan)
+    elif layout.uniform:
+        uneven = replace(layout, channels=(layout.channels[0] - 1, *layout.channels[1:]))
+        yield "what opens it, and a uniform prune of it", layout
+        yield "what opens a per-layer prune of it", uneven
+    else:
+        yield "what opens it", layout

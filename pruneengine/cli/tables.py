@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +15,7 @@ from pruneengine.predict import Prediction
 from pruneengine.recovery import RecoverReport
 from pruneengine.report.values import Measures
 from pruneengine.report.words import duration, size
+from pruneengine.runtimes import Runtime
 from pruneengine.structure import Structure
 
 
@@ -70,20 +73,14 @@ def show_predictions(console: Console, predictions: list[Prediction], title: str
     console.print(table)
 
 
-def show_loaders(console: Console, structure: Structure) -> None:
-    table = Table(title="what opens the result", title_justify="left")
-    for column in ("shape", "opened by"):
+def show_runtimes(console: Console, runtimes: Iterable[Runtime], title: str) -> None:
+    """Which programs open a checkpoint, and why the others do not."""
+    table = Table(title=title, title_justify="left")
+    for column in ("program", "given", "opens it", "because"):
         table.add_column(column)
-    family, plainly = structure.family, "uniform"
-    if family.unnamed:
-        plainly = f"uniform, {' and '.join(family.unnamed)} as in the dense model"
-    table.add_row(plainly, f"transformers, {family.auto_class}.from_pretrained(DIR); proved after every save")
-    table.add_row(
-        "any other" if family.unnamed else "per-layer",
-        "transformers with trust_remote_code=True (the modelling file is in the checkpoint); proved after every save",
-    )
+    for way in runtimes:
+        table.add_row(way.name, way.how, "yes" if way.opens else "no", way.why)
     console.print(table)
-    console.print("other runtimes are not tested; most read the widths of a uniform checkpoint from its config.json")
 
 
 def show_plan(console: Console, report: PruneReport) -> None:

@@ -1,0 +1,83 @@
+"""Which programs are said to open a layout: the reasons are those on which an export acts."""
+
+from dataclasses import replace
+
+import pytest
+
+from pruneengine.layout import layout_of
+from pruneengine.plan import make_plan
+from pruneengine.runtimes import gguf_architecture, runtimes
+from pruneengine.score import score
+from pruneengine.structure import find_groups
+from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
+from tests.tiny import tiny_model
+
+
+def layout(variant="llama-gqa-tied", widths=EQUAL, **changes):
+    return layout_of(prune_by_hand(tiny_model(variant, **changes), widths))
+
+
+def opens(shape):
+    return {f"{way.name}, {way.how}": way.opens for way in runtimes(shape)}
+
+
+def test_layouts_are_read_from_the_modules():
+    shape = layout("qwen2-biases", UNEQUAL)
+    assert (shape.heads, shape.kv_heads, shape.channels) == ((4, 2, 6), (2, 1, 3), (72, 24, 56))
+    assert shape.biases == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+    assert not shape.uniform
+    assert (layout("mistral-sliding").window, layout("mistral-sliding", sliding_window=500).window) == (8, None)
+    assert layout("qwen3-norms").query_norms
+
+
+def test_a_uniform_model_opens_everywhere():
+    assert all(opens(layout()).values())
+    assert "any that opens the unpruned model, export --format pad" not in opens(layout())
+
+
+def test_a_per_layer_model_needs_an_export():
+    found = opens(layout(widths=UNEQUAL))
+    assert {name for name, yes in found.items() if not yes} == {"transformers, as it is", "vLLM, as it is"}
+    reasons = [way.why for way in runtimes(layout(widths=UNEQUAL)) if not way.opens]
+    assert reasons == ["the layers differ in width"] * 2
+    qwen3 = {way.name: way.why for way in runtimes(layout("qwen3-norms", UNEQUAL)) if not way.opens}
+    assert "deci has no norms" in qwen3["llama.cpp"]
+    assert "DeciLM has no norms" in qwen3["vLLM (DeciLM, trust_remote_code)"]
+
+
+def test_biases_without_a_flag_need_the_modelling_file():
+    loose = replace(layout(), loose_biases=True, biases=frozenset({"mlp.down_proj"}))
+    found = opens(loose)
+    assert not found["transformers, as it is"]
+    assert found["llama.cpp, export --format gguf"]
+    uneven = opens(replace(loose, channels=(40, 39, 40)))
+    assert not uneven["any that opens the unpruned model, export --format pad"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"activation": "gelu"}, "silu, not 'gelu'"), ({"rope": "yarn"}, "type 'yarn' are not written")],
+)
+def test_what_llama_cpp_does_not_compute(changes, message):
+    with pytest.raises(ValueError, match=message):
+        gguf_architecture(replace(layout(), **changes))
+
+
+@pytest.mark.parametrize("shape", ["uniform", "per-layer"])
+def test_the_layout_after_a_plan(shape):
+    model = tiny_model()
+    structure = find_groups(model)
+    ratios = {group.name: 0.2 + 0.1 * group.layer for group in structure.groups}
+    scores = score(model, "magnitude_l1")
+    plan = make_plan(structure, scores, ratios, 0.3, shape=shape)
+    after = layout_of(model).after(plan)
+    assert after.uniform is (shape == "uniform")
+    assert after.channels == tuple(len(plan.keep[f"layers.{i}.mlp"]) for i in range(3))
+    assert after.heads == tuple(2 * len(plan.keep[f"layers.{i}.heads"]) for i in range(3))
+
+
+def test_other_families_are_named():
+    model = tiny_model()
+    model.config.model_type = "opt"
+    with pytest.raises(ValueError, match="'opt' is none of llama, mistral"):
+        layout_of(model)
