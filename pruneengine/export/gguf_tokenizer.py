@@ -1,12 +1,13 @@
-"""A tokenizer as the keys of a GGUF file; byte-level BPE (GPT-2's kind), which all but the oldest models use."""
+"""A tokenizer as the keys of a GGUF file: byte-level BPE (GPT-2's kind), or SentencePiece's BPE (Llama 2's)."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 # First tokens of a vocabulary whose splitting rule transformers does not keep when it reads it from GGUF.
 KNOWN = {("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>"): "smollm"}
@@ -20,25 +21,38 @@ def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tup
         vocab_size: rows of the embedding; tokens that the tokenizer lacks are marked unused.
 
     Raises:
-        ValueError: no byte-level BPE, an unknown splitting rule, or more tokens than the embedding has rows.
+        ValueError: another kind of tokenizer, an unknown splitting rule, or more tokens than the embedding has rows.
     """
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}, ("without a tokenizer: programs must be given token ids",)
     raw = json.loads(tokenizer.backend_tokenizer.to_str())
-    if raw["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps([raw["pre_tokenizer"], raw["decoder"]]):
-        raise ValueError(f"a {raw['model']['type']} tokenizer that is no byte-level BPE is not written")
+    byte_level = "ByteLevel" in json.dumps([raw["pre_tokenizer"], raw["decoder"]])
+    if raw["model"]["type"] != "BPE" or not (byte_level or raw["model"].get("byte_fallback")):
+        raise ValueError(f"a {raw['model']['type']} tokenizer that is no BPE down to bytes is not written")
     added = {token["id"]: token for token in raw["added_tokens"]}
     by_id = {id: text for text, id in raw["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     if max(by_id) >= vocab_size:
         raise ValueError(f"the tokenizer has the token {max(by_id)}, the embedding {vocab_size} rows")
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)]
-    keys = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": splitting_rule(raw["pre_tokenizer"], tokens),
+    merges = [m.split(" ") if isinstance(m, str) else m for m in raw["model"]["merges"]]
+    if byte_level:
+        keys = {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": splitting_rule(raw["pre_tokenizer"], tokens),
+            "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+            "tokenizer.ggml.add_space_prefix": False,
+        }
+    else:
+        keys = {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.scores": merge_scores(tokens, merges),
+            "tokenizer.ggml.add_space_prefix": _adds_space(raw),
+        }
+    unknown = None if byte_level else tokenizer.unk_token
+    keys |= {
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [_type(i, by_id, added) for i in range(vocab_size)],
-        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]],
-        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.token_type": [_type(i, by_id, added, unknown) for i in range(vocab_size)],
         "tokenizer.ggml.add_bos_token": tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,
     }
     for ours, theirs in SPECIAL.items():
@@ -72,9 +86,26 @@ def splitting_rule(pre_tokenizer: Mapping[str, Any] | None, tokens: list[str]) -
     raise ValueError(f"llama.cpp's name for a tokenizer that splits text by {kinds} is not known here")
 
 
-def _type(id: int, by_id: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> int:
+def merge_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """SentencePiece's scores, of which only the order counts: the earlier a token's first merge, the higher."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def _adds_space(raw: Mapping[str, Any]) -> bool:
+    rules = json.dumps([raw["normalizer"], raw["pre_tokenizer"]])
+    return '"Prepend"' in rules or '"prepend_scheme": "first"' in rules or '"prepend_scheme": "always"' in rules
+
+
+def _type(id: int, by_id: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], unknown: str | None) -> int:
     if id not in by_id:
         return UNUSED
+    if by_id[id] == unknown:
+        return UNKNOWN
+    if unknown is not None and re.fullmatch("<0x[0-9A-F]{2}>", by_id[id]):
+        return BYTE
     if id in added:
         return CONTROL if added[id]["special"] else USER_DEFINED
     return NORMAL

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,23 @@ def logits(file: Path, tokens: Tensor) -> Tensor:
     """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "logits.npy"
-        job = {"file": str(file), "tokens": tokens.tolist(), "out": str(out)}
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD.read_text(encoding="utf-8")],
-            input=json.dumps(job), capture_output=True, text=True, cwd=scratch,
-        )  # fmt: skip
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise ReloadError(f"llama.cpp does not run {file.name}: {reason}")
+        _run(file, tokens=tokens.tolist(), out=str(out))
         return torch.from_numpy(np.load(out))
+
+
+def token_ids(file: Path, text: str) -> list[int]:
+    """llama.cpp's own tokenization of ``text``, special tokens added as the file says; ReloadError as above."""
+    return json.loads(_run(file, text=text).splitlines()[-1])
+
+
+def _run(file: Path, **job: Any) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.read_text(encoding="utf-8")],
+        input=json.dumps({"file": str(file.resolve())} | job),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ReloadError(f"llama.cpp does not run {file.name}: {reason}")
+    return done.stdout

@@ -1,6 +1,7 @@
-"""The process in which llama.cpp runs: reads one JSON job from standard input, writes logits to a .npy file.
+"""The process in which llama.cpp runs; its text is handed to ``python -c``.
 
-Its text is handed to ``python -c``. The job: ``file`` (GGUF), ``tokens`` (rows of ids), ``out``.
+Reads one JSON job from standard input: ``file`` (GGUF) and either ``tokens`` (rows of ids) with ``out`` (the .npy file
+to write their logits to) or ``text``, whose ids it writes to standard output.
 """
 
 import json
@@ -12,6 +13,10 @@ from llama_cpp import Llama
 
 def main() -> None:
     job = json.load(sys.stdin)
+    if "text" in job:
+        model = Llama(job["file"], vocab_only=True, verbose=False)
+        print(json.dumps(model.tokenize(job["text"].encode("utf-8"), add_bos=True, special=True)))
+        return
     length = max(len(row) for row in job["tokens"])
     model = Llama(job["file"], n_ctx=length, n_batch=length, logits_all=True, n_gpu_layers=0, verbose=False)
     rows = []
