@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from pruneengine.checkpoint import save
 from pruneengine.export import export, llama_cpp
 from pruneengine.export.deci import deci_heads
 from pruneengine.export.gguf_tensors import pair_rows
@@ -17,7 +18,9 @@ from tests.tiny import logits, tiny_model, tiny_tokens
 from tests.tiny_exports import (
     VARIANTS,
     WIDTHS,
+    byte_level_tokenizer,
     checkpoint,
+    reader_of,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -59,6 +62,36 @@ def test_deci_fields_give_the_same_function(variant, widths, tmp_path):
     assert kv_heads == ([3, 1, 3] if odd else [heads for heads, _ in WIDTHS[widths]])
     assert "opened from its block_configs" in made.written.verified[0]
     assert "vLLM itself was not run" in made.written.remarks[0]
+
+
+@pytest.mark.parametrize("format", ["gguf", "deci", "pad"])
+def test_bfloat16_checkpoints(format, tmp_path):
+    model = prune_by_hand(tiny_model(dtype=torch.bfloat16), UNEQUAL)
+    source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
+    made = export(source, tmp_path / "out", format, proof=format != "pad")
+    if format == "gguf":
+        assert "logits within" in made.written.verified[1]
+    else:
+        assert json.loads((made.path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("format", ["gguf", "deci"])
+def test_biases_that_stand_in_for_removed_units(format, tmp_path):
+    model = prune_by_hand(tiny_model("qwen2-biases"), UNEQUAL)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.bias = torch.nn.Parameter(torch.randn(60))
+    source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
+    assert layout_of(load_model(source)[0]).loose_biases
+    made = export(source, tmp_path / "out", format)
+    assert "logits within" in made.written.verified[-1]
+    if format == "deci":
+        config = json.loads((made.path / "config.json").read_text())
+        assert (config["qkv_bias"], config["attention_bias"], config["mlp_bias"]) == (True, False, True)
+    else:
+        biases = {entry.name.split(".", 2)[2] for entry in reader_of(made.path).tensors if "bias" in entry.name}
+        assert biases == {"attn_q.bias", "attn_k.bias", "attn_v.bias", "ffn_down.bias"}
+    with pytest.raises(ValueError, match="would still need the modelling file"):
+        export(source, tmp_path / "padded", "pad")
 
 
 def test_deci_config_reads_as_attributes_and_saves_again(tmp_path):

@@ -37,7 +37,10 @@ def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
         attention_bias=True,
         mlp_bias=True,
     )
-    model = LlamaForCausalLM(llama).to(dtype).eval()
+    model = LlamaForCausalLM(llama).eval()
+    # Not model.to(dtype): frequencies of the positions stay float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     for layer, block in zip(model.model.layers, config.block_configs, strict=True):
         kv_heads = heads // block.attention.n_heads_in_group
         resize_layer(layer, heads, kv_heads, block.ffn.intermediate_size)
