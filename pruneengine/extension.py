@@ -232,12 +232,10 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
     return mask
 
 
-def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
-    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor) -> None:
     module, where = _on(weight)
     norm = _contiguous(norm)
     module.nm_apply(*_matrix(weight), _address(norm), n, m, out.data_ptr(), *where)
-    return out
 
 
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:

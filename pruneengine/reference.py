@@ -145,9 +145,10 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
     return select_mask(groups, m - n).view(scores.shape)
 
 
-def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
-    """The weight with the m - n smallest of ``|weight| * norm`` in every m consecutive columns set to zero."""
-    return weight.masked_fill(nm_mask(weight.abs(), n, m, norm), 0).contiguous()
+def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor) -> None:
+    """``out =`` the weight without the m - n smallest of ``|weight| * norm`` in every m consecutive columns."""
+    mask = nm_mask(weight.abs(), n, m, norm)
+    out.copy_(weight).masked_fill_(mask, 0)
 
 
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:

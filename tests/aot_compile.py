@@ -80,7 +80,7 @@ def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..
     yield MODULES["select_global"].select_mask_global, ([w, w], 1)
     yield MODULES["select_global"].select_mask_global, ([w], 1, [norm], True)
     yield MODULES["nm_mask"].nm_mask, (w, n, m)
-    yield MODULES["nm_mask"].nm_apply, (w, 2 * n, 2 * m, norm)
+    yield MODULES["nm_mask"].nm_apply, (w, 2 * n, 2 * m, norm, w)
     yield MODULES["quantile_codes"].quantile_codes, (w, norm)
     yield MODULES["masked_copy"].masked_copy, (w, codes, 128, w)
 

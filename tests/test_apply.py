@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from pruneengine import ops
 from pruneengine.allocate import allocate
-from pruneengine.apply import compact, mask
+from pruneengine.apply import compact, mask, zero_of_groups, zero_weights
 from pruneengine.plan import make_plan
 from pruneengine.score import score
 from pruneengine.structure import find_groups
@@ -90,3 +91,32 @@ def test_a_foreign_plan_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match=r"layers\.0\.mlp has 64 in the plan and 72 in the model"):
         compact(model, plan)
     assert torch.equal(logits(model, tiny_tokens()), before)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_weights_become_positive_zeros_and_the_others_keep_every_bit(dtype, transposed):
+    linear = torch.nn.Linear(9, 5).to(dtype)
+    if transposed:
+        linear.weight = torch.nn.Parameter(linear.weight.detach().t().contiguous().t())
+    before, place = linear.weight.detach().clone(), linear.weight.data_ptr()
+    mask = torch.rand(5, 9) < 0.5
+    zero_weights(linear, mask)
+    assert linear.weight.data_ptr() == place
+    assert torch.equal(linear.weight[~mask], before[~mask])
+    assert (linear.weight[mask] == 0).all()
+    assert not linear.weight[mask].signbit().any()
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "part"])
+def test_groups_of_weights_are_zeroed_in_place(part):
+    linear, norm = torch.nn.Linear(8, 5), torch.rand(8)
+    weight = linear.weight.detach().clone()
+    if part:
+        wide = torch.zeros(5, 11)
+        wide[:, 2:10] = weight
+        linear.weight = torch.nn.Parameter(wide[:, 2:10])
+    place = linear.weight.data_ptr()
+    zero_of_groups(linear, 1, 4, norm)
+    assert linear.weight.data_ptr() == place
+    assert torch.equal(linear.weight, ops.nm_apply(weight, 1, 4, norm))

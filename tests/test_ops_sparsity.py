@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,10 @@ def assert_masks(scores: Tensor, n: int, m: int, norm: Tensor | None, device: st
     assert pruned.dtype == scores.dtype
     assert pruned.is_contiguous()
     assert torch.equal(pruned.view(torch.uint8), kept.contiguous().view(torch.uint8))
+    itself = there.contiguous() if there.is_contiguous() else there.clone(memory_format=torch.contiguous_format)
+    for out in (torch.full_like(itself, math.nan), itself):
+        ops.nm_apply(itself, n, m, norm_there, out)
+        assert torch.equal(out.cpu().view(torch.uint8), kept.contiguous().view(torch.uint8))
 
 
 @pytest.mark.parametrize("with_norm", [False, True], ids=("values", "norm"))

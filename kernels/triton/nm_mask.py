@@ -126,10 +126,10 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
     return _launch(scores, n, m, norm, out, apply=False)
 
 
-def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
-    """The weight with the m - n smallest of ``|weight| * norm`` in every m consecutive columns set to zero.
+def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor) -> None:
+    """Fill ``out`` with the weight, the m - n smallest of ``|weight| * norm`` in every m consecutive columns zero.
 
-    Arguments are those of :func:`nm_mask`; the result is new and contiguous.
+    The other arguments are those of :func:`nm_mask`; ``out`` is contiguous, of the weight's dtype, and may be the
+    weight itself.
     """
-    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    return _launch(weight, n, m, norm, out, apply=True)
+    _launch(weight, n, m, norm, out, apply=True)

@@ -12,6 +12,7 @@ from pruneengine.ops.checks import (
     require_beside,
     require_dims,
     require_dtype,
+    require_like,
     require_matrix,
     require_norm,
     require_rows,
@@ -27,6 +28,13 @@ def _check_nm(scores: Tensor, n: int, m: int, norm: Tensor | None) -> None:
         raise ValueError(f"n:m is {n}:{m}; expected n kept of m, 0 <= n <= m and 1 <= m <= 32")
     if scores.shape[1] % m:
         raise ValueError(f"m is {m}; expected a divisor of {scores.shape[1]}, the columns of scores")
+
+
+def _check_nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor) -> None:
+    _check_nm(weight, n, m, norm)
+    require_like("out", out, "weight", weight)
+    if not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}; expected a contiguous tensor")
 
 
 def _check_codes(scores: Tensor, norm: Tensor | None) -> None:
@@ -57,9 +65,9 @@ _nm_mask = register(
 )
 _nm_apply = register(
     "nm_apply",
-    "(Tensor weight, int n, int m, Tensor? norm) -> Tensor",
-    _check_nm,
-    lambda weight, n, m, norm: weight.new_empty(weight.shape),
+    "(Tensor weight, int n, int m, Tensor? norm, Tensor(a!) out) -> ()",
+    _check_nm_apply,
+    lambda weight, n, m, norm, out: None,
 )
 _quantile_codes = register(
     "quantile_codes",
@@ -95,7 +103,7 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
     return _nm_mask(scores, n, m, norm)
 
 
-def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
+def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """The weight with the m - n smallest of every m consecutive columns set to zero, in one read and one write.
 
     Scores are ``|weight| * norm``, and ``|weight|`` where there is no norm; ties as in :func:`nm_mask`.
@@ -105,15 +113,20 @@ def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tens
         n: how many of a group are kept, ``0 <= n <= m``.
         m: size of a group, at most 32; divides ``C``.
         norm: None for 1, or one non-negative float32 factor per column ``[C]``.
+        out: where the result goes: contiguous, of the weight's shape and dtype; may be ``weight`` itself, not a part of
+            it. None for a new tensor.
 
     Returns:
-        A new contiguous tensor of the weight's shape and dtype.
+        ``out``.
 
     Raises:
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or ``n`` and ``m`` out of range.
     """
-    return _nm_apply(weight, n, m, norm)
+    if out is None:
+        out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    _nm_apply(weight, n, m, norm, out)
+    return out
 
 
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.apply import set_weight, zero_weights
+from pruneengine.apply import zero_of_groups, zero_weights
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan
@@ -43,7 +43,7 @@ def zero_smallest(
     if pattern.grouped:
         for matrix, linear, norm in zip(matrices, linears, used, strict=True):
             kept = plan.kept_of_group(matrix.name)
-            set_weight(linear, ops.nm_apply(linear.weight.detach(), kept, pattern.m, norm))
+            zero_of_groups(linear, kept, pattern.m, norm)
     elif compare == "layer":
         count = sum(plan.removed[matrix.name] for matrix in matrices)
         masks = ops.select_mask_global([linear.weight.detach() for linear in linears], count, used) if matrices else []
