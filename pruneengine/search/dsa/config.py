@@ -42,9 +42,9 @@ class DsaConfig:
         segment: tokens whose losses are one unit of the test, about.
         calibration, nsamples, calibration_seqlen: text of the statistics (:func:`pruneengine.data.load_samples`).
         batch_size: calibration samples a forward pass.
-        finalists: allocations that are pruned in full and compared, besides the fixed ones.
+        finalists: the best allocations by fast losses, pruned in full and compared besides the fixed ones.
         correlate: allocations, spread over the range of fast losses, that the rank correlation of fast and full losses
-            is computed from, finalists included; 0 leaves it out.
+            is computed from, finalists included; 0 leaves it out. All are pruned in full, and so any of them may win.
         mode: of the final prunes (:class:`pruneengine.sparse.config.SparseConfig`).
     """
 

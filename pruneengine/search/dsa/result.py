@@ -78,7 +78,7 @@ class DsaResult:
 
     Attributes:
         winner: the finalist that is best on all windows; a fixed allocation may be.
-        finalists: all that were compared, fixed ones too, best first.
+        finalists: all that were pruned in full, fixed ones and those of the correlation too, best first.
         correlation: of fast and full losses.
         trials: in the order in which they were drawn.
         dense: the dense model's loss on the "search" and the "held out" windows, nats.

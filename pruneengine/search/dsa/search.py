@@ -150,10 +150,13 @@ def _finals(
     spread = [
         entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
     ]
-    spread = [each for each in spread if math.isfinite(each.fast)]
-    correlation = correlate(judged + judge.judge(spread, "correlation"))
+    # What was pruned in full has a full loss like any finalist's, so it may win like one.
+    judged += judge.judge([each for each in spread if math.isfinite(each.fast)], "correlation")
+    correlation = correlate(judged)
     if not correlation.trusted:
-        judged += judge.judge(best(config.finalists, 2 * config.finalists), "more finalists")
+        known = {each.entrant.name for each in judged}
+        more = [each for each in best(config.finalists, 2 * config.finalists) if each.name not in known]
+        judged += judge.judge(more, "more finalists")
     return judged, correlation
 
 
