@@ -92,8 +92,7 @@ def show_dsa(console: Console, job: DsaJobResult) -> None:
     if result.function is None:
         console.print("no function was better: none is saved")
     console.print(", ".join(f"{what}: {count}" for what, count in result.counts.items()))
-    if result.plateau is not None:
-        console.print(f"no trial after trial {result.plateau} was better: the search ended early")
+    console.print(result.outcome)
     console.print(result.correlation.in_words())
     if job.dense.perplexity and job.pruned.perplexity:
         dense, pruned = job.dense.perplexity, job.pruned.perplexity

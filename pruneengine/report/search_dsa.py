@@ -128,8 +128,7 @@ def _history(values: Mapping[str, Any]) -> Section:
     )
     counts = values.get("counts") or {}
     table = Table(("", ""), tuple((count(counts[key]), words) for key, words in _COUNTS.items() if key in counts))
-    ended = values.get("plateau")
-    text = () if ended is None else (f"No trial after trial {ended} was better, so the search ended early.",)
+    text = (values["outcome"],) if "outcome" in values else ()
     return Section("History", text, (table,), (Figure(history(trials, fixed, METRIC), caption, alt, wide=True),))
 
 

@@ -16,6 +16,12 @@ from pruneengine.sparse.plan import SparsePlan
 if TYPE_CHECKING:
     import optuna
 
+# Where no trial may be called the best.
+NONE_COMPLETE = (
+    "no trial's allocation was evaluated to the end: each gave none, one that was known, or one that was plainly worse "
+    "than the fixed allocations"
+)
+
 
 @dataclass(frozen=True)
 class DsaTrial:
@@ -83,7 +89,9 @@ class DsaResult:
         trials: in the order in which they were drawn.
         dense: the dense model's loss on the "search" and the "held out" windows, nats.
         segments: of the search windows.
-        plateau: the trial after which none was better for so long that the search ended; None if it went to its end.
+        ended: why the search drew no more: "trials" (it had drawn all), "plateau" or "time".
+        plateau: the trial after which none was better for so long that the search ended; None where it did not end so,
+            or no trial was evaluated to the end.
         allocations: sparsities by decoder layer, of the finalists by name.
         warnings: what the user should know.
         seconds: by stage; of the trials "trials: <stage>", which add up to "trials".
@@ -96,6 +104,7 @@ class DsaResult:
     trials: tuple[DsaTrial, ...]
     dense: dict[str, float]
     segments: int
+    ended: str
     plateau: int | None
     allocations: dict[str, list[float]]
     warnings: tuple[str, ...] = ()
@@ -124,6 +133,18 @@ class DsaResult:
             "repeats": sum(trial.origin == "repeat" for trial in drawn),
             "invalid": sum(trial.illegal is not None for trial in drawn),
         }
+
+    @property
+    def outcome(self) -> str:
+        """How the search ended: a sentence."""
+        drawn = f"{self.counts['drawn']} of {self.config.trials} trials"
+        if self.ended == "trials":
+            return "The search ended with its last trial."
+        if self.ended == "time":
+            return f"The time limit ended the search after {drawn}."
+        if self.plateau is None:
+            return f"The search ended early, after {drawn}: {NONE_COMPLETE}."
+        return f"The search ended early, after {drawn}: none after trial {self.plateau} was better."
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -163,6 +184,8 @@ class DsaResult:
                 ],
             },
             "counts": self.counts,
+            "ended": self.ended,
+            "outcome": self.outcome,
             "plateau": self.plateau,
             "segments": self.segments,
             "trials": [vars(trial) | {"levels": list(trial.levels)} for trial in self.trials],

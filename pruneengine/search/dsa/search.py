@@ -23,9 +23,9 @@ from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, correlate, ranked, spread_over
 from pruneengine.search.dsa.objective import SparseObjective
 from pruneengine.search.dsa.past import Known, Past
-from pruneengine.search.dsa.result import DsaResult, dsa_trials
+from pruneengine.search.dsa.result import NONE_COMPLETE, DsaResult, dsa_trials
 from pruneengine.search.dsa.trials import DsaLoop, mean
-from pruneengine.search.study import open_study
+from pruneengine.search.study import counted, open_study
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers
 from pruneengine.sparse.functions.function import PUBLISHED
@@ -97,7 +97,7 @@ def search_dsa(
     with clock("trials"):
         run_workers(loop, run.storage, run.workers, deadline, say)
     past = Past().update(study)
-    plateau = past.best.number if loop.over and past.best else None
+    ended = "trials" if counted(study) >= config.trials else "plateau" if loop.over else "time"
     say("pruning the best allocations in full")
     with clock("finalists"):
         judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
@@ -116,9 +116,10 @@ def search_dsa(
         trials=dsa_trials(study),
         dense=judge.dense,
         segments=len(objective),
-        plateau=plateau,
+        ended=ended,
+        plateau=past.best.number if ended == "plateau" and past.best else None,
         allocations=allocations,
-        warnings=_warnings(judge, correlation),
+        warnings=_warnings(judge, correlation, past),
         seconds=seconds,
     )
 
@@ -160,9 +161,12 @@ def _finals(
     return judged, correlation
 
 
-def _warnings(judge: Judge, correlation: Correlation) -> tuple[str, ...]:
+def _warnings(judge: Judge, correlation: Correlation, past: Past) -> tuple[str, ...]:
+    found = [] if past.best else [NONE_COMPLETE]
+    if not correlation.trusted:
+        found.append(correlation.in_words())
     failed = (f"{name} could not be pruned in full and is left out: {why}" for name, why in judge.failed.items())
-    return (*(() if correlation.trusted else (correlation.in_words(),)), *failed)
+    return (*found, *failed)
 
 
 def _losses(study: optuna.Study, name: str, allocated: Allocated, objective: SparseObjective) -> tuple[float, ...]:
