@@ -2,6 +2,9 @@
 
 import os
 import socket
+import time
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +71,44 @@ def test_trials_of_dead_processes_here_are_failed(tmp_path):
     assert module.fail_abandoned(study) == 1
     assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING", "RUNNING"]
     assert module.counted(study) == 2
+
+
+def test_trials_that_nobody_can_be_asked_for_are_failed_once_they_took_too_long(tmp_path, monkeypatch):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    study.ask().set_user_attr(module.WORKER, "another-host:7")
+    study.ask()
+    assert module.fail_abandoned(study) == 0
+    ended = study.ask()
+    time.sleep(0.05)
+    study.tell(ended, 1.0)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.0)
+    # Ten times the longest trial is not over yet.
+    monkeypatch.setattr(module, "LEASE_TRIALS", 1000)
+    assert module.fail_abandoned(study) == 0
+    monkeypatch.setattr(module, "LEASE_TRIALS", 0)
+    resumed = module.open_study("s", journal(tmp_path), IDENTITY)
+    assert [trial.state.name for trial in resumed.trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert module.running(resumed) == []
+
+
+def test_how_long_a_lost_trial_lay_about_says_nothing(tmp_path, monkeypatch):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    lost = study.ask()
+    time.sleep(0.05)
+    study.tell(lost, state=optuna.trial.TrialState.FAIL)
+    study.ask().set_user_attr(module.WORKER, "another-host:7")
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LEASE_TRIALS", 1000)
+    assert module.fail_abandoned(study) == 1
+
+
+def test_a_process_that_has_the_number_of_a_dead_one_is_another(tmp_path, monkeypatch):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    study.ask().set_user_attr(module.WORKER, module.this_worker())
+    assert module.fail_abandoned(study) == 0
+    later = SimpleNamespace(now=lambda: datetime.now() + timedelta(days=365))
+    monkeypatch.setattr(module, "datetime", later)
+    assert module.fail_abandoned(study) == 1
 
 
 def test_trials_of_older_studies_say_nothing_of_their_cache(tmp_path):

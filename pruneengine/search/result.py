@@ -17,7 +17,7 @@ class TrialRecord:
     """One trial as the study keeps it.
 
     Attributes:
-        state: "complete", "pruned" (stopped early, or no legal plan) or "fail".
+        state: "complete", "pruned" (stopped early, or no legal plan), "fail", or "running" in another process.
         value: loss above the dense model's over all search blocks, nats; None unless complete.
         blocks: loss above the dense model's of every block that was evaluated.
         seconds: by stage: propose, decide, evaluate (the forward passes), report.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,12 @@ MEMORY = "memory"
 IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, START, SECONDS, ILLEGAL = "worker", "mask", "origin", "start", "seconds", "illegal"
 KV_BYTES = "KV bytes a token"
+# A trial of a process that cannot be asked is lost after so many seconds, and so many times the longest trial.
+LEASE_SECONDS, LEASE_TRIALS = 600.0, 10
 
 
 def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Study:
-    """Create a study, or go on with the one that is there.
+    """Create a study, or go on with the one that is there, whose abandoned trials are failed.
 
     Args:
         name: of the study in the storage.
@@ -52,6 +56,7 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
         study.set_user_attr(IDENTITY, identity)
     else:
         _same(name, known, json.loads(json.dumps(identity)))
+        fail_abandoned(study)
     return study
 
 
@@ -64,16 +69,33 @@ def reopen_study(name: str, storage: str) -> optuna.Study:
 
 
 def fail_abandoned(study: optuna.Study) -> int:
-    """Mark trials whose process died as failed; returns how many. Trials of other machines are left alone."""
+    """Mark trials that nobody will end as failed, so that others are drawn in their places; returns how many.
+
+    Of this machine those whose process is gone. Of others, and of a process that was killed before it signed, those
+    that run for :data:`LEASE_SECONDS` and :data:`LEASE_TRIALS` times as long as any that ended. A worker of theirs that
+    lives all the same loses this trial, and goes on.
+    """
     import optuna
 
+    told = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED])
+    lengths = [trial.duration.total_seconds() for trial in told]
+    lease = max(LEASE_SECONDS, LEASE_TRIALS * max(lengths, default=0.0))
     abandoned = 0
-    for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+    for trial in running(study):
         host, _, process = trial.user_attrs.get(WORKER, "").rpartition(":")
-        if host == socket.gethostname() and not _alive(int(process)):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        age = (datetime.now() - trial.datetime_start).total_seconds()
+        here = host == socket.gethostname()
+        if not _alive(int(process), age) if here else age > lease:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
             abandoned += 1
     return abandoned
+
+
+def running(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that a process is at work on, or was when it died."""
+    import optuna
+
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
 
 
 def this_worker() -> str:
@@ -144,11 +166,18 @@ def _same(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
             )
 
 
-def _alive(process: int) -> bool:
+def _alive(process: int, age: float) -> bool:
+    """Whether a process of this machine lives that lived ``age`` seconds ago: numbers are given again."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    # The 22nd field, in ticks since the machine was started (proc(5)). A minute's grace: clocks are set, now and then.
+    lives = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return lives > age - 60

@@ -89,11 +89,19 @@ class TrialLoop:
             open_ones = [each for each in running if not self._settled(each)]
             if open_ones:
                 self._evaluate(open_ones)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            # Another machine took one for lost, and failed it: those drawn with it are drawn again, too.
+            self._fail(running)
         except BaseException:
-            for each in running:
-                if each.trial.number in self._unfinished():
-                    self.study.tell(each.trial, state=optuna.trial.TrialState.FAIL)
+            self._fail(running)
             raise
+
+    def _fail(self, running: list[_Running]) -> None:
+        import optuna
+
+        for each in running:
+            if each.trial.number in self._unfinished():
+                self.study.tell(each.trial, state=optuna.trial.TrialState.FAIL)
 
     def _propose(self) -> _Running:
         start = time.perf_counter()

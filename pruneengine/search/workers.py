@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from pruneengine.search.dsa.trials import DsaLoop
-from pruneengine.search.study import counted, fail_abandoned, reopen_study
+from pruneengine.search.study import counted, fail_abandoned, reopen_study, running
 from pruneengine.search.trials import TrialLoop
 
 
@@ -18,17 +18,31 @@ def run_workers(
 ) -> None:
     """Run a loop here, and in ``workers - 1`` further processes.
 
-    A worker that dies costs its trial: the trial is marked as failed and another is drawn.
+    A worker that dies costs its trial: the trial is marked as failed and another is drawn. So are trials of other
+    machines that are gone (:func:`pruneengine.search.study.fail_abandoned`).
 
     Args:
         loop: what every worker runs.
         storage: of the loop's study.
         workers: processes in all; each gets its share of the threads.
         deadline: as of :meth:`TrialLoop.run`.
-        say: told of a worker that died.
+        say: told of a worker that died, and of trials that others left.
     """
     if workers == 1:
-        return loop.run(deadline)
+        loop.run(deadline)
+    else:
+        _share(loop, storage, workers, deadline, say)
+    # What was lost meanwhile is drawn again.
+    fail_abandoned(loop.study)
+    if counted(loop.study) < loop.config.trials:
+        loop.run(deadline)
+    if left := running(loop.study):
+        say(f"{len(left)} trial(s) of other processes still run, or were lost: what they find is not waited for")
+
+
+def _share(
+    loop: TrialLoop | DsaLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]
+) -> None:
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     context = torch.multiprocessing.get_context("spawn")
@@ -47,9 +61,6 @@ def run_workers(
             process.join()
             if process.exitcode:
                 say(f"a worker ended with exit status {process.exitcode}; its trial is lost")
-        fail_abandoned(loop.study)
-        if counted(loop.study) < loop.config.trials:
-            loop.run(deadline)
     finally:
         torch.set_num_threads(threads)
         for process in processes:

@@ -96,6 +96,9 @@ class DsaLoop:
                 trial.set_user_attr(FOUND, found)
                 state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED
                 self.study.tell(trial, found["estimate"] if complete else None, state=state)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            # Another machine took it for lost, and failed it.
+            return None
         except BaseException:
             if not self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
