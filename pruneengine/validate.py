@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -32,6 +33,12 @@ def require_whole(name: str, value: Any, least: int = 0, expected: str | None = 
     """Refuse what is not a whole number from ``least``; ``expected`` says so in other words."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be {expected or f'a whole number from {least}'}, got {value!r}")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names and ``re:`` patterns, parted by commas. One within braces or brackets is the pattern's: ``re:a{1,2}``."""
+    parts = re.split(r",(?![^{}]*\})(?![^\[\]]*\])", text)
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def from_known(kind: type[T], values: Mapping[str, Any], what: str = "option") -> T:

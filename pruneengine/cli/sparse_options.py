@@ -30,7 +30,13 @@ Compare = Annotated[str | None, _option(help="Weights that compete: row, matrix 
 Mode = Annotated[str | None, _option(help="sequential, two-pass or one-shot statistics (sequential).")]
 Damp = Annotated[float | None, _option(help="SparseGPT's damping (0.01).")]
 Block = Annotated[int | None, _option(help="SparseGPT's columns a block (128).")]
-Ignore = Annotated[str | None, _option(metavar="NAMES", help="Linears that stay dense: down_proj,re:layers\\.0\\.")]
+Ignore = Annotated[
+    str | None,
+    _option(
+        metavar="NAMES",
+        help="Linears that stay dense: down_proj,re:layers\\.0\\. Commas part them, but for those in {} and [].",
+    ),
+]
 
 
 def sparse_config(

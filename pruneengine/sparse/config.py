@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.validate import from_known, require_choice, require_number, require_whole
+from pruneengine.validate import from_known, require_choice, require_number, require_whole, split_names
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 MODES = ("sequential", "two-pass", "one-shot")
@@ -42,7 +42,8 @@ class SparseConfig:
             "one-shot" (statistics of the dense model).
         damp: SparseGPT's: what is added to the Hessian's diagonal, as a fraction of its mean.
         block: SparseGPT's: columns whose errors are handed on together.
-        ignore: linears that stay dense (:func:`pruneengine.sparse.matrices.find_matrices`).
+        ignore: linears that stay dense (:func:`pruneengine.sparse.matrices.find_matrices`); as one text, parted by
+            commas (:func:`pruneengine.validate.split_names`).
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
             nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling.
@@ -68,7 +69,7 @@ class SparseConfig:
 
     def __post_init__(self) -> None:
         # A command line and YAML write these as text or lists.
-        ignore = self.ignore.split(",") if isinstance(self.ignore, str) else self.ignore
+        ignore = split_names(self.ignore) if isinstance(self.ignore, str) else self.ignore
         object.__setattr__(self, "ignore", tuple(part.strip() for part in ignore if part.strip()))
         require_choice("method", self.method, METHODS)
         require_choice("mode", self.mode, MODES)
