@@ -2,10 +2,10 @@
 
 import pytest
 
-from pruneengine import SparseConfig
+from pruneengine import SparseConfig, sparsify
 from pruneengine.sparse.matrices import find_matrices
 from pruneengine.structure import find_groups
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokens
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,24 @@ def test_a_pattern_with_a_comma_matches():
         model, find_groups(model), SparseConfig(sparsity=0.5, ignore=r"re:\.\d{1,2}\.mlp,q_proj").ignore
     )
     assert {matrix.name.rsplit(".", 1)[1] for matrix in found} == {"k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize(("pattern", "block"), [("3:6", 126), ("2:4", 128), ("5:31", 124), ("1:3", 129)])
+def test_blocks_are_whole_groups_where_none_were_asked_for(pattern, block):
+    assert SparseConfig("sparsegpt", pattern=pattern).block == block
+    assert SparseConfig("sparsegpt", 0.5).block == SparseConfig("wanda", pattern=pattern).block == 128
+
+
+def test_a_block_that_is_not_whole_groups_is_refused():
+    with pytest.raises(ValueError, match="block must be a multiple of the pattern's 6, got 128"):
+        SparseConfig("sparsegpt", pattern="3:6", block=128)
+
+
+def test_another_block_than_the_published_is_in_the_report():
+    report = sparsify(tiny_model(), tiny_tokens(4), SparseConfig("sparsegpt", pattern="3:6"))
+    assert report.warnings[0] == (
+        "SparseGPT works in blocks of 126 columns, the multiple of 6 nearest to the published 128"
+    )
+    assert report.plan.reached == 0.5
+    assert SparseConfig("sparsegpt", pattern="2:4").notes == SparseConfig("wanda", pattern="3:6").notes == ()
+    assert SparseConfig("sparsegpt", pattern="3:6", block=12).notes == ()

@@ -29,7 +29,7 @@ Outlier = Annotated[float | None, _option(help="M of owl: an outlier is over so 
 Compare = Annotated[str | None, _option(help="Weights that compete: row, matrix or layer (as published).")]
 Mode = Annotated[str | None, _option(help="sequential, two-pass or one-shot statistics (sequential).")]
 Damp = Annotated[float | None, _option(help="SparseGPT's damping (0.01).")]
-Block = Annotated[int | None, _option(help="SparseGPT's columns a block (128).")]
+Block = Annotated[int | None, _option(help="SparseGPT's columns a block (128, or nearest to it a multiple of M).")]
 Ignore = Annotated[
     str | None,
     _option(

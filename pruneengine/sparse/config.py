@@ -15,6 +15,7 @@ from pruneengine.validate import from_known, require_choice, require_number, req
 METHODS = ("magnitude", "wanda", "sparsegpt")
 MODES = ("sequential", "two-pass", "one-shot")
 COMPARISONS = ("row", "matrix", "layer")
+PUBLISHED_BLOCK = 128
 _COMPARED = {"magnitude": "matrix", "wanda": "row"}
 
 
@@ -41,7 +42,8 @@ class SparseConfig:
             "two-pass" (a layer's statistics before any of it is pruned, as the published loops do; it runs twice), or
             "one-shot" (statistics of the dense model).
         damp: SparseGPT's: what is added to the Hessian's diagonal, as a fraction of its mean.
-        block: SparseGPT's: columns whose errors are handed on together.
+        block: SparseGPT's: columns whose errors are handed on together. None: :data:`PUBLISHED_BLOCK`, or under N:M the
+            multiple of M that is nearest to it.
         ignore: linears that stay dense (:func:`pruneengine.sparse.matrices.find_matrices`); as one text, parted by
             commas (:func:`pruneengine.validate.split_names`).
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
@@ -58,7 +60,7 @@ class SparseConfig:
     compare: str | None = None
     mode: str = "sequential"
     damp: float = 0.01
-    block: int = 128
+    block: int | None = None
     ignore: tuple[str, ...] = ()
     calibration: str = "builtin"
     nsamples: int | None = None
@@ -96,6 +98,8 @@ class SparseConfig:
             require_number("spread", self.spread)
             if not 0 <= self.spread <= 0.5:
                 raise ValueError(f"spread must lie in [0, 0.5], got {self.spread}")
+        if self.block is None:
+            object.__setattr__(self, "block", self._nearest_block(pattern))
         for name in ("block", "seqlen", "batch_size"):
             require_whole(name, getattr(self, name), 1, "a positive whole number")
         if self.method == "sparsegpt" and pattern.grouped and self.block % pattern.m:
@@ -123,6 +127,23 @@ class SparseConfig:
             raise ValueError(
                 f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {self.sparsity:g}; leave it out"
             )
+
+    def _nearest_block(self, pattern: Pattern) -> int:
+        if self.method != "sparsegpt" or not pattern.grouped:
+            return PUBLISHED_BLOCK
+        return round(PUBLISHED_BLOCK / pattern.m) * pattern.m
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else than the published numbers is taken: sentences for a report."""
+        pattern = Pattern.parse(self.pattern)
+        nearest = self._nearest_block(pattern)
+        if self.method != "sparsegpt" or self.block != nearest or nearest == PUBLISHED_BLOCK:
+            return ()
+        return (
+            f"SparseGPT works in blocks of {nearest} columns, the multiple of {pattern.m} nearest to the published "
+            f"{PUBLISHED_BLOCK}",
+        )
 
     @property
     def compared(self) -> str:

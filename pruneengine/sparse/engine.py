@@ -128,7 +128,7 @@ def decide(
                 structure.model_type, matrices, allocation.sparsities, config.sparsity,
                 method=config.method, pattern=Pattern.parse(config.pattern), allocation=allocation.words,
             )  # fmt: skip
-    warnings = allocation.warnings if allocation else ()
+    warnings = config.notes + (allocation.warnings if allocation else ())
     return SparseReport(config, plan, allocation, statistics, clock.seconds, warnings)
 
 
