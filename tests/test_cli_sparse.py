@@ -63,7 +63,7 @@ def test_the_files_hold_exactly_the_planned_zeros(folder, pruned):
 def test_the_terminal_says_what_was_done_and_what_it_is_good_for(pruned):
     _, done = pruned
     for expected in (
-        "asked for 60.00% zeros", "wanda on", "of them zero, in linears", "perplexity", "run at the same speed",
+        "asked for 60.00% zeros", "wanda on", "of them zero, in 21 linears", "perplexity", "run at the same speed",
         "We know of no maintained runtime", "reloaded in a fresh process", "where the time went",
     ):  # fmt: skip
         assert expected in " ".join(done.stdout.split())
@@ -118,7 +118,11 @@ def test_two_of_four(folder, tmp_path, method):
     kept = get_linear(model, "model.layers.1.mlp.up_proj").weight.unflatten(-1, (-1, 4)) != 0
     assert bool((kept.sum(-1) == 2).all())
     assert bool((get_linear(model, "model.layers.1.mlp.down_proj").weight != 0).all())
-    assert "All matrices are 2:4" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "All matrices are 2:4" in card
+    assert "Embeddings, the head and down_proj (left out by ignore) are dense" in card
+    assert "zeros in 18 linears; the plan has" in " ".join(done.stdout.split())
+    assert "of the weights of 18 linears are zero" in (out / "report.html").read_text()
 
 
 def test_a_dry_run_shows_every_layer_and_writes_nothing(folder, tmp_path):

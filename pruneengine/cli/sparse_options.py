@@ -18,7 +18,9 @@ def _option(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=PANEL, **more)
 
 
-Sparsity = Annotated[float | None, _option(help="Fraction of the linears' weights that become zero.")]
+Sparsity = Annotated[
+    float | None, _option(help="Fraction of the weights that become zero, of all linears but those of --ignore.")
+]
 PatternOption = Annotated[
     str | None, _option("--pattern", help="unstructured, or N:M such as 2:4: N weights kept of every M.")
 ]

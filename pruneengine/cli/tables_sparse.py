@@ -33,8 +33,8 @@ def show_sparsities(console: Console, plan: SparsePlan) -> None:
 def show_sparse_target(console: Console, plan: SparsePlan) -> None:
     """What was asked for, and what the plan reaches."""
     console.print(
-        f"asked for {plan.asked:.2%} zeros of the linears' weights; the plan has {sum(plan.removed.values()):,}, "
-        f"{plan.reached:.4%} (pattern {plan.pattern}, allocation {plan.allocation})"
+        f"asked for {plan.asked:.2%} zeros in {len(plan.removed)} linears; the plan has "
+        f"{sum(plan.removed.values()):,}, {plan.reached:.4%} (pattern {plan.pattern}, allocation {plan.allocation})"
     )
 
 
@@ -45,7 +45,7 @@ def show_sparse_result(console: Console, result: SparseResult, title: str) -> No
     for column in ("", "dense", "pruned"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("parameters", f"{dense.params:,}", f"{pruned.params:,}")
-    table.add_row("of them zero, in linears", "", f"{zeros.total:,}")
+    table.add_row(f"of them zero, in {len(zeros.zeros)} linears", "", f"{zeros.total:,}")
     table.add_row("weights on disk", size(dense.weight_bytes), size(pruned.weight_bytes))
     if dense.perplexity and pruned.perplexity:
         table.add_row("perplexity", f"{dense.perplexity.perplexity:.2f}", f"{pruned.perplexity.perplexity:.2f}")

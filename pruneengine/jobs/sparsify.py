@@ -161,8 +161,14 @@ def _counted(zeros: ZeroCount, report: SparseReport) -> str:
     return (
         f"{zeros.total:,} of the {weights:,} weights of {len(plan.shapes)} linears are zero "
         f"({zeros.total / weights:.2%}; pattern {plan.pattern}, {plan.method}, allocation {plan.allocation}). "
-        "Embeddings and the head are dense. plan.json holds the count of every matrix."
+        f"{_dense(report.config)} are dense. plan.json holds the count of every matrix."
     )
+
+
+def _dense(config: SparseConfig) -> str:
+    if not config.ignore:
+        return "Embeddings and the head"
+    return f"Embeddings, the head and {', '.join(config.ignore)} (left out by ignore)"
 
 
 def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def sparse_page(values: Mapping[str, Any]) -> Page:
     seeds = {"seed": config["seed"]} if "seed" in config else None
     return Page(
         title=f"{PurePath(source).name or source}, made sparse by {values['method']}",
-        subtitle=f"{percent(values['sparsity reached'], 1)} of the weights of its linears are zero, "
+        subtitle=f"{percent(values['sparsity reached'], 1)} of the weights of {_linears(values)} are zero, "
         f"{percent(values['sparsity asked'], 1)} asked for",
         facts=tuple(_facts(values)),
         sections=(
@@ -46,10 +46,16 @@ def sparse_page(values: Mapping[str, Any]) -> Page:
 
 
 def _facts(values: Mapping[str, Any]):
-    yield Fact("Zero weights", short_count(values["zeros"]), f"of {short_count(values['weights'])} in linears")
+    yield Fact(
+        "Zero weights", short_count(values["zeros"]), f"of {short_count(values['weights'])} in {_linears(values)}"
+    )
     if sides := values.get("perplexity"):
         before, after = sides["dense"], sides["pruned"]
         yield Fact("Perplexity", number(after), f"from {number(before)}, {change(before, after)}")
+
+
+def _linears(values: Mapping[str, Any]) -> str:
+    return f"{values['matrices']} linears" if "matrices" in values else "linears"
 
 
 def _sparsity(values: Mapping[str, Any]) -> Section:

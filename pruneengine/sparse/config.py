@@ -25,8 +25,8 @@ class SparseConfig:
 
     Attributes:
         method: "magnitude", "wanda" (Sun et al. 2024) or "sparsegpt" (Frantar & Alistarh 2023).
-        sparsity: in [0, 1): fraction of the weights of all pruned matrices that become zero; None where an N:M
-            pattern says it.
+        sparsity: in [0, 1): fraction of the weights of all linears in decoder layers, but for those of ``ignore``, that
+            become zero; None where an N:M pattern says it.
         pattern: "unstructured", or "N:M": N weights kept of every M consecutive ones of a row.
         allocation: how the sparsity is spread over layers: a name
             (:data:`pruneengine.sparse.allocations.allocate.NAMES`), an allocation function as text
@@ -44,8 +44,8 @@ class SparseConfig:
         damp: SparseGPT's: what is added to the Hessian's diagonal, as a fraction of its mean.
         block: SparseGPT's: columns whose errors are handed on together. None: :data:`PUBLISHED_BLOCK`, or under N:M the
             multiple of M that is nearest to it.
-        ignore: linears that stay dense (:func:`pruneengine.sparse.matrices.find_matrices`); as one text, parted by
-            commas (:func:`pruneengine.validate.split_names`).
+        ignore: linears that stay dense, and do not count (:func:`pruneengine.sparse.matrices.find_matrices`); as one
+            text, parted by commas (:func:`pruneengine.validate.split_names`).
         calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
             nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling.
