@@ -188,7 +188,9 @@ def _check_head(model: nn.Module, ids: Tensor) -> None:
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     found = token_nll(hidden, head, ids[:, 1:], **options).flatten()
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
+    # What is not finite is for the windows to say.
+    both = found.isfinite() & expected.isfinite()
+    if not torch.allclose(found[both], expected[both], rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"{type(model).__name__}: loss {found.mean():.4f} from body and head, {expected.mean():.4f} from its logits"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -214,8 +215,9 @@ def show_times(console: Console, seconds: dict[str, float]) -> None:
 def _rows(dense: Measures, pruned: Measures):
     yield "parameters", dense.params, pruned.params, lambda v: f"{v:,}"
     yield "weights on disk", dense.weight_bytes, pruned.weight_bytes, size
-    if dense.perplexity and pruned.perplexity:
-        yield "perplexity", dense.perplexity.perplexity, pruned.perplexity.perplexity, lambda v: f"{v:.2f}"
+    if dense.perplexity:
+        after = pruned.perplexity.perplexity if pruned.perplexity else math.nan
+        yield "perplexity", dense.perplexity.perplexity, after, lambda v: f"{v:.2f}"
     if dense.speed and pruned.speed:
         yield "prefill, tokens/s", dense.speed.prefill, pruned.speed.prefill, lambda v: f"{v:.0f}"
         yield "decode, tokens/s", dense.speed.decode, pruned.speed.decode, lambda v: f"{v:.1f}"

@@ -47,8 +47,9 @@ def show_sparse_result(console: Console, result: SparseResult, title: str) -> No
     table.add_row("parameters", f"{dense.params:,}", f"{pruned.params:,}")
     table.add_row(f"of them zero, in {len(zeros.zeros)} linears", "", f"{zeros.total:,}")
     table.add_row("weights on disk", size(dense.weight_bytes), size(pruned.weight_bytes))
-    if dense.perplexity and pruned.perplexity:
-        table.add_row("perplexity", f"{dense.perplexity.perplexity:.2f}", f"{pruned.perplexity.perplexity:.2f}")
+    if dense.perplexity:
+        after = f"{pruned.perplexity.perplexity:.2f}" if pruned.perplexity else "not finite"
+        table.add_row("perplexity", f"{dense.perplexity.perplexity:.2f}", after)
     console.print(table)
     if dense.perplexity is not None:
         console.print(f"perplexity over {dense.perplexity.tokens:,} tokens, computed in {dense.perplexity.dtype}")

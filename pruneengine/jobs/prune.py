@@ -128,7 +128,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     if report.compensation is not None:
         warnings += report.compensation.warnings
     with clock("evaluate"):
-        pruned = yardstick.measure(model)
+        pruned, ruined = yardstick.measure_changed(model)
+    warnings += ruined
     if original is not None:
         with clock("speed"):
             before, after = measure_speed_pair(original, model)

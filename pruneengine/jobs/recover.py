@@ -100,8 +100,8 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     for stage, seconds in report.seconds.items():
         clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     with clock("evaluate"):
-        after = yardstick.measure(model)
-    warnings += no_gain_warnings(report)
+        after, ruined = yardstick.measure_changed(model)
+    warnings += no_gain_warnings(report) + ruined
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)

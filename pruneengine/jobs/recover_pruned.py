@@ -73,7 +73,8 @@ def recover_pruned(
         # The weights are as pruned; what was computed so far must not be lost.
         raise type(error)(f"{error}. The pruned model without recovery is saved in {store()}") from error
     with clock("evaluate"):
-        after = replace(before, perplexity=yardstick.measure(model).perplexity)
-    warnings = overlap_warnings(rows, yardstick.text) + no_gain_warnings(report)
+        measured, ruined = yardstick.measure_changed(model)
+    after = replace(before, perplexity=measured.perplexity)
+    warnings = overlap_warnings(rows, yardstick.text) + no_gain_warnings(report) + ruined
     numbers = summarise(report, before.perplexity, after.perplexity, warnings)
     return Recovered(report, after, numbers, warnings)

@@ -113,8 +113,8 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     with clock("compact"):
         compact(model, result.plan, corrections=result.corrections)
     with clock("evaluate"):
-        pruned = yardstick.measure(model)
-    job = SearchJobResult(result, dense, pruned, described, warnings)
+        pruned, ruined = yardstick.measure_changed(model)
+    job = SearchJobResult(result, dense, pruned, described, warnings + ruined)
 
     def store(job: SearchJobResult) -> SearchJobResult:
         say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
@@ -138,7 +138,7 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         model, tokenizer, options.recover, rows, work,
         before=pruned, yardstick=yardstick, store=lambda: store(job).saved.path, clock=clock,
     )  # fmt: skip
-    job = store(replace(job, recovered=found, warnings=warnings + found.warnings))
+    job = store(replace(job, recovered=found, warnings=job.warnings + found.warnings))
     shutil.rmtree(work, ignore_errors=True)
     return job
 
@@ -193,8 +193,9 @@ def summary(job: SearchJobResult) -> dict[str, Any]:
         "compensation": result.winner.compensation,
         "trials run": len(result.trials),
     }
-    if dense.perplexity and pruned.perplexity:
-        values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
+    if dense.perplexity:
+        after = pruned.perplexity.perplexity if pruned.perplexity else None
+        values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": after}
         values["perplexity tokens"] = dense.perplexity.tokens
     if job.recovered is not None:
         values["recovery"] = job.recovered.numbers

@@ -76,9 +76,9 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     with clock("prune"):
         pruning = sparsify(model, calibration, config.sparse_config, plan=result.plan)
     with clock("evaluate"):
-        pruned = yardstick.measure(model)
+        pruned, ruined = yardstick.measure_changed(model)
     zeros = count_zeros(model, result.plan)
-    warnings += result.warnings + pruning.warnings
+    warnings += result.warnings + pruning.warnings + ruined
     job = DsaJobResult(result, pruning, dense, pruned, zeros, described, warnings)
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     recipe = {

@@ -79,9 +79,9 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     report = carry_out(model, structure, calibration, report, clock)
     warnings += report.warnings
     with clock("evaluate"):
-        pruned = yardstick.measure(model)
+        pruned, ruined = yardstick.measure_changed(model)
     zeros = count_zeros(model, report.plan)
-    warnings += _count_warnings(zeros)
+    warnings += ruined + _count_warnings(zeros)
     recipe = _recipe(config, options, calibration)
     numbers = sparse_summary(report, zeros, dense, pruned, warnings)
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))

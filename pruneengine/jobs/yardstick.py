@@ -34,3 +34,11 @@ class Yardstick:
         """Size, and perplexity where there is a text."""
         found = None if self.text is None else perplexity(model, self.text, dtype=self.dtype)
         return Measures(*model_size(model), perplexity=found)
+
+    def measure_changed(self, model: nn.Module) -> tuple[Measures, tuple[str, ...]]:
+        """The same of a model that hours went into: a loss that is not finite is a warning, so that it is saved all the
+        same."""
+        try:
+            return self.measure(model), ()
+        except FloatingPointError as error:
+            return Measures(*model_size(model)), (f"the changed model has no perplexity: {error}",)

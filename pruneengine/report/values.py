@@ -50,14 +50,18 @@ def summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tu
 
 
 def measured_values(dense: Measures, pruned: Measures) -> dict[str, Any]:
-    """Both sides of the before-and-after table, and the paired difference of their losses."""
+    """Both sides of the before-and-after table, and the paired difference of their losses.
+
+    A pruned model without a perplexity where the dense one has it is one whose loss is not finite: None.
+    """
     values: dict[str, Any] = {"weight bytes": {"dense": dense.weight_bytes, "pruned": pruned.weight_bytes}}
-    if dense.perplexity and pruned.perplexity:
-        loss = paired_difference(dense.perplexity, pruned.perplexity) if len(dense.perplexity.per_window) > 1 else None
-        values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": pruned.perplexity.perplexity}
+    if dense.perplexity:
+        after = pruned.perplexity.perplexity if pruned.perplexity else None
+        values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": after}
         values["perplexity tokens"] = dense.perplexity.tokens
         values["perplexity dtype"] = dense.perplexity.dtype
-        if loss is not None:
+        if pruned.perplexity and len(dense.perplexity.per_window) > 1:
+            loss = paired_difference(dense.perplexity, pruned.perplexity)
             values["loss difference"] = {"mean": loss.mean, "standard error": loss.standard_error}
     if dense.speed and pruned.speed:
         values["tokens per second"] = {"dense": asdict(dense.speed), "pruned": asdict(pruned.speed)}
