@@ -28,6 +28,7 @@ from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import SparseReport, carry_out, decide
 from pruneengine.sparse.functions.function import Function, is_function_file
 from pruneengine.sparse.matrices import check_columns, find_matrices
+from pruneengine.sparse.partial import partial_folder, remove_partial
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
@@ -75,8 +76,9 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     yardstick = Yardstick(evaluation, options.dtype, options.device)
     with clock("evaluate"):
         dense = yardstick.measure(model)
-    say(f"pruning by {config.method}")
-    report = carry_out(model, structure, calibration, report, clock)
+    work = partial_folder(options.out)
+    say(f"pruning by {config.method}" + (f", behind the layers in {work}" if work.exists() else ""))
+    report = carry_out(model, structure, calibration, report, clock, work)
     warnings += report.warnings
     with clock("evaluate"):
         pruned, ruined = yardstick.measure_changed(model)
@@ -91,6 +93,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
             overwrite=options.overwrite, dense_config=model.config.to_dict(), proof=options.proof,
             remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
         )  # fmt: skip
+    remove_partial(work)
     zeros = ZeroCount.against(report.plan, count_saved_zeros(saved.path, report.plan.removed))
     numbers |= sparse_summary(report, zeros, dense, pruned, warnings)
     text = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +20,7 @@ from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.inputs import checked_norm
 from pruneengine.sparse.masks import zero_smallest
 from pruneengine.sparse.matrices import Matrix, check_columns, find_matrices, of_layers
+from pruneengine.sparse.partial import PartialPrune
 from pruneengine.sparse.passes import prune_layers
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
@@ -138,8 +143,13 @@ def carry_out(
     batches: Samples | Tensor | Sequence[Tensor] | None,
     report: SparseReport,
     clock: Stopwatch,
+    work: Path | None = None,
 ) -> SparseReport:
-    """What :func:`decide` decided, done to the model in place."""
+    """What :func:`decide` decided, done to the model in place.
+
+    Layers that take long are kept in the folder ``work`` on the way. A call that finds some of the same prune there
+    goes on behind them, to the same weights; the folder is the caller's to remove.
+    """
     config, plan = report.config, report.plan
     matrices = find_matrices(model, structure, config.ignore)
     chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
@@ -150,11 +160,23 @@ def carry_out(
             _prune_from(model, chosen, config, plan, statistics)
         else:
             pruner = make_pruner(model, plan, config)
-            pieces = [*as_samples(batches).batches(config.batch_size)]
-            warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method)
+            samples = as_samples(batches)
+            pieces = [*samples.batches(config.batch_size)]
+            partial = None if work is None else PartialPrune(work, _job(model, samples, config, plan))
+            warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method, partial)
     if config.compared == "layer":
         plan = replace(plan, removed=count_zeros(model, plan).zeros)
     return replace(report, plan=plan, warnings=report.warnings + warnings)
+
+
+def _job(model: nn.Module, samples: Samples, config: SparseConfig, plan: SparsePlan) -> dict[str, Any]:
+    """All that decides the weights of a prune that runs layers."""
+    names = ("method", "pattern", "sparsity", "compared", "mode", "damp", "block", "batch_size")
+    return {name: getattr(config, name) for name in names} | {
+        "counts": hashlib.sha256(json.dumps(plan.removed).encode()).hexdigest()[:16],
+        "model": model_fingerprint(model),
+        "calibration text": samples.hash[:16],
+    }
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:

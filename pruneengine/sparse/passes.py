@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruneengine.apply import set_weight
 from pruneengine.layer_walk import LayerWalk
 from pruneengine.progress import track
 from pruneengine.sparse.matrices import Matrix, of_layers
+from pruneengine.sparse.partial import KeptLayer, PartialPrune
 from pruneengine.sparse.pruners import Pruner
 from pruneengine.sparse.staged import StagedLayer, UnstageableError
-from pruneengine.structure import Structure
+from pruneengine.structure import Structure, get_linear
 
 
 def prune_layers(
@@ -23,6 +25,7 @@ def prune_layers(
     batches: Sequence[Tensor],
     mode: str,
     description: str,
+    partial: PartialPrune | None = None,
 ) -> tuple[str, ...]:
     """Run the layers one by one up to the last that has a matrix to prune, and prune them on the way.
 
@@ -37,6 +40,7 @@ def prune_layers(
         batches: token ids, int64 ``[b, T]`` of one T.
         mode: as in :class:`pruneengine.sparse.config.SparseConfig`.
         description: for progress.
+        partial: layers that were pruned before it was stopped, and where those pruned now are kept.
 
     Returns:
         Warnings: what went otherwise than asked.
@@ -47,24 +51,66 @@ def prune_layers(
     hidden, warnings = walk.inputs, []
     for layer in track(range(last + 1), description):
         chosen, advance = layers.get(layer, ()), layer < last
-        if chosen and mode == "sequential":
-            try:
-                StagedLayer(model, structure, walk, layer, hidden).prune(chosen, pruner, last=not advance)
-            except UnstageableError as error:
-                warnings.append(
-                    f"layer {layer} ran twice: {error.module} is not the last to touch what its part gives, so the "
-                    "statistics of the linears behind it are those of the layer as it was before they were pruned"
-                )
-                chosen = error.left
-            else:
-                continue
-        if chosen:
-            sums = _observe(walk, layer, hidden, chosen, pruner, advance=mode == "one-shot")
-            pruner.prune(chosen, sums)
-        if advance and not (chosen and mode == "one-shot"):
-            for batch, h in enumerate(hidden):
-                hidden[batch] = walk.run(layer, h)
-    return (*warnings, *pruner.warnings)
+        kept = partial.load(layer) if partial and chosen else None
+        if kept is not None:
+            _restore(model, walk, layer, hidden, kept, dense=mode == "one-shot", advance=advance)
+            warnings += kept.warnings
+            continue
+        before = len(pruner.warnings)
+        found = _prune(model, structure, walk, layer, hidden, chosen, pruner, mode, advance=advance)
+        warnings += [*found, *pruner.warnings[before:]]
+        if partial and chosen:
+            partial.keep(model, chosen, [*found, *pruner.warnings[before:]])
+    return (*warnings, *(partial.warnings if partial else ()))
+
+
+def _prune(
+    model: nn.Module,
+    structure: Structure,
+    walk: LayerWalk,
+    layer: int,
+    hidden: list[Tensor],
+    chosen: Sequence[Matrix],
+    pruner: Pruner,
+    mode: str,
+    *,
+    advance: bool,
+) -> tuple[str, ...]:
+    """Prune one layer; ``hidden`` becomes what leaves it with ``advance``. Returns warnings but for the pruner's."""
+    warnings: tuple[str, ...] = ()
+    if chosen and mode == "sequential":
+        try:
+            StagedLayer(model, structure, walk, layer, hidden).prune(chosen, pruner, last=not advance)
+            return ()
+        except UnstageableError as error:
+            warnings = (
+                f"layer {layer} ran twice: {error.module} is not the last to touch what its part gives, so the "
+                "statistics of the linears behind it are those of the layer as it was before they were pruned",
+            )
+            chosen = error.left
+    if chosen:
+        sums = _observe(walk, layer, hidden, chosen, pruner, advance=mode == "one-shot")
+        pruner.prune(chosen, sums)
+    if advance and not (chosen and mode == "one-shot"):
+        _advance(walk, layer, hidden)
+    return warnings
+
+
+def _restore(
+    model: nn.Module, walk: LayerWalk, layer: int, hidden: list[Tensor], kept: KeptLayer, *, dense: bool, advance: bool
+) -> None:
+    """Give a layer the weights that it was pruned to; ``hidden`` becomes what leaves it, pruned or ``dense``."""
+    if advance and dense:
+        _advance(walk, layer, hidden)
+    for name, weight in kept.weights.items():
+        set_weight(get_linear(model, name), weight)
+    if advance and not dense:
+        _advance(walk, layer, hidden)
+
+
+def _advance(walk: LayerWalk, layer: int, hidden: list[Tensor]) -> None:
+    for batch, h in enumerate(hidden):
+        hidden[batch] = walk.run(layer, h)
 
 
 def _observe(
