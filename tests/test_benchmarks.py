@@ -1,6 +1,7 @@
 """The benchmarks' gates let right results through and stop wrong ones; their files keep one row a key."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import pruneengine
 from benchmarks import memory, peers, statistics_pass
 from benchmarks.compare import Target, table, verdicts
+from pruneengine.bench import here
 from pruneengine.bench.record import GateError, Setting, interleave, read, record
 from tests.tiny import tiny_model, tiny_tokens
 
@@ -48,6 +50,28 @@ def test_record_replaces_the_same_key_and_keeps_the_others(tmp_path):
         ("ours", "fff0000-dirty", "9"),
     ]
     assert [line["theme"] for line in read(tmp_path / "other.csv")] == ["other"]
+
+
+def test_a_commit_is_dirty_where_a_tracked_file_differs_from_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        named = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *named, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(here, "ROOT", tmp_path.resolve())
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    tracked = [tmp_path / "code.py", tmp_path / "benchmarks" / "results" / "ops.csv"]
+    for path in tracked:
+        path.write_text("first")
+    git("init")
+    git("add", ".")
+    git("commit", "--no-verify", "-m", "first")
+    clean = here.commit()
+    assert len(clean) >= 7
+    (tmp_path / "notes.txt").write_text("untracked")
+    tracked[1].write_text("a result")
+    assert here.commit() == clean
+    tracked[0].write_text("second")
+    assert here.commit() == f"{clean}-dirty"
 
 
 def test_table_and_verdicts_compare_medians():

@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Short hash of HEAD, with ``-dirty`` when anything but results differs from it.
+    """Short hash of HEAD, with ``-dirty`` when a tracked file, results apart, differs from it.
 
     Without a repository of our own it is what ``PRUNEENGINE_COMMIT`` says, or ``unknown``: an installed package may lie
     in somebody else's.
@@ -55,6 +55,7 @@ def commit() -> str:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             raise FileNotFoundError(f"{ROOT} is no repository")
         head = git("rev-parse", "--short", "HEAD")
-        return head + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return head + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("PRUNEENGINE_COMMIT", "unknown")
