@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,8 +21,7 @@ import pruneengine
 from benchmarks.adapruner_cells import Bench, Cell
 from benchmarks.adapruner_plans import write_plans
 from benchmarks.adapruner_report import csv_lines, json_lines, summary, table
-from benchmarks.models import smollm2
-from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
+from benchmarks.options import add_places, check_texts, load_model, setting_of, settle_texts, study_parser
 from pruneengine.bench.record import write_lines
 from pruneengine.files import write_atomically
 from pruneengine.progress import set_progress
@@ -57,10 +55,7 @@ def main() -> None:
             print(f"{number}/{len(cells)}  {cell}", flush=True)
             bench.measure(cell)
     results = {cell: found for cell in cells if (found := bench.result(cell)) is not None}
-    setting = {
-        "device": cpu_name(), "threads": str(options.threads),
-        "versions": versions("torch", "transformers", "optuna"), "date": date.today().isoformat(),
-    }  # fmt: skip
+    setting = setting_of(options, "torch", "transformers", "optuna")
     write_lines(options.results / "adapruner.csv", *csv_lines(results, bench.dense(), setting))
     write_atomically(options.results / "adapruner.json", json_lines(summary(results)))
     print(table(results, bench.dense()))
@@ -68,12 +63,10 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     defaults = SearchConfig()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with c4/c4_demo.jsonl and wikitext2/*_docs.jsonl")
-    parser.add_argument("--calibration", help="text of the pool (default: of DATA, else c4 from the hub)")
-    parser.add_argument("--search", help="text of the objective (default: of DATA, else wikitext2 from the hub)")
-    parser.add_argument("--evaluation", help="text of the report (default: of DATA, else wikitext2 from the hub)")
-    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
+    parser = study_parser(
+        __doc__, "c4/c4_demo.jsonl and wikitext2/*_docs.jsonl",
+        calibration="text of the pool", search="text of the objective", evaluation="text of the report",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--shapes", nargs="+", choices=["uniform", "per-layer"], default=["per-layer"])
@@ -91,27 +84,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=defaults.windows, help="of the objective, and held out")
     parser.add_argument("--report-window", type=int, default=512, help="tokens a window of the report")
     parser.add_argument("--report-windows", type=int, default=64, help="how many, from the start of the text")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "adapruner", help="folder of the studies")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--known", action="store_true", help="write what is there and measure nothing")
-    parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
     parser.add_argument("--plans", type=Path, metavar="DIR", help="write the measured cells' winning plans and stop")
-    options = parser.parse_args()
-    given = options.data
-    options.calibration = options.calibration or (str(given / "c4" / "c4_demo.jsonl") if given else "c4")
-    options.search = options.search or (str(given / "wikitext2" / "validation_docs.jsonl") if given else "wikitext2")
-    options.evaluation = options.evaluation or (str(given / "wikitext2" / "test_docs.jsonl") if given else "wikitext2")
-    return options
+    add_places(parser, "adapruner", work="--work", results="results")
+    return settle_texts(parser.parse_args())
 
 
 def load(options: argparse.Namespace) -> Bench:
     """The model and its texts; nothing is measured yet."""
     if options.search == options.evaluation:
         raise ValueError("the objective's text is the report's; give --data, or --search and --evaluation")
-    for spec in (options.calibration, options.search, options.evaluation):
-        pruneengine.data.check_spec(spec, None, default=1)
-    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
+    check_texts(options)
+    model, tokenizer = load_model(options)
     windows = pruneengine.evaluation_windows(
         options.evaluation, tokenizer, options.report_window, options.report_windows
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import pruneengine
 from benchmarks.dsa_cells import Bench, Cell
-from benchmarks.models import smollm2
-from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
+from benchmarks.options import add_places, check_texts, load_model, setting_of, settle_texts, study_parser
 from pruneengine.bench.record import write_lines
 from pruneengine.files import write_atomically
 from pruneengine.progress import set_progress
@@ -54,10 +51,7 @@ def main() -> None:
         print(cell, flush=True)
         bench.measure(cell)
     results = {cell: placeless(found) for cell in cells if (found := bench.result(cell)) is not None}
-    setting = {
-        "device": cpu_name(), "threads": options.threads,
-        "versions": versions("torch", "transformers", "optuna"), "date": date.today().isoformat(),
-    }  # fmt: skip
+    setting = setting_of(options, "torch", "transformers", "optuna")
     lines = [line(cell, found) | {"commit": found["commit"]} | setting for cell, found in results.items()]
     for cell, found in results.items():
         if "function" in found:
@@ -105,11 +99,10 @@ def line(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with c4/c4_demo.jsonl and wikitext2/validation_docs.jsonl")
-    parser.add_argument("--calibration", help="text of the statistics (default: of DATA, else c4 from the hub)")
-    parser.add_argument("--search", help="text of the objective (default: of DATA, else wikitext2 from the hub)")
-    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
+    parser = study_parser(
+        __doc__, "c4/c4_demo.jsonl and wikitext2/validation_docs.jsonl",
+        calibration="text of the statistics", search="text of the objective",
+    )  # fmt: skip
     parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=["wanda"])
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.6])
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
@@ -123,23 +116,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=40, help="of the objective; a fifth is held out")
     parser.add_argument("--nsamples", type=int, default=32, help="calibration samples")
     parser.add_argument("--seqlen", type=int, default=128, help="tokens a calibration sample")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "dsa", help="folder of the studies")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--known", action="store_true", help="write what is there and search nothing")
-    parser.add_argument("--list", action="store_true", help="print the missing searches and stop")
-    options = parser.parse_args()
-    given = options.data
-    options.calibration = options.calibration or (str(given / "c4" / "c4_demo.jsonl") if given else "c4")
-    options.search = options.search or (str(given / "wikitext2" / "validation_docs.jsonl") if given else "wikitext2")
-    return options
+    add_places(parser, "dsa", work="--work", results="results", cells="searches")
+    return settle_texts(parser.parse_args())
 
 
 def load(options: argparse.Namespace) -> Bench:
     """The model and what all searches share; nothing is measured yet."""
-    for spec in (options.calibration, options.search):
-        pruneengine.data.check_spec(spec, None, default=1)
-    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
+    check_texts(options)
+    model, tokenizer = load_model(options)
     config = DsaConfig(
         sparsity=options.sparsities[0], trials=options.trials, plateau=options.plateau or None,
         correlate=options.correlate,

@@ -72,6 +72,7 @@ class Bench:
         return self.work / f"{self._name(cell)}.json"
 
     def _name(self, cell: Cell) -> str:
+        """As in other studies, but for the texts: by the paths that were given, so moved files are searched anew."""
         made_by = json.dumps([self.fingerprint, self.configured(cell).to_dict()], sort_keys=True)
         return f"{cell}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
 

@@ -11,7 +11,6 @@ import argparse
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,17 @@ import torch
 import pruneengine
 from benchmarks.hywia_cells import DENSE, METHODS, SHAPES, Cell, Study, cells
 from benchmarks.hywia_report import blend_table, plot, tables, write_csv
-from benchmarks.models import smollm2
-from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
+from benchmarks.options import (
+    add_places,
+    check_least,
+    check_texts,
+    load_model,
+    load_seeds,
+    model_name,
+    setting_of,
+    settle_texts,
+    study_parser,
+)
 from pruneengine.progress import set_progress
 
 FUSION_TARGET = 0.05
@@ -46,27 +54,23 @@ def main() -> None:
     results = {cell: found for cell in chosen if (found := study.result(cell)) is not None}
     setting = {
         "calibration": Path(options.calibration).name, "samples": str(options.nsamples), "seqlen": str(options.seqlen),
-        "window": str(options.window), "device": cpu_name(), "threads": str(options.threads),
-        "versions": versions("torch", "transformers"), "date": date.today().isoformat(),
+        "window": str(options.window), **setting_of(options, "torch", "transformers"),
     }  # fmt: skip
     write_csv(options.results / "hywia.csv", results, setting)
     print(tables(results))
     shape = options.shapes[0]
     print("", blend_table(results, max(options.ratios), shape), sep="\n")
     print("", *fusion_times(study, options.seeds[0]), *fit_times(study, results), sep="\n")
-    name = Path(options.model).name if options.model else "SmolLM2-135M-Instruct"
     picture = options.results / "hywia-blend.png"
-    drawn = plot(picture, results, options.ratios, shape, f"HyWIA on {name}")
+    drawn = plot(picture, results, options.ratios, shape, f"HyWIA on {model_name(options)}")
     print(f"written: {options.results / 'hywia.csv'}")
     print(f"written: {picture}" if drawn else "no plot: matplotlib is not installed")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with c4/c4_demo.jsonl and wikitext2/test_docs.jsonl")
-    parser.add_argument("--calibration", help="text spec (default: of DATA, else c4 from the hub)")
-    parser.add_argument("--evaluation", help="text spec (default: of DATA, else wikitext2 from the hub)")
-    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
+    parser = study_parser(
+        __doc__, "c4/c4_demo.jsonl and wikitext2/test_docs.jsonl", calibration="text spec", evaluation="text spec"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration samples")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["uniform", "per-layer"])
@@ -77,31 +81,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="of that fit")
     parser.add_argument("--window", type=int, default=512, help="tokens a window of the perplexity")
     parser.add_argument("--windows", type=int, default=8, help="how many, from the start of the text")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "hywia", help="folder of the cells")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file and the plot")
-    parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
+    add_places(parser, "hywia", work="--cache", results="CSV file and the plot")
     options = parser.parse_args()
-    for name in ("nsamples", "held_out", "steps", "windows", "threads"):
-        least = 2 if name == "held_out" else 1
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-    given = options.data
-    options.calibration = options.calibration or (str(given / "c4" / "c4_demo.jsonl") if given else "c4")
-    options.evaluation = options.evaluation or (str(given / "wikitext2" / "test_docs.jsonl") if given else "wikitext2")
-    return options
+    check_least(parser, options, 1, "nsamples", "steps", "windows", "threads")
+    check_least(parser, options, 2, "held_out")
+    return settle_texts(options)
 
 
 def load(options: argparse.Namespace) -> Study:
     """The model and its texts; nothing is measured yet."""
-    for spec in (options.calibration, options.evaluation):
-        pruneengine.data.check_spec(spec, None, default=1)
-    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
-    count = options.nsamples + options.held_out
-    samples = {
-        seed: pruneengine.load_samples(options.calibration, tokenizer, count, options.seqlen, seed, model=model)
-        for seed in options.seeds
-    }
+    check_texts(options)
+    model, tokenizer = load_model(options)
+    samples = load_seeds(options, model, tokenizer, options.nsamples + options.held_out)
     windows = pruneengine.evaluation_windows(options.evaluation, tokenizer, options.window, options.windows)
     options.cache.mkdir(parents=True, exist_ok=True)
     return Study(model, samples, windows, options.cache, options.held_out, options.steps)

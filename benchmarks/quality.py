@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import pruneengine
-from benchmarks.models import smollm2
+from benchmarks.options import (
+    add_places,
+    check_least,
+    check_texts,
+    load_model,
+    load_seeds,
+    model_name,
+    setting_of,
+    settle_texts,
+    study_parser,
+)
 from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
 from benchmarks.quality_models import DENSE, ROWS, Models, recovery_config, recovery_exists
 from benchmarks.quality_report import tables, write_csv
 from pruneengine import harness
-from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
 from pruneengine.progress import set_progress
 
 TASKS = ("hellaswag_local", "piqa_local", "arc_easy_local", "winogrande_local", "openbookqa_local", "boolq_local")
@@ -63,12 +71,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with c4/, wikitext2/, alpaca/ and lm_eval_tasks/")
-    parser.add_argument("--calibration", help="text spec (default: of DATA, else c4 from the hub)")
-    parser.add_argument("--evaluation", help="text spec (default: of DATA, else wikitext2 from the hub)")
+    parser = study_parser(
+        __doc__, "c4/, wikitext2/, alpaca/ and lm_eval_tasks/", calibration="text spec", evaluation="text spec"
+    )
     parser.add_argument("--include-path", type=Path, help="folder of task files (default: of DATA)")
-    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibration samples and recovery")
@@ -85,29 +91,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=512, help="tokens a window of the perplexity")
     parser.add_argument("--windows", type=int, default=64, help="how many, from the start of the text")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences a forward of the tasks")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "quality", help="folder of the cells")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
-    parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
+    add_places(parser, "quality", work="--cache", results="CSV file")
     options = parser.parse_args()
-    for name in ("nsamples", "limit", "windows", "threads", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    if options.held_out < 2:
-        parser.error(f"--held-out must be at least 2, got {options.held_out}")
+    check_least(parser, options, 1, "nsamples", "limit", "windows", "threads", "batch_size")
+    check_least(parser, options, 2, "held_out")
     # Every table begins with what the others are compared to.
     options.rows = [DENSE, *(row for row in options.rows if row != DENSE)]
-    given = options.data
-    options.calibration = options.calibration or (str(given / "c4" / "c4_demo.jsonl") if given else "c4")
-    options.evaluation = options.evaluation or (str(given / "wikitext2" / "test_docs.jsonl") if given else "wikitext2")
-    options.include_path = options.include_path or (given / "lm_eval_tasks" if given else None)
-    return options
+    options.include_path = options.include_path or (options.data / "lm_eval_tasks" if options.data else None)
+    return settle_texts(options)
 
 
 def load(options: argparse.Namespace) -> Study:
     """The model and its texts; nothing is measured yet, and what cannot be is refused."""
-    for spec in (options.calibration, options.evaluation):
-        pruneengine.data.check_spec(spec, None, default=1)
+    check_texts(options)
     plans = dict(parse_plan(text) for text in options.plan)
     recovery = None
     if not options.no_recovery and recovery_exists():
@@ -115,12 +111,8 @@ def load(options: argparse.Namespace) -> Study:
         recovery_config(recovery, options.seeds[0])
     harness.find_tasks(options.tasks, options.include_path)
     options.cache.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
-    count = options.nsamples + options.held_out
-    samples = {
-        seed: pruneengine.load_samples(options.calibration, tokenizer, count, options.seqlen, seed, model=model)
-        for seed in options.seeds
-    }
+    model, tokenizer = load_model(options)
+    samples = load_seeds(options, model, tokenizer, options.nsamples + options.held_out)
     windows = pruneengine.evaluation_windows(options.evaluation, tokenizer, options.window, options.windows)
     models = Models(model, tokenizer, samples, options.cache, options.held_out, plans, recovery)
     name = Path(options.evaluation).name
@@ -203,12 +195,11 @@ def report(study: Study, chosen: list[Cell], options: argparse.Namespace) -> Non
         return
     recovery = study.models.recovery or {}
     setting = {
-        "model": Path(options.model).name if options.model else "SmolLM2-135M-Instruct",
+        "model": model_name(options),
         "calibration": Path(options.calibration).name, "samples": str(options.nsamples), "seqlen": str(options.seqlen),
         "text": Path(options.evaluation).name, "window": str(options.window), "limit": str(options.limit),
         "recovery": " ".join(f"{k}={Path(v).name if k == 'data' else v}" for k, v in recovery.items()) or "none",
-        "device": cpu_name(), "threads": str(options.threads),
-        "versions": versions("torch", "transformers", "lm_eval", "peft"), "date": date.today().isoformat(),
+        **setting_of(options, "torch", "transformers", "lm_eval", "peft"),
     }  # fmt: skip
     write_csv(options.results / "quality.csv", results, setting)
     print("", tables(results, options.rows, options.ratios, options.tasks), sep="\n")

@@ -14,7 +14,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,10 +21,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import pruneengine
-from benchmarks.models import smollm2
+from benchmarks.options import (
+    add_places,
+    check_least,
+    check_texts,
+    load_model,
+    load_seeds,
+    model_name,
+    setting_of,
+    settle_texts,
+    study_parser,
+)
 from benchmarks.sparse_cells import DENSE, METHODS, OURS, ROWS, Cell, Column, Study, cells, columns
 from benchmarks.sparse_report import markdown, write_csv
-from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
 from pruneengine.files import write_atomically
 from pruneengine.progress import set_progress
 from pruneengine.sparse.config import MODES
@@ -63,11 +71,9 @@ def main() -> None:
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with c4/c4_demo.jsonl and wikitext2/test_docs.jsonl")
-    parser.add_argument("--calibration", help="text spec (default: of DATA, else c4 from the hub)")
-    parser.add_argument("--evaluation", help="text spec (default: of DATA, else wikitext2 from the hub)")
-    parser.add_argument("--model", help="folder, GGUF file or hub name (default: SmolLM2-135M-Instruct)")
+    parser = study_parser(
+        __doc__, "c4/c4_demo.jsonl and wikitext2/test_docs.jsonl", calibration="text spec", evaluation="text spec"
+    )
     parser.add_argument(
         "--function", action="append", default=[], metavar="[METHOD@]SPARSITY=FILE",
         help="a function of a search (the row ours); without METHOD for every method that has none of its own",
@@ -86,20 +92,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="measure dense and --full-rows on all windows, too")
     parser.add_argument("--full-rows", nargs="*", choices=ROWS, default=["uniform", OURS], metavar="ROW")
     parser.add_argument("--batch-size", type=int, default=1, help="windows a forward of the perplexity")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "sparse", help="folder of the cells")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file and the table")
-    parser.add_argument("--list", action="store_true", help="print the missing cells and stop")
+    add_places(parser, "sparse", work="--cache", results="CSV file and the table")
     options = parser.parse_args(given)
-    for name in ("nsamples", "seqlen", "windows", "batch_size", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    check_least(parser, options, 1, "nsamples", "seqlen", "windows", "batch_size", "threads")
     if wrong := [value for value in options.sparsities if not 0 < value < 1]:
         parser.error(f"--sparsities must lie between 0 and 1, got {wrong[0]}")
-    data = options.data
-    options.calibration = options.calibration or (str(data / "c4" / "c4_demo.jsonl") if data else "c4")
-    options.evaluation = options.evaluation or (str(data / "wikitext2" / "test_docs.jsonl") if data else "wikitext2")
-    return options
+    return settle_texts(options)
 
 
 def read_functions(given: Sequence[str], wanted: Sequence[Column]) -> dict[Column, Path]:
@@ -126,15 +124,9 @@ def read_functions(given: Sequence[str], wanted: Sequence[Column]) -> dict[Colum
 
 def load(options: argparse.Namespace, functions: dict[Column, Path]) -> Study:
     """The model and its texts; nothing is measured yet."""
-    for spec in (options.calibration, options.evaluation):
-        pruneengine.data.check_spec(spec, None, default=1)
-    model, tokenizer = pruneengine.load(options.model) if options.model else smollm2()
-    samples = {
-        seed: pruneengine.load_samples(
-            options.calibration, tokenizer, options.nsamples, options.seqlen, seed, model=model
-        )
-        for seed in options.seeds
-    }
+    check_texts(options)
+    model, tokenizer = load_model(options)
+    samples = load_seeds(options, model, tokenizer, options.nsamples)
     windows = pruneengine.evaluation_windows(
         options.evaluation, tokenizer, options.window, None if options.full else options.windows
     )
@@ -186,12 +178,11 @@ def report(study: Study, chosen: Sequence[Cell], options: argparse.Namespace) ->
     results = {cell: found for cell in chosen if (found := study.result(cell)) is not None}
     if Cell(DENSE) not in results:
         return
-    name = Path(options.model).name if options.model else "SmolLM2-135M-Instruct"
+    name = model_name(options)
     setting = {
         "model": name, "calibration": Path(options.calibration).name, "samples": str(options.nsamples),
-        "seqlen": str(options.seqlen), "mode": options.mode, "window": str(options.window), "device": cpu_name(),
-        "threads": str(options.threads), "versions": versions("torch", "transformers"),
-        "date": date.today().isoformat(),
+        "seqlen": str(options.seqlen), "mode": options.mode, "window": str(options.window),
+        **setting_of(options, "torch", "transformers"),
     }  # fmt: skip
     labels = {column: path.name for column, path in study.functions.items()}
     stem = f"sparse-{name}" if options.model else "sparse"
