@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.kept import digest, keep, read_kept
 from pruneengine import Plan, Samples, find_groups, mask, perplexity
 from pruneengine.apply import Correction
 from pruneengine.bench.here import commit
@@ -67,8 +67,7 @@ class Bench:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""
-        path = self._path(cell)
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_kept(self._path(cell))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Search, measure on the report's text, and keep both."""
@@ -77,7 +76,7 @@ class Bench:
         run = SearchRun(str(cell), f"journal:{self.work / f'{cell.sampler}.journal'}", self.work)
         found = search(self.model, texts, config, run, say=print)
         values = {"search": found.to_dict(), "report": self._report(cell, found), "commit": commit()}
-        write_atomically(self._path(cell), json.dumps(values, indent=1))
+        keep(self._path(cell), values)
         return values
 
     def dense(self) -> dict[str, float]:
@@ -99,8 +98,7 @@ class Bench:
     def _perplexity(self, name: str, plan: Plan | None, corrections: dict[str, Correction]) -> dict[str, float]:
         made_by = [self.fingerprint, self.windows.hash, plan.to_json() if plan else None]
         made_by += [[path, float(c.weight.double().sum())] for path, c in corrections.items() if c.weight is not None]
-        digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
-        path = self.work / f"perplexity-{digest}.json"
+        path = self.work / f"perplexity-{digest(made_by)}.json"
         if not path.exists():
             print(f"perplexity of {name}", flush=True)
             start = time.perf_counter()
@@ -117,5 +115,4 @@ class Bench:
     def _path(self, cell: Cell) -> Path:
         """A name that changes with anything a result depends on but the code, whose commit the result carries."""
         made_by = [self.fingerprint, self.windows.hash, self.configured(cell).to_dict()]
-        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-        return self.work / f"{cell}-{digest}.json"
+        return self.work / f"{cell}-{digest(made_by)}.json"

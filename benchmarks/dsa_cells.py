@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from benchmarks.kept import digest, keep, read_kept
 from pruneengine.bench.here import commit
-from pruneengine.files import write_atomically
 from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.result import DsaResult
@@ -56,8 +54,7 @@ class Bench:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""
-        path = self._path(cell)
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_kept(self._path(cell))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Search, and keep what was found."""
@@ -65,7 +62,7 @@ class Bench:
         texts = dsa_texts(config, self.tokenizer, self.model)
         run = SearchRun(self._name(cell), f"journal:{self.work / f'{self._name(cell)}.journal'}")
         found = values(search_dsa(self.model, texts, config, run, say=print))
-        write_atomically(self._path(cell), json.dumps(found, indent=1))
+        keep(self._path(cell), found)
         return found
 
     def _path(self, cell: Cell) -> Path:
@@ -73,8 +70,7 @@ class Bench:
 
     def _name(self, cell: Cell) -> str:
         """As in other studies, but for the texts: by the paths that were given, so moved files are searched anew."""
-        made_by = json.dumps([self.fingerprint, self.configured(cell).to_dict()], sort_keys=True)
-        return f"{cell}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
+        return f"{cell}-{digest([self.fingerprint, self.configured(cell).to_dict()])}"
 
 
 def values(result: DsaResult) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.kept import digest, keep, read_kept
 from pruneengine import PruneConfig, Statistics, calibrate, find_groups, perplexity
 from pruneengine.apply import mask
 from pruneengine.attention import LearnedAttention
@@ -102,13 +102,11 @@ class Study:
             if not config.holds_out:
                 del used["hywia_samples"], used["hywia_steps"]
             made_by |= {"calibration": self.samples[cell.seed].hash, "held out": self.held_out, "config": used}
-        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-        return self.cache / f"{cell.method.replace(',', '').replace(' ', '-')}-{digest}.json"
+        return self.cache / f"{cell.method.replace(',', '').replace(' ', '-')}-{digest(made_by)}.json"
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""
-        path = self.path(cell)
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_kept(self.path(cell))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure a cell and keep it."""
@@ -128,7 +126,7 @@ class Study:
                 found["fit"] = {"losses": report.fit.losses, "checks": report.fit.checks, "best": report.fit.best}
         found |= {"perplexity": measured.perplexity, "nll": measured.nll, "per window": measured.per_window.tolist()}
         found |= {"tokens": measured.tokens, "seconds": time.perf_counter() - start}
-        write_atomically(self.path(cell), json.dumps(found, indent=1))
+        keep(self.path(cell), found)
         return found
 
     def statistics(self, seed: int) -> Statistics:

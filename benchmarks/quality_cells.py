@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_models import DENSE, Models, Variant, digest
+from benchmarks.kept import digest, keep, read_kept
+from benchmarks.quality_models import DENSE, Models, Variant
 from pruneengine import Samples, harness, perplexity
 from pruneengine.bench.here import commit
 from pruneengine.evaluate import measure_speed, measure_speed_pair
-from pruneengine.files import write_atomically
 from pruneengine.results import ModelFacts, TextResult
 from pruneengine.zeroshot import zero_shot
 
@@ -102,8 +101,7 @@ class Study:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""
-        path = self.path(cell)
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_kept(self.path(cell))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure a cell and keep it."""
@@ -124,7 +122,7 @@ class Study:
             )  # fmt: skip
             found |= asdict(measured[cell.column])
         found["seconds"] = time.perf_counter() - start
-        write_atomically(self.path(cell), json.dumps(found, indent=1))
+        keep(self.path(cell), found)
         return found
 
     def _speed(self, cell: Cell) -> dict[str, Any]:

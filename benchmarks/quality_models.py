@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.kept import digest
 from pruneengine import Plan, PruneConfig, Samples, Statistics, calibrate, compact, find_groups
 from pruneengine.engine import decide
 from pruneengine.structure import Structure, model_fingerprint
@@ -174,7 +174,3 @@ def recovered(model: nn.Module, tokenizer: Any, options: Mapping[str, Any], seed
     from pruneengine.recovery import recover
 
     recover(model, tokenizer, recovery_config(options, seed), work_dir=work)
-
-
-def digest(made_by: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]

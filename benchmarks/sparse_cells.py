@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.kept import digest, keep, read_kept
 from pruneengine import Samples, Statistics, calibrate, perplexity
 from pruneengine.bench.here import commit
-from pruneengine.files import write_atomically
 from pruneengine.sparse.allocations.allocate import needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import sparsify
@@ -123,14 +122,12 @@ class Study:
             made_by |= {"calibration": self.samples[cell.seed].hash, "config": self.config(cell).to_dict()}
             if cell.row == OURS:
                 made_by["config"]["allocation"] = hashlib.sha256(self._function(cell).read_bytes()).hexdigest()
-        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
         name = "-".join(part for part in (cell.row, cell.method, "full" if cell.full else "") if part)
-        return self.cache / f"{name}-{digest}.json"
+        return self.cache / f"{name}-{digest(made_by)}.json"
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What an earlier run found, if it did."""
-        path = self.path(cell)
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_kept(self.path(cell))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure a cell and keep it."""
@@ -147,7 +144,7 @@ class Study:
         found |= {"perplexity": measured.perplexity, "nll": measured.nll, "per window": measured.per_window.tolist()}
         found |= {"tokens": measured.tokens, "perplexity seconds": measured.seconds, "dtype": measured.dtype}
         found["seconds"] = time.perf_counter() - start
-        write_atomically(self.path(cell), json.dumps(found, indent=1))
+        keep(self.path(cell), found)
         return found
 
     def statistics(self, seed: int) -> Statistics:
