@@ -92,7 +92,8 @@ def search(
     Run it again to go on after a stop.
     """
     from pruneengine.cli import tables, tables_search
-    from pruneengine.jobs.search import SearchOptions, run
+    from pruneengine.jobs.search import run
+    from pruneengine.jobs.search_options import SearchOptions
     from pruneengine.search.config import SearchConfig
 
     if method not in ("adapruner", "dsa"):

@@ -13,8 +13,8 @@ from rich.table import Table
 from pruneengine.cli.app import err, out
 
 if TYPE_CHECKING:
-    from pruneengine.jobs.search import SearchOptions
     from pruneengine.jobs.search_dsa import DsaJobResult
+    from pruneengine.jobs.search_options import SearchOptions
 
 PANEL = "Allocation functions (--method dsa)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pruneengine.checkpoint import check_output
 from pruneengine.data import check_spec
@@ -19,6 +20,14 @@ def check_out(out: Path, overwrite: bool, source: str) -> Path:
     if path == Path(source).expanduser().resolve():
         raise ValueError(f"output folder {path} is the model itself; choose another")
     return path
+
+
+def refuse_recovery(recover: Any) -> None:
+    """ValueError where a sparse model is to be trained."""
+    if recover is not None:
+        raise ValueError(
+            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
+        )
 
 
 def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from pruneengine.calibrate import calibrate
-from pruneengine.checkpoint import SavedCheckpoint, save
+from pruneengine.checkpoint import SavedCheckpoint
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, check_spec
 from pruneengine.engine import PruneReport, carry_out, decide, rehearse, split_samples
 from pruneengine.evaluate import best_dtype, measure_speed_pair
 from pruneengine.files import check_writable
 from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.recover_pruned import recover_pruned
+from pruneengine.jobs.saving import proof_values, save_checkpoint
 from pruneengine.jobs.texts import load_texts
-from pruneengine.jobs.versions import versions
 from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.loading import load_model
 from pruneengine.progress import Stopwatch
 from pruneengine.recovery import RecoverConfig, RecoverReport, check_recovery, load_rows, work_folder
 from pruneengine.reload import reload_and_generate
@@ -35,34 +35,21 @@ from pruneengine.structure import Structure, find_groups, model_fingerprint
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class JobOptions(CheckpointOptions):
     """Everything about a job but the pruning itself.
 
     Attributes:
-        source: model folder, GGUF file or hub name.
-        out: the checkpoint's folder; None for a dry run.
-        eval_text: text spec of the perplexity before and after, None for none.
-        eval_seqlen: tokens a window of that text.
-        eval_windows: how many; None for the counts in the spec, or 16 where it has none.
+        out: None for a dry run.
         speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
         statistics: file to reuse, or to leave the statistics in.
         prompt: continued by the reloaded checkpoint in a fresh process.
         recover: train the pruned model before it is saved; None for not.
     """
 
-    source: str
     out: Path | None
-    overwrite: bool = False
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    eval_text: str | None = "builtin-eval"
-    eval_seqlen: int = 256
-    eval_windows: int | None = None
     speed: bool = False
     statistics: Path | None = None
-    proof: bool = True
     prompt: str | None = None
-    trust_remote_code: bool = False
     recover: RecoverConfig | None = None
 
 
@@ -95,9 +82,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             f"this CPU has no {str(options.dtype).removeprefix('torch.')} arithmetic: float32 is many times faster here"
         )
     held = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
-    say(f"loading {options.source}")
-    with clock("load"):
-        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    model, tokenizer = options.load(clock, say)
     structure = find_groups(model)
     rehearse(structure, config)
     if options.recover is not None:
@@ -135,17 +120,16 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             before, after = measure_speed_pair(original, model)
         del original
         dense, pruned = replace(dense, speed=before), replace(pruned, speed=after)
-    recipe, numbers = _recipe(config, options, model, calibration), summary(report, dense, pruned, warnings)
+    hashed = calibration.hash if calibration is not None else None
+    recipe = {"config": config.to_dict()} | options.recipe(calibration_hash=hashed)
+    numbers = summary(report, dense, pruned, warnings)
     recovery = recovered = None
 
     def store() -> SavedCheckpoint:
-        say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
-        with clock("save"):
-            return save(
-                model, tokenizer, options.out,
-                plan=report.plan, recipe=recipe, report=numbers, overwrite=options.overwrite,
-                dense_config=original_config, proof=options.proof,
-            )  # fmt: skip
+        return save_checkpoint(
+            model, tokenizer, options, clock, say,
+            plan=report.plan, recipe=recipe, report=numbers, dense_config=original_config,
+        )  # fmt: skip
 
     if rows is not None:
         say(f"recovering on {len(rows)} rows; checkpoints in {work_folder(options.out)}")
@@ -207,26 +191,19 @@ def _complete(
     return found
 
 
-def _recipe(config: PruneConfig, options: JobOptions, model: nn.Module, calibration: Samples | None) -> dict[str, Any]:
-    return {
-        "config": config.to_dict(),
-        "source": options.source,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "calibration_hash": calibration.hash if calibration is not None else None,
-        "versions": versions(),
-    }
-
-
 def _report_values(
     result: JobResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
 ) -> dict[str, Any]:
-    values = (
-        numbers | details(result.report) | {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
-    )
+    made = {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
+    return numbers | details(result.report) | made | ending(options, result.saved, result.text, result.seconds)
+
+
+def ending(options: JobOptions, saved: SavedCheckpoint, text: str | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """What the report of a prune of either kind closes with: the evaluation text, proof, continuation and times."""
+    values: dict[str, Any] = {}
     if options.eval_text:
         values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
-    if result.saved.proof is not None:
-        values["proof"] = asdict(result.saved.proof)
-    if result.text is not None:
-        values |= {"prompt": options.prompt, "continuation": result.text}
-    return values | {"seconds": dict(result.seconds)}
+    values |= proof_values(saved)
+    if text is not None:
+        values |= {"prompt": options.prompt, "continuation": text}
+    return values | {"seconds": dict(seconds)}

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pruneengine.checkpoint import SavedCheckpoint, save
-from pruneengine.data import evaluation_windows
+from pruneengine.checkpoint import SavedCheckpoint
 from pruneengine.extras import needs
 from pruneengine.jobs.checks import check_evaluation, check_out
-from pruneengine.jobs.versions import versions
+from pruneengine.jobs.options import CheckpointOptions
+from pruneengine.jobs.saving import proof_values, save_checkpoint
+from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.loading import load_model
 from pruneengine.progress import Stopwatch
 from pruneengine.recovery import (
     RecoverConfig,
@@ -36,25 +34,12 @@ from pruneengine.sparse.plan import is_sparse_plan
 
 
 @dataclass(frozen=True)
-class RecoverOptions:
+class RecoverOptions(CheckpointOptions):
     """Everything about a recovery job but the training itself.
 
-    Attributes:
-        source: model folder (its plan, recipe and report are carried along), GGUF file or hub name.
-        out: the recovered checkpoint's folder; checkpoints of the training lie beside it until it is there.
-        eval_text, eval_seqlen, eval_windows: as in :class:`pruneengine.jobs.prune.JobOptions`.
+    The source's plan, recipe and report are carried along; checkpoints of the training lie beside ``out`` until it is
+    there.
     """
-
-    source: str
-    out: Path
-    overwrite: bool = False
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    eval_text: str | None = "builtin-eval"
-    eval_seqlen: int = 256
-    eval_windows: int | None = None
-    proof: bool = True
-    trust_remote_code: bool = False
 
     @property
     def work(self) -> Path:
@@ -82,15 +67,11 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     """
     clock = Stopwatch()
     options = _checked(config, options)
-    say(f"loading {options.source}")
-    with clock("load"):
-        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    model, tokenizer = options.load(clock, say)
     check_recovery(model, config)
     with clock("text"):
         rows = load_rows(config, tokenizer, model)
-        evaluation = None
-        if options.eval_text:
-            evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+        evaluation = load_evaluation(options, tokenizer)
     warnings = overlap_warnings(rows, evaluation)
     yardstick = Yardstick(evaluation, options.dtype, options.device)
     with clock("evaluate"):
@@ -102,17 +83,14 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     with clock("evaluate"):
         after, ruined = yardstick.measure_changed(model)
     warnings += no_gain_warnings(report) + ruined
-    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)
     numbers = json.loads(carried.get("report.json", "{}"))
     numbers |= {"recovery": summarise(report, before.perplexity, after.perplexity, warnings)}
-    with clock("save"):
-        saved = save(
-            model, tokenizer, options.out, recipe=recipe, report=numbers,
-            overwrite=options.overwrite, proof=options.proof,
-            extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
-        )  # fmt: skip
+    saved = save_checkpoint(
+        model, tokenizer, options, clock, say, recipe=recipe, report=numbers,
+        extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
+    )  # fmt: skip
     shutil.rmtree(options.work, ignore_errors=True)
     result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
@@ -160,7 +138,7 @@ def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]
     hashes = {"rows": result.report.data_hash}
     if result.before.perplexity is not None:
         hashes["evaluation text"] = result.before.perplexity.samples
-    values = {
+    return {
         "source": recipe["source"],
         "recipe": {name: value for name, value in recipe.items() if name != "versions"},
         "versions": recipe["versions"],
@@ -168,14 +146,11 @@ def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]
         "hashes": hashes,
         "seconds": dict(result.seconds),
         "warnings": list(result.warnings),
-    }
-    return values if result.saved.proof is None else values | {"proof": asdict(result.saved.proof)}
+    } | proof_values(result.saved)
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:
     with needs("cli"):
         import yaml
     pruned = yaml.safe_load(carried.get("recipe.yaml", "{}"))
-    dtype = str(options.dtype).removeprefix("torch.")
-    recovery = report.recipe() | {"source": options.source, "dtype": dtype, "versions": versions()}
-    return pruned | {"recovery": recovery}
+    return pruned | {"recovery": report.recipe() | options.recipe()}

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from pruneengine.apply import compact
-from pruneengine.checkpoint import SavedCheckpoint, save
-from pruneengine.data import check_spec, evaluation_windows
+from pruneengine.checkpoint import SavedCheckpoint
+from pruneengine.data import check_spec
 from pruneengine.engine import rehearse
-from pruneengine.files import check_writable
-from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.recover_pruned import Recovered, recover_pruned
-from pruneengine.jobs.versions import versions
+from pruneengine.jobs.saving import proof_values, save_checkpoint
+from pruneengine.jobs.search_options import SearchOptions, with_search
+from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.loading import load_model
 from pruneengine.progress import Stopwatch
-from pruneengine.recovery import RecoverConfig, check_recovery, load_rows, work_folder
+from pruneengine.recovery import check_recovery, load_rows, work_folder
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures, plan_columns
 from pruneengine.search.adapruner import SearchRun, search
@@ -29,42 +25,6 @@ from pruneengine.search.config import SearchConfig
 from pruneengine.search.result import SearchResult
 from pruneengine.search.texts import describe, search_texts
 from pruneengine.structure import find_groups
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Everything about a search job but the search itself.
-
-    Attributes:
-        source: model folder, GGUF file or hub name.
-        out: the checkpoint's folder.
-        study, storage: of the Optuna study; None for "adapruner" in a journal file in the folder ``<out>-search``,
-            where the pool's statistics are kept too.
-        workers, time_limit: as of :class:`SearchRun`.
-        eval_text, eval_seqlen, eval_windows: the text of the report, which the search never sees; None for none.
-        recover: train the pruned model before it is saved; None for not.
-    """
-
-    source: str
-    out: Path
-    overwrite: bool = False
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    study: str = "adapruner"
-    storage: str | None = None
-    workers: int = 1
-    time_limit: float | None = None
-    eval_text: str | None = None
-    eval_seqlen: int = 512
-    eval_windows: int | None = 64
-    proof: bool = True
-    trust_remote_code: bool = False
-    recover: RecoverConfig | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the search keeps what it can go on from."""
-        return self.out.with_name(f"{self.out.name}-search")
 
 
 @dataclass(frozen=True)
@@ -91,16 +51,12 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     """
     clock = Stopwatch()
     run_as = _checked(config, options)
-    say(f"loading {options.source}")
-    with clock("load"):
-        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    model, tokenizer = options.load(clock, say)
     rehearse(find_groups(model), config.prune_config)
     if options.recover is not None:
         check_recovery(model, options.recover)
     with clock("text"):
-        texts, report = search_texts(config, tokenizer, model), None
-        if options.eval_text:
-            report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+        texts, report = search_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
         rows = load_rows(options.recover, tokenizer, model) if options.recover else None
     yardstick = Yardstick(report, options.dtype, options.device)
@@ -117,16 +73,12 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     job = SearchJobResult(result, dense, pruned, described, warnings + ruined)
 
     def store(job: SearchJobResult) -> SearchJobResult:
-        say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
         recipe = _recipe(config, options, job.recovered)
-        with clock("save"):
-            saved = save(
-                model, tokenizer, options.out,
-                plan=result.plan, recipe=recipe, report=summary(job), overwrite=options.overwrite,
-                dense_config=dense_config, proof=options.proof,
-            )  # fmt: skip
-        seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
-        job = replace(job, saved=saved, seconds=seconds)
+        saved = save_checkpoint(
+            model, tokenizer, options, clock, say,
+            plan=result.plan, recipe=recipe, report=summary(job), dense_config=dense_config,
+        )  # fmt: skip
+        job = replace(job, saved=saved, seconds=with_search(clock, result.seconds))
         write_report(saved.path, "search", _report_values(job, recipe), say)
         return job
 
@@ -145,25 +97,16 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
 
 def _checked(config: SearchConfig, options: SearchOptions) -> SearchRun:
     """Refuse what can be refused before a model is loaded; how the search runs."""
-    check_out(options.out, options.overwrite, options.source)
+    run_as = options.check()
     check_spec(config.calibration, config.pool, default=config.pool)
     check_spec(config.search_text, config.windows + config.held_out, default=1)
-    check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     if options.recover is not None:
         options.recover.check_sources()
-    check_writable(options.folder)
-    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
-    return SearchRun(options.study, storage, options.folder, options.workers, options.time_limit)
+    return run_as
 
 
 def _recipe(config: SearchConfig, options: SearchOptions, recovered: Recovered | None) -> dict[str, Any]:
-    recipe = {
-        "search": config.to_dict(),
-        "source": options.source,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "study": options.study,
-        "versions": versions(),
-    }
+    recipe = {"search": config.to_dict()} | options.recipe(study=options.study)
     return recipe if recovered is None else recipe | {"recovery": recovered.report.recipe()}
 
 
@@ -171,9 +114,7 @@ def _report_values(job: SearchJobResult, recipe: dict[str, Any]) -> dict[str, An
     plan = job.result.plan
     values = job.result.to_dict() | summary(job)
     values |= {"texts": job.texts, "recipe": recipe, "versions": recipe["versions"]}
-    values |= {"plan": plan_columns(plan), "kinds": list(plan.kinds)}
-    if job.saved.proof is not None:
-        values["proof"] = asdict(job.saved.proof)
+    values |= {"plan": plan_columns(plan), "kinds": list(plan.kinds)} | proof_values(job.saved)
     return values | {
         "seconds": job.seconds,
         "warnings": list(job.warnings),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pruneengine.checkpoint import SavedCheckpoint, save
-from pruneengine.data import check_spec, evaluation_windows
-from pruneengine.files import check_writable
-from pruneengine.jobs.checks import check_evaluation, check_out
-from pruneengine.jobs.search import SearchOptions
-from pruneengine.jobs.versions import versions
+from pruneengine.checkpoint import SavedCheckpoint
+from pruneengine.data import check_spec
+from pruneengine.jobs.checks import refuse_recovery
+from pruneengine.jobs.saving import proof_values, save_checkpoint
+from pruneengine.jobs.search_options import SearchOptions, with_search
+from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.loading import load_model, load_skeleton
+from pruneengine.loading import load_skeleton
 from pruneengine.progress import Stopwatch
 from pruneengine.report import write_report
 from pruneengine.report.sparse_values import sparse_details, sparse_summary
@@ -58,13 +58,9 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     """
     clock = Stopwatch()
     run_as = _checked(config, options)
-    say(f"loading {options.source}")
-    with clock("load"):
-        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    model, tokenizer = options.load(clock, say)
     with clock("text"):
-        texts, report = dsa_texts(config, tokenizer, model), None
-        if options.eval_text:
-            report = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+        texts, report = dsa_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
     yardstick = Yardstick(report, options.dtype, options.device)
     result = search_dsa(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
@@ -80,45 +76,29 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     zeros = count_zeros(model, result.plan)
     warnings += result.warnings + pruning.warnings + ruined
     job = DsaJobResult(result, pruning, dense, pruned, zeros, described, warnings)
-    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
-    recipe = {
-        "search": config.to_dict(),
-        "source": options.source,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "study": options.study,
-        "versions": versions(),
-    }
-    with clock("save"):
-        saved = save(
-            model, tokenizer, options.out,
-            plan=result.plan, recipe=recipe, report=summary(job), overwrite=options.overwrite,
-            dense_config=model.config.to_dict(), proof=options.proof,
-            remarks=("Sparsity", tuple(speed_notes(result.plan))),
-        )  # fmt: skip
+    recipe = {"search": config.to_dict()} | options.recipe(study=options.study)
+    saved = save_checkpoint(
+        model, tokenizer, options, clock, say,
+        plan=result.plan, recipe=recipe, report=summary(job), dense_config=model.config.to_dict(),
+        remarks=("Sparsity", tuple(speed_notes(result.plan))),
+    )  # fmt: skip
     if result.function is not None:
         result.function.save(saved.path / FUNCTION_FILE, result.metadata | {"source": options.source})
-    seconds = clock.seconds | {f"search: {stage}": spent for stage, spent in result.seconds.items()}
-    job = replace(job, saved=saved, seconds=seconds)
+    job = replace(job, saved=saved, seconds=with_search(clock, result.seconds))
     write_report(saved.path, "dsa", _report_values(job, recipe), say)
     return job
 
 
 def _checked(config: DsaConfig, options: SearchOptions) -> SearchRun:
     """Refuse what can be refused before the weights are loaded; how the search runs."""
-    if options.recover is not None:
-        raise ValueError(
-            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
-        )
-    check_out(options.out, options.overwrite, options.source)
+    refuse_recovery(options.recover)
+    run_as = options.check()
     check_spec(config.calibration, config.nsamples, default=config.nsamples)
     check_spec(config.search_text, config.windows, default=1)
-    check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
-    check_writable(options.folder)
     if config.parsed_pattern.grouped:
         skeleton = load_skeleton(options.source, options.trust_remote_code)
         check_columns(find_matrices(skeleton, find_groups(skeleton)), config.parsed_pattern.m)
-    storage = options.storage or f"journal:{options.folder / 'study.journal'}"
-    return SearchRun(options.study, storage, options.folder, options.workers, options.time_limit)
+    return run_as
 
 
 def summary(job: DsaJobResult) -> dict[str, Any]:
@@ -132,6 +112,4 @@ def summary(job: DsaJobResult) -> dict[str, Any]:
 def _report_values(job: DsaJobResult, recipe: dict[str, Any]) -> dict[str, Any]:
     values = job.result.to_dict() | summary(job) | sparse_details(job.report) | {"method": "dsa"}
     values |= {"texts": job.texts, "recipe": recipe, "speed notes": list(speed_notes(job.result.plan))}
-    if job.saved.proof is not None:
-        values["proof"] = asdict(job.saved.proof)
-    return values | {"seconds": job.seconds, "warnings": list(job.warnings)}
+    return values | proof_values(job.saved) | {"seconds": job.seconds, "warnings": list(job.warnings)}

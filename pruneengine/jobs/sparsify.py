@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pruneengine.checkpoint import SavedCheckpoint, count_saved_zeros, save
+from pruneengine.checkpoint import SavedCheckpoint, count_saved_zeros
 from pruneengine.data import Samples, check_spec
 from pruneengine.files import check_writable
-from pruneengine.jobs.checks import check_evaluation, check_out
-from pruneengine.jobs.prune import JobOptions
+from pruneengine.jobs.checks import check_evaluation, check_out, refuse_recovery
+from pruneengine.jobs.prune import JobOptions, ending
+from pruneengine.jobs.saving import save_checkpoint
 from pruneengine.jobs.texts import load_texts
-from pruneengine.jobs.versions import versions
 from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.loading import load_model, load_skeleton
+from pruneengine.loading import load_skeleton
 from pruneengine.progress import Stopwatch
 from pruneengine.reload import reload_and_generate
 from pruneengine.report import write_report
@@ -58,9 +58,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     """
     clock = Stopwatch()
     config, options = _checked(config, options)
-    say(f"loading {options.source}")
-    with clock("load"):
-        model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    model, tokenizer = options.load(clock, say)
     structure = find_groups(model)
     with clock("text"):
         calibration, evaluation, warnings = load_texts(
@@ -86,13 +84,11 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     warnings += ruined + _count_warnings(zeros)
     recipe = _recipe(config, options, calibration)
     numbers = sparse_summary(report, zeros, dense, pruned, warnings)
-    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
-    with clock("save"):
-        saved = save(
-            model, tokenizer, options.out, plan=report.plan, recipe=recipe, report=numbers,
-            overwrite=options.overwrite, dense_config=model.config.to_dict(), proof=options.proof,
-            remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
-        )  # fmt: skip
+    saved = save_checkpoint(
+        model, tokenizer, options, clock, say,
+        plan=report.plan, recipe=recipe, report=numbers, dense_config=model.config.to_dict(),
+        remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
+    )  # fmt: skip
     remove_partial(work)
     zeros = ZeroCount.against(report.plan, count_saved_zeros(saved.path, report.plan.removed))
     numbers |= sparse_summary(report, zeros, dense, pruned, warnings)
@@ -108,10 +104,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
 
 def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, JobOptions]:
     """Refuse what can be refused before the weights are loaded, and settle the sizes of the texts."""
-    if options.recover is not None:
-        raise ValueError(
-            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
-        )
+    refuse_recovery(options.recover)
     if options.speed:
         raise ValueError(
             "zeros in dense matrices take as long as other weights: there is no speed to measure (--speed)"
@@ -177,13 +170,8 @@ def _dense(config: SparseConfig) -> str:
 def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:
     # A function's text is all that its file says of it, and goes with the checkpoint.
     text = str(Function.load(config.allocation)) if is_function_file(config.allocation) else config.allocation
-    return {
-        "sparse": config.to_dict() | {"allocation": text},
-        "source": options.source,
-        "dtype": str(options.dtype).removeprefix("torch."),
-        "calibration_hash": calibration.hash if calibration is not None else None,
-        "versions": versions(),
-    }
+    hashed = calibration.hash if calibration is not None else None
+    return {"sparse": config.to_dict() | {"allocation": text}} | options.recipe(calibration_hash=hashed)
 
 
 def _report_values(
@@ -192,10 +180,4 @@ def _report_values(
     plan = result.report.plan
     values = numbers | sparse_details(result.report) | {"recipe": recipe, "speed notes": list(speed_notes(plan))}
     values["hashes"] = sparse_hashes(result.report, recipe["calibration_hash"], result.dense.perplexity)
-    if options.eval_text:
-        values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
-    if result.saved.proof is not None:
-        values["proof"] = asdict(result.saved.proof)
-    if result.text is not None:
-        values |= {"prompt": options.prompt, "continuation": result.text}
-    return values | {"seconds": dict(result.seconds)}
+    return values | ending(options, result.saved, result.text, result.seconds)

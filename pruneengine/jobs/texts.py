@@ -1,4 +1,4 @@
-"""The texts of a job that prunes: what it calibrates on and what it measures on, and whether they overlap."""
+"""The texts of a job: what it calibrates on and what it measures on, and whether they overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from pruneengine.data import Samples, check_overlap, evaluation_windows, load_sa
 from pruneengine.sparse.config import SparseConfig
 
 if TYPE_CHECKING:
+    from pruneengine.jobs.options import CheckpointOptions
     from pruneengine.jobs.prune import JobOptions
+
+
+def load_evaluation(options: CheckpointOptions, tokenizer: Any) -> Samples | None:
+    """Windows of the evaluation text, where there is one.
+
+    Raises:
+        ValueError: as :func:`pruneengine.data.evaluation_windows`.
+    """
+    if not options.eval_text:
+        return None
+    return evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
 
 
 def load_texts(
@@ -29,15 +41,14 @@ def load_texts(
     Raises:
         ValueError: as :func:`pruneengine.data.load_samples` and :func:`pruneengine.data.evaluation_windows`.
     """
-    calibration = evaluation = None
+    calibration = None
     warnings = []
     if calibrates:
         calibration = load_samples(
             config.calibration, tokenizer, config.nsamples, config.seqlen, config.seed,
             pack=config.pack, model=model,
         )  # fmt: skip
-    if options.eval_text and options.out is not None:
-        evaluation = evaluation_windows(options.eval_text, tokenizer, options.eval_seqlen, options.eval_windows)
+    evaluation = None if options.out is None else load_evaluation(options, tokenizer)
     if calibration is not None and evaluation is not None:
         shared = check_overlap(calibration, evaluation)
         if shared["duplicate_windows"]:

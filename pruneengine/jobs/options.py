@@ -1,0 +1,59 @@
+"""What every job that makes a checkpoint is told, apart from what it does to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.jobs.versions import versions
+from pruneengine.loading import load_model
+from pruneengine.progress import Stopwatch
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """From which model, to which folder, and measured on what.
+
+    Attributes:
+        source: model folder, GGUF file or hub name.
+        out: the checkpoint's folder.
+        eval_text: text spec of the perplexity before and after, None for none.
+        eval_seqlen: tokens a window of that text.
+        eval_windows: how many; None for the counts in the spec, or 16 where it has none.
+        proof: reopen the checkpoint in a fresh process and compare.
+    """
+
+    source: str
+    out: Path
+    overwrite: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    eval_text: str | None = "builtin-eval"
+    eval_seqlen: int = 256
+    eval_windows: int | None = None
+    proof: bool = True
+    trust_remote_code: bool = False
+
+    def load(self, clock: Stopwatch, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
+        """The model and its tokenizer; ``clock`` gains "load".
+
+        Raises:
+            ValueError, OSError: as :func:`pruneengine.loading.load_model`.
+        """
+        say(f"loading {self.source}")
+        with clock("load"):
+            return load_model(self.source, self.dtype, self.device, self.trust_remote_code)
+
+    def recipe(self, **more: Any) -> dict[str, Any]:
+        """What a recipe says of the model: source, dtype, then ``more``, and last the versions."""
+        return {
+            "source": self.source,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **more,
+            "versions": versions(),
+        }

@@ -1,0 +1,44 @@
+"""How a job writes its checkpoint, and what its report says of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from pruneengine.checkpoint import SavedCheckpoint, save
+from pruneengine.jobs.options import CheckpointOptions
+from pruneengine.progress import Stopwatch
+
+
+def save_checkpoint(
+    model: nn.Module,
+    tokenizer: Any,
+    options: CheckpointOptions,
+    clock: Stopwatch,
+    say: Callable[[str], None],
+    **contents: Any,
+) -> SavedCheckpoint:
+    """Save into ``options.out``, and prove it where that is asked for; ``clock`` gains "save".
+
+    Args:
+        model: as it is to be saved.
+        tokenizer: of the model.
+        options: where to, whether to overwrite, and whether to prove.
+        clock: of the job.
+        say: told where the checkpoint goes.
+        contents: what else :func:`pruneengine.checkpoint.save` takes.
+
+    Raises:
+        ValueError, OSError, RuntimeError: as :func:`pruneengine.checkpoint.save`.
+    """
+    say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
+    with clock("save"):
+        return save(model, tokenizer, options.out, overwrite=options.overwrite, proof=options.proof, **contents)
+
+
+def proof_values(saved: SavedCheckpoint) -> dict[str, Any]:
+    """The proof as a report holds it, where there is one."""
+    return {} if saved.proof is None else {"proof": asdict(saved.proof)}
