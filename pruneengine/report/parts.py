@@ -49,8 +49,9 @@ def stage_table(seconds: Mapping[str, float | None], caption: str = "") -> Table
 
 
 def provenance(
-    versions: Mapping[str, Any] | None, hashes: Mapping[str, Any] | None = None, seeds: Mapping[str, Any] | None = None
+    versions: Mapping[str, Any] | None, hashes: Mapping[str, Any] | None = None, seed: int | None = None
 ) -> Section:
-    """What the numbers depend on, apart from the recipe: versions, seeds and hashes."""
+    """What the numbers depend on, apart from the recipe: versions, seed and hashes."""
+    seeds = None if seed is None else {"seed": seed}
     given = (("Versions", versions), ("Seeds", seeds), ("Hashes", hashes))
     return Section("What made it", tables=tuple(pairs(values, caption) for caption, values in given if values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from pruneengine.report.checkpoint_sections import (
@@ -13,8 +12,9 @@ from pruneengine.report.checkpoint_sections import (
     recovery_section,
 )
 from pruneengine.report.figures import lines, loss_curves, score_spread
+from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section
-from pruneengine.report.parts import Row, before_and_after, pairs, provenance, times
+from pruneengine.report.parts import Row, before_and_after, times
 from pruneengine.report.plan_section import KINDS, plan_section
 from pruneengine.report.words import change, count, number, percent, short_count, signed, size
 
@@ -30,18 +30,15 @@ def prune_page(values: Mapping[str, Any]) -> Page:
         values: :func:`pruneengine.report.values.summary`, with what else is known: ``details``, "source", "recipe",
             "hashes", "recovery", "proof", "prompt" and "continuation", "seconds", "warnings".
     """
-    recipe = dict(values.get("recipe") or {})
-    source = str(values.get("source") or recipe.get("source") or "a model")
-    config = recipe.pop("config", {})
-    versions = recipe.pop("versions", None)
-    seeds = {"seed": config["seed"]} if "seed" in config else None
-    return Page(
-        title=f"{PurePath(source).name or source}, pruned by {values['method']}",
+    recipe = Recipe.of(values, "config")
+    return framed(
+        values,
+        title=f"{recipe.model(values)}, pruned by {values['method']}",
         subtitle=f"{percent(values['ratio reached'], 1)} of the prunable parameters removed, "
         f"{percent(values['ratio asked'], 1)} asked for",
-        facts=tuple(_facts(values)),
+        facts=_facts(values),
         sections=(
-            measured_section(values, config.get("calibration")),
+            measured_section(values, recipe.config.get("calibration")),
             plan_section(values),
             _scores(values),
             _blend(values),
@@ -49,12 +46,8 @@ def prune_page(values: Mapping[str, Any]) -> Page:
             compensation_section(values),
             recovery_section(values),
             proof_section(values),
-            Section("Recipe", tables=(pairs(recipe), pairs(config, "Options"))),
-            times(values.get("seconds")),
-            provenance(versions, values.get("hashes"), seeds),
+            *recipe.sections(times(values.get("seconds")), values.get("hashes"), recipe.config.get("seed")),
         ),
-        warnings=tuple(values.get("warnings", ())),
-        footer="Written by pruneengine; report.json beside this file holds the numbers.",
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from pruneengine.report.checkpoint_sections import proof_section
 from pruneengine.report.figures import loss_curves
+from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
-from pruneengine.report.parts import pairs, provenance, times
+from pruneengine.report.parts import pairs, times
 from pruneengine.report.words import number, plain, signed
 
 
@@ -27,25 +28,19 @@ def recover_page(values: Mapping[str, Any]) -> Page:
     before, after = dict(_numbers(values.get("before") or {})), dict(_numbers(values.get("after") or {}))
     source = own.get("source")
     steps = int(losses[-1][0]) if losses else 0
-    return Page(
+    recipe = Recipe(own.get("recipe") or {}, versions=own.get("versions"))
+    return framed(
+        own,
         title=f"Recovery of {source}" if source else "Recovery",
         subtitle=f"{steps:,} steps of training" + _kept(values.get("best_step")),
-        facts=tuple(_facts(before, after, validation, values.get("best_step"))),
+        facts=_facts(before, after, validation, values.get("best_step")),
         sections=(
             Section("Before and after", tables=(_beside(before, after),)),
             _curves(losses, validation, values.get("best_step")),
             proof_section({"proof": own.get("proof")}),
-            Section("Recipe", tables=(pairs(own.get("recipe") or {}),)),
-            times(own.get("seconds")),
-            provenance(
-                own.get("versions"),
-                own.get("hashes"),
-                None if own.get("seed") is None else {"seed": own["seed"]},
-            ),
+            *recipe.sections(times(own.get("seconds")), own.get("hashes"), own.get("seed")),
             *(() if own is values else (_prune(values),)),
         ),
-        warnings=tuple(own.get("warnings", ())),
-        footer="Written by pruneengine; report.json beside this file holds the numbers.",
     )
 
 

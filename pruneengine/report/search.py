@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pruneengine.report.checkpoint_sections import proof_section, recovery_facts, recovery_section
+from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
-from pruneengine.report.parts import pairs, provenance, stage_table, times
+from pruneengine.report.parts import pairs, stage_table, times
 from pruneengine.report.plan_section import plan_section
 from pruneengine.report.search_figures import BARS, drawn_baselines, history, importance, pareto, pareto_front
 from pruneengine.report.words import NOTHING, count, duration, number, percent, plain, signed
@@ -37,7 +38,9 @@ def search_page(values: Mapping[str, Any]) -> Page:
     asked = "" if values.get("ratio") is None else f"{percent(values['ratio'], 1)} of the prunable parameters, "
     asked += f"{values['shape']} shape, " if values.get("shape") else ""
     texts = values.get("texts") or {}
-    return Page(
+    recipe = Recipe(values.get("recipe") or {}, versions=values.get("versions"))
+    return framed(
+        values,
         title=f"Search with {values['method']}",
         subtitle=asked + f"{len(trials)} trials",
         facts=(*_measured(values), *_facts(best, baselines, trials, values.get("seconds"))),
@@ -50,13 +53,9 @@ def search_page(values: Mapping[str, Any]) -> Page:
             recovery_section(values),
             proof_section(values),
             Section("Texts", _text_note(texts), (texts_table(texts),)),
-            Section("Recipe", tables=(pairs(values.get("recipe") or {}),)),
-            _times(trials, values.get("seconds")),
-            provenance(values.get("versions"), None, None if values.get("seed") is None else {"seed": values["seed"]}),
+            *recipe.sections(_times(trials, values.get("seconds")), seed=values.get("seed")),
             Section("All trials", tables=(_all(trials),)),
         ),
-        warnings=tuple(values.get("warnings", ())),
-        footer="Written by pruneengine; report.json beside this file holds the numbers.",
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from pruneengine.report.checkpoint_sections import proof_section
 from pruneengine.report.figures import lines
+from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
-from pruneengine.report.parts import pairs, provenance, stage_table, times
+from pruneengine.report.parts import stage_table, times
 from pruneengine.report.search import texts_table
 from pruneengine.report.search_figures import history
 from pruneengine.report.words import NOTHING, count, duration, number, percent, signed
@@ -33,14 +34,14 @@ def dsa_page(values: Mapping[str, Any]) -> Page:
         values: :meth:`pruneengine.search.dsa.result.DsaResult.to_dict`, with what else is known: "perplexity",
             "layers", "texts", "recipe", "speed notes", "proof", "seconds", "warnings".
     """
-    recipe = dict(values.get("recipe") or {})
-    versions, config = recipe.pop("versions", None), recipe.pop("search", {})
+    recipe = Recipe.of(values, "search")
     pattern = "" if values.get("pattern") in (None, "unstructured") else f" as {values['pattern']}"
-    return Page(
+    return framed(
+        values,
         title="Search for an allocation function (DSA)",
         subtitle=f"{percent(values['sparsity'], 1)} of the linears' weights{pattern}, by {values.get('pruner')}, "
         f"{len(values['trials'])} trials",
-        facts=tuple(_facts(values)),
+        facts=_facts(values),
         sections=(
             _found(values),
             _allocations(values),
@@ -49,13 +50,9 @@ def dsa_page(values: Mapping[str, Any]) -> Page:
             Section("What gets faster, and what does not", tuple(values.get("speed notes", ()))),
             proof_section(values),
             Section("Texts", tables=(texts_table(values.get("texts") or {}),)),
-            Section("Recipe", tables=(pairs(recipe), pairs(config, "Options"))),
-            _times(values),
-            provenance(versions, None, None if values.get("seed") is None else {"seed": values["seed"]}),
+            *recipe.sections(_times(values), seed=values.get("seed")),
             Section("All trials", tables=(_all(values["trials"]),)),
         ),
-        warnings=tuple(values.get("warnings", ())),
-        footer="Written by pruneengine; report.json beside this file holds the numbers.",
     )
 
 

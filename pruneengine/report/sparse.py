@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from pruneengine.report.checkpoint_sections import proof_section
 from pruneengine.report.figures import lines, sparsity_picture
+from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
-from pruneengine.report.parts import pairs, provenance, times
+from pruneengine.report.parts import times
 from pruneengine.report.prune import measured_section
 from pruneengine.report.words import NOTHING, change, count, number, percent, short_count
 
@@ -21,27 +21,20 @@ def sparse_page(values: Mapping[str, Any]) -> Page:
         values: :func:`pruneengine.report.sparse_values.sparse_summary`, with what else is known: ``sparse_details``,
             "speed notes", "source", "recipe", "hashes", "proof", "prompt" and "continuation", "seconds", "warnings".
     """
-    recipe = dict(values.get("recipe") or {})
-    source = str(values.get("source") or recipe.get("source") or "a model")
-    config = recipe.pop("sparse", {})
-    versions = recipe.pop("versions", None)
-    seeds = {"seed": config["seed"]} if "seed" in config else None
-    return Page(
-        title=f"{PurePath(source).name or source}, made sparse by {values['method']}",
+    recipe = Recipe.of(values, "sparse")
+    return framed(
+        values,
+        title=f"{recipe.model(values)}, made sparse by {values['method']}",
         subtitle=f"{percent(values['sparsity reached'], 1)} of the weights of {_linears(values)} are zero, "
         f"{percent(values['sparsity asked'], 1)} asked for",
-        facts=tuple(_facts(values)),
+        facts=_facts(values),
         sections=(
-            measured_section(values, config.get("calibration")),
+            measured_section(values, recipe.config.get("calibration")),
             Section("What gets faster, and what does not", tuple(values.get("speed notes", ()))),
             _sparsity(values),
             proof_section(values),
-            Section("Recipe", tables=(pairs(recipe), pairs(config, "Options"))),
-            times(values.get("seconds")),
-            provenance(versions, values.get("hashes"), seeds),
+            *recipe.sections(times(values.get("seconds")), values.get("hashes"), recipe.config.get("seed")),
         ),
-        warnings=tuple(values.get("warnings", ())),
-        footer="Written by pruneengine; report.json beside this file holds the numbers.",
     )
 
 
