@@ -1,8 +1,8 @@
-"""What every verb shares: the application, its two consoles, options of models."""
+"""What every verb shares: the application, its two consoles, options of models, and how a job is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +34,29 @@ Proof = Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh proc
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
 
 
+def say(line: str) -> None:
+    """What is being done, beside the results."""
+    err.print(line, style="dim")
+
+
+def run_job(job: Callable[..., Any], config: Any, options: Any) -> Any:
+    """The job's result, once its warnings are printed."""
+    result = job(config, options, say=say)
+    for warning in result.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    return result
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the command line holds: None was not given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def flags(names: Iterable[str]) -> str:
+    """Options as they are typed, comma separated."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
 def parse_dtype(name: str):
     import torch
 
@@ -54,11 +77,11 @@ def parse_device(name: str) -> str:
     return name
 
 
-def read_config(kind: type, recipe: Path | None, given: Mapping[str, Any], section: str = "config"):
+def read_config(kind: type, recipe: Path | None, options: Mapping[str, Any], section: str = "config"):
     """A config from a recipe and what was given on the command line, which wins; None was not given."""
     from pruneengine.config import read_recipe
 
-    values = (read_recipe(recipe, section) if recipe else {}) | {k: v for k, v in given.items() if v is not None}
+    values = (read_recipe(recipe, section) if recipe else {}) | given(options)
     if "ratio" not in values:
         raise ValueError("give --ratio R (or a --recipe that holds one)")
     return kind.from_dict(values)

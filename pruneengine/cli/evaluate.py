@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, err, out, parse_device, parse_dtype
+from pruneengine.cli.app import Device, Dtype, Model, Trust, out, parse_device, parse_dtype, say
 
 if TYPE_CHECKING:
     from pruneengine.results import Results
@@ -52,7 +52,7 @@ def evaluate(
         tasks=names, include_path=include_path, limit=limit, batch_size=batch_size, speed=speed, dense=dense,
         out=out_file, dtype=parse_dtype(dtype), device=parse_device(device), trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    results = run(options, say=lambda line: err.print(line, style="dim"))
+    results = run(options, say=say)
     _show(results)
     if options.file is not None:
         out.print(f"kept in {options.file}")

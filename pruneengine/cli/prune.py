@@ -21,11 +21,11 @@ from pruneengine.cli.app import (
     RoundTo,
     Shape,
     Trust,
-    err,
     out,
     parse_device,
     parse_dtype,
     read_config,
+    run_job,
 )
 from pruneengine.cli.prune_sparse import prune_sparsely
 from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
@@ -142,9 +142,7 @@ def prune(
     if sparse:
         prune_sparsely(sparse, options)
         return
-    result = run(config, options, say=lambda line: err.print(line, style="dim"))
-    for warning in result.warnings:
-        err.print(f"warning: {warning}", style="yellow")
+    result = run_job(run, config, options)
     if dry_run:
         tables.show_plan(out, result.report)
         if result.report.scores.blend is not None:
@@ -159,7 +157,4 @@ def prune(
         tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
     if eval_text.startswith("builtin") or config.calibration == "builtin":
         out.print(SMOKE_TEXT)
-    tables.show_proof(out, result.saved)
-    if result.text is not None:
-        out.print(f"there it continues {prompt!r}: {result.text!r}")
-    tables.show_saved(out, result.saved)
+    tables.show_checkpoint(out, result.saved, prompt, result.text)

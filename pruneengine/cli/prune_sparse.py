@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pruneengine.cli.app import err, out
+from pruneengine.cli.app import out, run_job
 
 if TYPE_CHECKING:
     from pruneengine.jobs.prune import JobOptions
@@ -18,9 +18,7 @@ def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     from pruneengine.report.prune import SMOKE_TEXT
     from pruneengine.sparse.runtimes import speed_notes
 
-    result = run(config, options, say=lambda line: err.print(line, style="dim"))
-    for warning in result.warnings:
-        err.print(f"warning: {warning}", style="yellow")
+    result = run_job(run, config, options)
     tables_sparse.show_sparse_target(out, result.report.plan)
     if result.saved is None:
         tables_sparse.show_sparsities(out, result.report.plan)
@@ -32,7 +30,4 @@ def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
         out.print(note)
     if (options.eval_text or "").startswith("builtin") or config.calibration == "builtin":
         out.print(SMOKE_TEXT)
-    tables.show_proof(out, result.saved)
-    if result.text is not None:
-        out.print(f"there it continues {options.prompt!r}: {result.text!r}")
-    tables.show_saved(out, result.saved)
+    tables.show_checkpoint(out, result.saved, options.prompt, result.text)

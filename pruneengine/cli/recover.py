@@ -17,10 +17,11 @@ from pruneengine.cli.app import (
     Proof,
     Recipe,
     Trust,
-    err,
+    given,
     out,
     parse_device,
     parse_dtype,
+    run_job,
 )
 
 
@@ -73,7 +74,7 @@ def recover(
     from pruneengine.jobs.recover import RecoverOptions, run
     from pruneengine.report.prune import SMOKE_TEXT
 
-    given = {
+    fields = {
         "data": data, "rows": rows, "val_rows": val_rows, "val_fraction": val_fraction, "cutoff": cutoff,
         "targets": targets, "lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "lr": lr,
         "epochs": epochs, "max_steps": max_steps, "batch": batch, "micro_batch": micro_batch, "warmup": warmup,
@@ -81,27 +82,24 @@ def recover(
         "distill_weight": distill_weight, "distill_temperature": distill_temperature, "distill_topk": distill_topk,
         "seed": seed,
     }  # fmt: skip
-    config = _config(recipe, {name: value for name, value in given.items() if value is not None})
+    config = _config(recipe, given(fields))
     options = RecoverOptions(
         source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         proof=proof, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    result = run(config, options, say=lambda line: err.print(line, style="dim"))
-    for warning in result.warnings:
-        err.print(f"warning: {warning}", style="yellow")
+    result = run_job(run, config, options)
     tables.show_recovery(out, result.report, result.before, result.after, title=f"recovery of {model}")
     tables.show_times(out, result.seconds)
     if eval_text.startswith("builtin") or config.data.startswith("builtin"):
         out.print(SMOKE_TEXT)
-    tables.show_proof(out, result.saved)
-    tables.show_saved(out, result.saved)
+    tables.show_checkpoint(out, result.saved)
 
 
-def _config(recipe: Path | None, given: dict[str, Any]):
+def _config(recipe: Path | None, named: dict[str, Any]):
     from pruneengine.recovery import RecoverConfig, read_recovery_recipe
 
-    values = (read_recovery_recipe(recipe) if recipe else {}) | given
+    values = (read_recovery_recipe(recipe) if recipe else {}) | named
     if "data" not in values:
         raise ValueError("give --data SPEC (or a --recipe that holds it): alpaca, a file, or builtin for a smoke test")
     return RecoverConfig.from_dict(values)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pruneengine.cli.app import given
 
 if TYPE_CHECKING:
     from pruneengine.recovery import RecoverConfig
@@ -24,10 +26,10 @@ def recovery_config(asked: bool, recipe: Path | None, data: str | None, steps: i
     """
     from pruneengine.recovery import RecoverConfig, read_recovery_recipe
 
-    given: dict[str, Any] = {k: v for k, v in {"data": data, "max_steps": steps}.items() if v is not None}
-    if not asked and (given or recipe):
+    named = given({"data": data, "max_steps": steps})
+    if not asked and (named or recipe):
         raise ValueError("options of the recovery without --recover")
-    values = (read_recovery_recipe(recipe) if recipe else {}) | given
+    values = (read_recovery_recipe(recipe) if recipe else {}) | named
     if asked and "data" not in values:
         raise ValueError("--recover needs --recover-data SPEC (or a --recover-recipe that holds it)")
     return RecoverConfig.from_dict(values) if asked else None

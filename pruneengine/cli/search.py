@@ -22,11 +22,13 @@ from pruneengine.cli.app import (
     RoundTo,
     Shape,
     Trust,
-    err,
+    flags,
+    given,
     out,
     parse_device,
     parse_dtype,
     read_config,
+    run_job,
 )
 from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
 
@@ -120,23 +122,18 @@ def search(
     level = stop if stop in (None, "none") else _p_value(stop)
     if method == "dsa":
         return dsa.run_dsa(recipe, shared | own | {"held_out": held_out, "stop": level}, structured, options)
-    if odd := [name for name, value in own.items() if value is not None]:
-        raise ValueError(
-            f"{', '.join('--' + n.replace('_', '-') for n in odd)}: options of --method dsa; leave them out"
-        )
+    if odd := given(own):
+        raise ValueError(f"{flags(odd)}: options of --method dsa; leave them out")
     count = int(held_out) if held_out is not None and held_out == int(held_out) else held_out
     config = read_config(SearchConfig, recipe, shared | structured | {"held_out": count}, section="search")
     if level is not None:
         config = replace(config, stop=None if level == "none" else level)
-    found = run(config, options, say=lambda line: err.print(line, style="dim"))
-    for warning in found.warnings:
-        err.print(f"warning: {warning}", style="yellow")
+    found = run_job(run, config, options)
     tables_search.show_search(out, found)
     if found.recovered is not None:
         trained = found.recovered
         tables.show_recovery(out, trained.report, found.pruned, trained.after, title="recovery")
-    tables.show_proof(out, found.saved)
-    tables.show_saved(out, found.saved)
+    tables.show_checkpoint(out, found.saved)
 
 
 def _p_value(text: str) -> float:

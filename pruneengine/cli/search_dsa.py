@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pruneengine.cli.app import err, out
+from pruneengine.cli.app import flags, given, out, run_job
 
 if TYPE_CHECKING:
     from pruneengine.jobs.search_dsa import DsaJobResult
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 PANEL = "Allocation functions (--method dsa)"
 
 
-def _option(*names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=PANEL, **more)
-
-
+_option = partial(typer.Option, rich_help_panel=PANEL)
 Sparsity = Annotated[float | None, _option(help="Fraction of the linears' weights that become zero.")]
 Pruner = Annotated[str | None, _option(help="wanda, magnitude or sparsegpt (wanda).")]
 PatternOption = Annotated[str | None, _option("--pattern", help="unstructured, or N:M: N weights kept of every M.")]
@@ -36,15 +34,15 @@ Mode = Annotated[str | None, _option(help="Of the final prunes: sequential, two-
 
 def run_dsa(
     recipe: Path | None,
-    given: Mapping[str, Any],
+    own: Mapping[str, Any],
     structured: Mapping[str, Any],
     options: SearchOptions,
 ) -> None:
     """Run the job and print what it found; None among the values was not given.
 
     Args:
-        recipe: whose ``search`` section holds options; ``given`` wins.
-        given: options of :class:`pruneengine.search.dsa.config.DsaConfig`; plateau may be "none".
+        recipe: whose ``search`` section holds options; ``own`` wins.
+        own: options of :class:`pruneengine.search.dsa.config.DsaConfig`; plateau may be "none".
         structured: options of the search over structured plans, which are refused.
         options: of the job.
 
@@ -55,19 +53,18 @@ def run_dsa(
     from pruneengine.jobs.search_dsa import run
     from pruneengine.search.dsa.config import DsaConfig
 
-    if odd := [name for name, value in structured.items() if value is not None]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in odd)
-        raise ValueError(f"{flags}: options of --method adapruner, which removes heads and channels; leave them out")
-    values = (read_recipe(recipe, "search") if recipe else {}) | {k: v for k, v in given.items() if v is not None}
+    if odd := given(structured):
+        raise ValueError(
+            f"{flags(odd)}: options of --method adapruner, which removes heads and channels; leave them out"
+        )
+    values = (read_recipe(recipe, "search") if recipe else {}) | given(own)
     values |= {name: None for name in ("plateau", "stop") if values.get(name) == "none"}
     if isinstance(values.get("plateau"), str):
         values["plateau"] = _whole(values["plateau"])
     if "sparsity" not in values and "pattern" not in values:
         raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
     config = DsaConfig.from_dict(values)
-    found = run(config, options, say=lambda line: err.print(line, style="dim"))
-    for warning in found.warnings:
-        err.print(f"warning: {warning}", style="yellow")
+    found = run_job(run, config, options)
     show_dsa(out, found)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pruneengine.cli.app import flags, given
 
 if TYPE_CHECKING:
     from pruneengine.sparse.config import SparseConfig
@@ -14,10 +17,7 @@ if TYPE_CHECKING:
 PANEL = "Sparse pruning (single weights become zero)"
 
 
-def _option(*names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=PANEL, **more)
-
-
+_option = partial(typer.Option, rich_help_panel=PANEL)
 Sparsity = Annotated[
     float | None, _option(help="Fraction of the weights that become zero, of all linears but those of --ignore.")
 ]
@@ -58,22 +58,20 @@ def sparse_config(
     from pruneengine.config import read_recipe
     from pruneengine.sparse.config import METHODS, SparseConfig
 
-    given = {name: value for name, value in (shared | own).items() if value is not None}
-    if not (given.keys() & {"sparsity", "pattern"} or (recipe and _is_sparse(recipe))):
-        if alone := [name for name in own if name in given]:
-            raise ValueError(
-                f"{_flags(alone)}: options of sparse pruning; give --sparsity S or --pattern N:M with them"
-            )
+    named = given(shared | own)
+    if not (named.keys() & {"sparsity", "pattern"} or (recipe and _is_sparse(recipe))):
+        if alone := given(own):
+            raise ValueError(f"{flags(alone)}: options of sparse pruning; give --sparsity S or --pattern N:M with them")
         # "wanda" is a structured metric, too.
-        if given.get("method") in set(METHODS) - {"wanda"} and structured["ratio"] is None:
-            raise ValueError(f"method {given['method']!r} zeros single weights: give --sparsity S or --pattern N:M")
+        if named.get("method") in set(METHODS) - {"wanda"} and structured["ratio"] is None:
+            raise ValueError(f"method {named['method']!r} zeros single weights: give --sparsity S or --pattern N:M")
         return None
-    if odd := [name for name, value in structured.items() if value is not None]:
+    if odd := given(structured):
         raise ValueError(
-            f"{_flags(odd)}: options of structured pruning, which removes heads, channels and layers; --sparsity, "
+            f"{flags(odd)}: options of structured pruning, which removes heads, channels and layers; --sparsity, "
             "--pattern or a recipe with sparse: ask for sparse pruning, which zeros single weights. Choose one"
         )
-    return SparseConfig.from_dict((read_recipe(recipe, "sparse") if recipe else {}) | given)
+    return SparseConfig.from_dict((read_recipe(recipe, "sparse") if recipe else {}) | named)
 
 
 def _is_sparse(recipe: Path) -> bool:
@@ -81,7 +79,3 @@ def _is_sparse(recipe: Path) -> bool:
 
     content = read_keys(recipe)
     return "sparse" in content or bool(not content.keys() & RECIPES.keys() and content.keys() & {"sparsity", "pattern"})
-
-
-def _flags(names: list[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -189,16 +189,17 @@ def show_recovery(console: Console, report: RecoverReport, before: Measures, aft
         console.print(f"validation loss by step: {checks}")
 
 
-def show_proof(console: Console, saved: SavedCheckpoint) -> None:
-    """What the checkpoint gave when it was reopened, if it was."""
+def show_checkpoint(
+    console: Console, saved: SavedCheckpoint, prompt: str | None = None, text: str | None = None
+) -> None:
+    """What the checkpoint gave when it was reopened, if it was, how it continues the prompt, and where it lies."""
     if saved.proof is not None:
         console.print(
             f"reloaded in a fresh process with {saved.proof.loader}: logits within {saved.proof.max_difference:.1e}, "
             f"next tokens equal at {saved.proof.argmax_agreement:.1%} of positions"
         )
-
-
-def show_saved(console: Console, saved: SavedCheckpoint) -> None:
+    if text is not None:
+        console.print(f"there it continues {prompt!r}: {text!r}")
     console.print(f"saved {saved.path} ({saved.bytes / 1e6:.1f} MB)")
 
 
