@@ -1,4 +1,7 @@
-"""Shared by every test: Triton runs interpreted where there is no GPU, and tests that need one are skipped there."""
+"""Shared by every test: Triton runs interpreted where there is no GPU, and tests that need one are skipped there.
+
+Fixtures of files import what they need themselves: most tests want neither a tokenizer nor a model.
+"""
 
 import os
 
@@ -18,3 +21,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model folder with a byte-level tokenizer, and a text file beside it."""
+    from tests.tiny_folder import write_folder
+
+    return write_folder(tmp_path_factory.mktemp("folder"))
+
+
+@pytest.fixture(scope="module")
+def texts(folder):
+    """The same with text to search on and text to report on: no run of 32 tokens is in both."""
+    from tests.tiny_folder import write_texts
+
+    return write_texts(folder)

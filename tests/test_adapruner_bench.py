@@ -13,10 +13,7 @@ import pruneengine as pe
 from benchmarks.adapruner_cells import Bench, Cell
 from benchmarks.adapruner_plans import winning_plan, write_plans
 from benchmarks.adapruner_report import COLUMNS, csv_lines, json_lines, summary, table
-from tests.test_cli import folder
 from tests.tiny import tiny_model
-
-__all__ = ["folder"]
 
 
 @pytest.fixture

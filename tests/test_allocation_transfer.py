@@ -13,11 +13,8 @@ from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.functions.grammar import parse
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.structure import get_linear
-from tests.test_cli import folder, run
-from tests.test_cli_search import texts
+from tests.test_cli import run
 from tests.tiny import tiny_model, tiny_tokens
-
-__all__ = ["folder", "texts"]
 
 # The searched model has 3 layers of 60 by 72, 6 heads and 3 key-value heads.
 OTHERS = {

@@ -11,8 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from pruneengine.progress import set_progress
 from pruneengine.statistics import Statistics
@@ -20,9 +19,6 @@ from tests.smollm2 import find_smollm2
 from tests.tiny import tiny_model
 
 os.environ["COLUMNS"] = "200"
-TEXT = "\n\n".join(
-    f"Sentence {i} of the small text tells that {i * 7 % 13} and {i * 5 % 11} differ." for i in range(120)
-)
 
 
 @dataclass
@@ -57,19 +53,6 @@ def run(*arguments) -> Done:
 def run_process(*arguments):
     command = [sys.executable, "-m", "pruneengine.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model folder with a byte-level tokenizer, and a text file beside it."""
-    root = tmp_path_factory.mktemp("cli")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(root / "model")
-    tiny_model("llama-gqa-tied", vocab_size=len(alphabet)).save_pretrained(root / "model")
-    (root / "text.txt").write_text(TEXT)
-    return root
 
 
 def prune_arguments(folder, *more):

@@ -4,10 +4,8 @@ import json
 
 import pytest
 
-from tests.test_cli import folder, run
+from tests.test_cli import run
 from tests.tiny import tiny_model
-
-__all__ = ["folder"]
 
 
 def test_eval_keeps_results_that_compare_reads(folder, tmp_path):

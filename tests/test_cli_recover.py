@@ -8,14 +8,14 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.pages import read
-from tests.test_cli import folder, prune_arguments, run  # noqa: F401
+from tests.test_cli import prune_arguments, run
 from tests.test_recovery import at_micro_batch
 
 SMALL = ("--cutoff", 24, "--batch", 4, "--micro-batch", 2, "--max-steps", 4, "--eval-every", 2, "--val-rows", 4)
 
 
 @pytest.fixture(scope="module")
-def pruned(folder, tmp_path_factory):  # noqa: F811
+def pruned(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("recover") / "pruned"
     options = ("--method", "magnitude_l1", "--ratio", 0.4, "--shape", "per-layer", "--allocation", "global")
     done = run(*prune_arguments(folder, *options, "--no-proof", "--out", out))
@@ -23,13 +23,13 @@ def pruned(folder, tmp_path_factory):  # noqa: F811
     return out
 
 
-def recover_arguments(pruned, folder, *more):  # noqa: F811
+def recover_arguments(pruned, folder, *more):
     text = folder / "text.txt"
     evaluation = ("--eval-text", "builtin-eval", "--eval-seqlen", 32, "--eval-windows", 4)
     return ("recover", pruned, "--data", text, *SMALL, *evaluation, *more)
 
 
-def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tmp_path):  # noqa: F811
+def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tmp_path):
     out = tmp_path / "better"
     done = run(*recover_arguments(pruned, folder, "--lr", 0.01, "--out", out))
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,7 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_stopped_command_goes_on_and_another_recipe_does_not(pruned, folder, tmp_path):  # noqa: F811
+def test_a_stopped_command_goes_on_and_another_recipe_does_not(pruned, folder, tmp_path):
     arguments = recover_arguments(pruned, folder, "--no-proof", "--out", tmp_path / "out")
 
     def fail(_loss):
@@ -86,7 +86,7 @@ def test_a_stopped_command_goes_on_and_another_recipe_does_not(pruned, folder, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_prune_recovers_in_one_command(folder, tmp_path):  # noqa: F811
+def test_prune_recovers_in_one_command(folder, tmp_path):
     options = tmp_path / "lora.yaml"
     options.write_text("cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nlr: 0.01\nlora_r: 4\n")
     recovery = ("--recover", "--recover-data", "builtin", "--recover-steps", 3, "--recover-recipe", options)
@@ -116,7 +116,7 @@ def test_prune_recovers_in_one_command(folder, tmp_path):  # noqa: F811
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, options, message):  # noqa: F811
+def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, options, message):
     done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out", *options))
     assert done.returncode == 2
     assert message in done.stderr
@@ -125,7 +125,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
     assert not list(tmp_path.iterdir())
 
 
-def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):  # noqa: F811
+def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):
     done = run(*prune_arguments(folder, "--ratio", 0.4, "--recover-steps", 3, "--out", tmp_path / "out"))
     assert (done.returncode, "without --recover" in done.stderr) == (2, True)
     done = run(*prune_arguments(folder, "--ratio", 0.4, "--recover", "--out", tmp_path / "out"))
@@ -144,14 +144,14 @@ def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):  # noqa:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):  # noqa: F811
+def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):
     with at_micro_batch(7, lambda loss: loss * float("nan")):
         done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out"))
     assert done.returncode == 2
     assert "gradient of step 4 is not finite: stopped; last good state: step 2" in done.stderr
 
 
-def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise FloatingPointError("the loss of step 2 is nan")
 
@@ -166,7 +166,7 @@ def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeyp
     assert "recovery" not in report
 
 
-def test_the_page_of_a_prune_shows_its_compensation(folder, tmp_path):  # noqa: F811
+def test_the_page_of_a_prune_shows_its_compensation(folder, tmp_path):
     out = tmp_path / "out"
     options = ("--method", "magnitude_l1", "--ratio", 0.4, "--compensate", "least-squares", "--no-proof")
     done = run(*prune_arguments(folder, *options, "--out", out))

@@ -11,18 +11,7 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("optuna")
 
 from tests.pages import read
-from tests.test_cli import folder, run
-
-__all__ = ["folder"]
-
-
-@pytest.fixture(scope="module")
-def texts(folder):
-    """Text to search on and text to report on: no run of 32 tokens is in both."""
-    for name, words in (("search", "red green blue"), ("report", "one two three")):
-        lines = (f"{words} {i} {i * i % 97} {i * 31 % 53} {words[::-1]}" for i in range(200))
-        (folder / f"{name}.txt").write_text("\n\n".join(lines))
-    return folder
+from tests.test_cli import run
 
 
 def arguments(texts, out, *more):

@@ -12,10 +12,7 @@ pytest.importorskip("optuna")
 from pruneengine.cli.search_dsa import run_dsa
 from pruneengine.sparse.functions.function import Function, read_metadata
 from tests.pages import read
-from tests.test_cli import folder, run
-from tests.test_cli_search import texts
-
-__all__ = ["folder", "texts"]
+from tests.test_cli import run
 
 
 def arguments(texts, out, *more):

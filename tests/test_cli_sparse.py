@@ -6,29 +6,14 @@ import math
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from pruneengine.sparse.functions.function import PUBLISHED
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.statistics import Statistics
 from pruneengine.structure import get_linear
 from tests.pages import read
-from tests.test_cli import TEXT, run
-from tests.tiny import tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model folder with a byte-level tokenizer, and a text file beside it."""
-    root = tmp_path_factory.mktemp("sparse")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(root / "model")
-    tiny_model("llama-gqa-tied", vocab_size=len(alphabet)).save_pretrained(root / "model")
-    (root / "text.txt").write_text(TEXT)
-    return root
+from tests.test_cli import run
 
 
 def arguments(folder, *more):

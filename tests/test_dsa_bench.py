@@ -16,11 +16,7 @@ from benchmarks.dsa_cells import Bench, Cell
 from pruneengine.progress import set_progress
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.sparse.functions.function import Function, is_function_file, read_metadata
-from tests.test_cli import folder
-from tests.test_cli_search import texts
 from tests.tiny import tiny_model
-
-__all__ = ["folder", "texts"]
 
 SIZES = {"window": 24, "windows": 10, "nsamples": 4, "seqlen": 16, "trials": 5, "threads": torch.get_num_threads()}
 EVOLVED, DRAWN = (Cell("wanda", 0.5, sampler, 0) for sampler in ("evolution", "random"))
