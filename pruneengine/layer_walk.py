@@ -8,7 +8,7 @@ as many variants as a method needs, and the memory is one hidden state a token.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class LayerWalk:
     def __init__(self, model: nn.Module, structure: Structure, batches: Iterable[Tensor]) -> None:
         """Args: token ids as ``batches``, int64 ``[b, T]`` of one T."""
         self._model = model
+        self._per_head = structure.family.rows_per_head
         self._layers = [model.get_submodule(structure.layer_path(i)) for i in range(structure.num_layers)]
         self._arguments: dict[tuple[int, int], dict[str, Any]] = {}
         self.inputs: list[Tensor] = []
@@ -41,10 +42,12 @@ class LayerWalk:
             for tokens in batches:
                 body(input_ids=tokens.to(device), use_cache=False)
 
-    def run(self, layer: int, hidden: Tensor) -> Tensor:
-        """One layer's output for one batch of what enters it: ``[b, T, H]``."""
+    def run(self, layer: int, hidden: Tensor, copies: int = 1) -> Tensor:
+        """One layer's output for one batch of what enters it, so many times: ``[copies * b, T, H]``."""
+        samples = len(hidden) // copies
+        arguments = _repeated(self._arguments[layer, samples], copies, samples, self._per_head)
         with torch.no_grad():
-            output = self._layers[layer](hidden, **self._arguments[layer, len(hidden)])
+            output = self._layers[layer](hidden, **arguments)
         return output[0] if isinstance(output, tuple) else output
 
     def by_sample(self, x: Tensor, hidden: Tensor) -> Tensor:
@@ -72,3 +75,16 @@ class LayerWalk:
                 self.inputs.append(args[0])
 
         return hook
+
+
+def _repeated(arguments: dict[str, Any], copies: int, samples: int, per_head: Collection[str]) -> dict[str, Any]:
+    """A layer's arguments for copies of a batch: what has a row a sample gets a row a copy and sample."""
+
+    def repeat(value: Any, always: bool = False) -> Any:
+        if isinstance(value, tuple):
+            return tuple(repeat(part) for part in value)
+        if isinstance(value, Tensor) and value.dim() and (always or len(value) == samples > 1):
+            return value.repeat(copies, *[1] * (value.dim() - 1))
+        return value
+
+    return arguments if copies == 1 else {name: repeat(of, name in per_head) for name, of in arguments.items()}

@@ -10,17 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruneengine.apply import gate, kept_mask
 from pruneengine.decoder import causal_parts, inference
+from pruneengine.layer_walk import LayerWalk
 from pruneengine.loss import token_nll
 from pruneengine.plan import Plan
 from pruneengine.progress import track
@@ -102,12 +102,12 @@ class Objective:
         self.device, self.dtype = next(model.parameters()).device, dtype
         own = next(model.parameters()).dtype
         self._cast = (self.device.type, dtype) if dtype not in (None, own) else None
-        self._layers = [model.get_submodule(self.structure.layer_path(i)) for i in range(self.structure.num_layers)]
         self._norm = model.get_submodule(self.structure.family.final_norm)
         self._pieces = [piece.to(self.device) for piece in blocks.tokens.split(batch)]
-        self._entries: list[list[Tensor]] = []
-        self._arguments: list[list[dict]] = []
-        self.dense = self._run_dense()
+        self._entries: list[list[Tensor]] = [[] for _ in range(self.structure.num_layers)]
+        with self._quiet():
+            self._walk = LayerWalk(model, self.structure, self._pieces)
+            self.dense = self._run_dense()
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -162,48 +162,35 @@ class Objective:
 
     def _run_dense(self) -> Tensor:
         """Loss of every block under the dense model; keeps what enters the layers on the way."""
-        body, _, _ = causal_parts(self.model)
-        last: list[Tensor] = []
         losses = []
-        with ExitStack() as hooks, self._quiet():
-            for index, layer in enumerate(self._layers):
-                hooks.enter_context(layer.register_forward_pre_hook(self._keep(index), with_kwargs=True))
-            hooks.enter_context(self._norm.register_forward_pre_hook(lambda _module, args: last.append(args[0])))
-            for tokens in track(self._pieces, "dense loss"):
-                last.clear()
-                body(input_ids=tokens, use_cache=False)
-                losses.append(self._block_losses(last[0], tokens))
+        for index, tokens in enumerate(track(self._pieces, "dense loss")):
+            hidden = self._walk.inputs[index]
+            for layer, entries in enumerate(self._entries):
+                if self._fits(layer, hidden):
+                    entries.append(hidden)
+                hidden = self._walk.run(layer, hidden)
+            losses.append(self._block_losses(hidden, tokens))
         dense = torch.cat(losses)
         if not bool(dense.isfinite().all()):
             bad = int((~dense.isfinite()).nonzero()[0])
             raise FloatingPointError(f"the dense model's loss on block {bad} of {len(dense)} is {dense[bad]:.6g}")
         return dense
 
-    def _keep(self, layer: int):
-        """The input of a layer, if the first layers' inputs so far leave room for it, and its other arguments."""
-
-        def hook(_module, args, kwargs):
-            while len(self._entries) <= layer:
-                self._entries.append([])
-                self._arguments.append([])
-            per_layer = len(self.blocks) * args[0].shape[1] * args[0].shape[2] * args[0].element_size()
-            if layer == 0 or (layer + 1) * per_layer <= ENTRY_BYTES:
-                self._entries[layer].append(args[0])
-            self._arguments[layer].append(kwargs)
-
-        return hook
+    def _fits(self, layer: int, hidden: Tensor) -> bool:
+        """Whether the first layers' inputs up to this one's leave room for it, for all blocks."""
+        per_layer = len(self.blocks) * hidden.shape[1] * hidden.shape[2] * hidden.element_size()
+        return layer == 0 or (layer + 1) * per_layer <= ENTRY_BYTES
 
     def _losses(self, index: int, tokens: Tensor, candidates: Sequence[Masked]) -> Tensor:
         """Losses above dense of one piece's blocks: float64 ``[candidates, blocks]``."""
         first = min(_first_pruned(self.structure, candidate.plan) for candidate in candidates)
         first = max(layer for layer in range(first + 1) if self._entries[layer])
-        count, blocks, per_head = len(candidates), len(tokens), self.structure.family.rows_per_head
+        count, blocks = len(candidates), len(tokens)
         hidden = self._entries[first][index].repeat(count, 1, 1)
         gates, means = self._gates(candidates, blocks)
         with gate(self.model, self.structure, gates, means=means):
-            for layer, arguments in zip(self._layers[first:], self._arguments[first:], strict=True):
-                out = layer(hidden, **_repeated(arguments[index], count, blocks, per_head))
-                hidden = out[0] if isinstance(out, tuple) else out
+            for layer in range(first, self.structure.num_layers):
+                hidden = self._walk.run(layer, hidden, copies=count)
         found = self._block_losses(hidden, tokens.repeat(count, 1)).view(count, blocks)
         begin = sum(len(piece) for piece in self._pieces[:index])
         return found - self.dense[begin : begin + blocks]
@@ -232,16 +219,3 @@ def _first_pruned(structure: Structure, plan: Plan) -> int:
     """The first layer that loses something; the last layer where none does."""
     pruned = (g.layer for g in structure.groups if len(plan.keep[g.name]) < g.units)
     return min(pruned, default=structure.num_layers - 1)
-
-
-def _repeated(arguments: dict[str, Any], count: int, blocks: int, per_head: Collection[str]) -> dict[str, Any]:
-    """A layer's arguments for ``count`` candidates: what has a row a block gets a row a candidate and block."""
-
-    def repeat(value: Any, always: bool = False) -> Any:
-        if isinstance(value, tuple):
-            return tuple(repeat(part) for part in value)
-        if isinstance(value, Tensor) and value.dim() and (always or len(value) == blocks > 1):
-            return value.repeat(count, *[1] * (value.dim() - 1))
-        return value
-
-    return arguments if count == 1 else {name: repeat(of, name in per_head) for name, of in arguments.items()}

@@ -66,10 +66,13 @@ class Past:
             self._first += 1
         return self
 
-    def population(self, size: int) -> list[Member]:
+    def ranked(self, size: int) -> list[Known]:
         """The best allocations, best first. Those that were stopped early count by their estimates: nearly all are."""
-        ranked = sorted(self.known.values(), key=lambda known: (known.estimate, known.number))
-        return [Member(known.function, known.estimate) for known in ranked[:size]]
+        return sorted(self.known.values(), key=lambda known: (known.estimate, known.number))[:size]
+
+    def population(self, size: int) -> list[Member]:
+        """The functions of the best allocations, best first."""
+        return [Member(known.function, known.estimate) for known in self.ranked(size)]
 
     def _add(self, trial: optuna.trial.FrozenTrial) -> None:
         self.since += 1

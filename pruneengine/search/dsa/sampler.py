@@ -39,8 +39,7 @@ class EvolutionSampler(BaseGASampler):
     def get_population(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
         """The first trials of the best allocations so far, best first."""
         trials = study.get_trials(deepcopy=False)
-        known = sorted(self._past.update(study).known.values(), key=lambda each: (each.estimate, each.number))
-        return [trials[each.number] for each in known[: self.population_size]]
+        return [trials[each.number] for each in self._past.update(study).ranked(self.population_size)]
 
     def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
         """All of the population: tournaments are a trial's own."""
