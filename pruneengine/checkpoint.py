@@ -24,6 +24,7 @@ from pruneengine.files import check_space, check_writable
 from pruneengine.model_card import model_card
 from pruneengine.reload import ReloadProof, prove_reload
 from pruneengine.structure import find_groups
+from pruneengine.twin import as_written
 from pruneengine.widths import layer_widths
 
 
@@ -110,6 +111,8 @@ def save(
 ) -> SavedCheckpoint:
     """Write ``model`` as a checkpoint folder that transformers loads without pruneengine.
 
+    A model whose class transformers lacks is written as its twin, see :func:`pruneengine.twin.as_written`.
+
     ``model.config`` is brought in step with the modules. The folder appears complete or not at all; with ``overwrite``
     the old one stays until the new one is complete and proved.
 
@@ -133,7 +136,8 @@ def save(
         ReloadError: the reload proof failed; nothing was written.
     """
     path = check_output(out, overwrite)
-    config = checkpoint_config(model)
+    written = as_written(model)
+    config = checkpoint_config(written)
     loader = loader_of(config)
     texts = {"config.json": _json(config)}
     if recipe is not None:
@@ -152,7 +156,7 @@ def save(
         texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")
     texts |= _checked_names(extra_files or {}, taken=texts)
     with complete_or_nothing(path) as folder:
-        write_weights(model, folder)
+        write_weights(written, folder)
         if getattr(model, "generation_config", None) is not None:
             # Not save_pretrained: it refuses sampling settings that many published models carry.
             model.generation_config.to_json_file(folder / "generation_config.json")

@@ -43,6 +43,10 @@ TWIN_NOTE = """
 The numbers of heads do not divide the hidden size, which transformers refuses in a Llama config. The model is written
 as its twin Mistral without a sliding window, which computes the same function.
 """
+OTHER_TYPE_NOTE = """
+transformers has no class for a {dense} model. This one is written as its twin, a {family} with queries, keys and values
+in linears of their own, which computes the same function.
+"""
 
 SIZE_NAMES = {
     "num_hidden_layers": "decoder layers",
@@ -87,17 +91,20 @@ def model_card(
     rows = [f"| {key} | {value} |" for key, value in _flat(report or {})]
     if rows:
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
-    twin = dense_config is not None and dense_config.get("model_type") != config["model_type"]
+    dense_type = (dense_config or config).get("model_type")
+    twin = "" if dense_type == config["model_type"] else TWIN_NOTE
+    if config["model_type"] != "mistral" and twin:
+        twin = OTHER_TYPE_NOTE.format(dense=dense_type, family=config["model_type"])
     reasons = {"pruneengine_widths": WIDTHS_REASON, "pruneengine_shapes": SHAPES_REASON}
     text = config.get("text_config", config)
     reason = next((reasons[name] for name in reasons if name in text), BIASES_REASON)
-    note = SHIPPED_NOTE.format(reason=reason) if "auto_map" in config else TWIN_NOTE if twin else ""
+    note = SHIPPED_NOTE.format(reason=reason) if "auto_map" in config else ""
     return TEMPLATE.format(
         title=title,
         family=config["model_type"],
         loader=loader,
         opener=loader.partition(".")[0],
-        note=note,
+        note=note + twin,
         sizes="\n".join(sizes),
         sections=sections,
     )

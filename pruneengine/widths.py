@@ -28,13 +28,14 @@ def layer_widths(structure: Structure) -> list[dict[str, int]]:
 
 
 def layer_counts(structure: Structure) -> list[dict[str, int]]:
-    """Numbers of heads that the modules of every decoder layer hold beside their weights, by path within the layer."""
+    """Numbers about heads that the modules of every decoder layer hold beside their weights, by path in the layer."""
     if structure.heads_reason:
         return [{} for _ in range(structure.num_layers)]
     counts = []
     for layer in range(structure.num_layers):
         kv_heads = structure.by_name[f"layers.{layer}.heads"].units
-        values = {"heads": kv_heads * structure.queries_per_kv, "kv_heads": kv_heads}
+        heads = kv_heads * structure.queries_per_kv
+        values = {"heads": heads, "kv_heads": kv_heads, "head_rows": heads * structure.head_dim}
         counts.append({path: values[of] for path, of in structure.family.counts})
     return counts
 
@@ -66,17 +67,17 @@ def sync_config(model: nn.Module) -> None:
     for name, own in names.items():
         if own:
             setattr(config, own, max(layer[name] for layer in widths))
-    if family.by_widths:
+    if family.by_widths or family.written_as:
         _set(config, "pruneengine_widths", widths if any(layer != widths[0] for layer in widths) else None)
     else:
-        _set(config, "pruneengine_shapes", _unlike_config(model, structure, _by_config_alone(model)))
+        _set(config, "pruneengine_shapes", _unlike_config(model, structure, by_config_alone(model)))
     _set(config, "pruneengine_biases", _unflagged_biases(model, structure))
 
 
-def _by_config_alone(model: nn.Module) -> nn.Module:
-    """What transformers builds from the names that it knows, on the meta device."""
+def by_config_alone(model: nn.Module) -> nn.Module:
+    """What transformers builds from the names that it knows, on the meta device; the config must be in step."""
     config = copy.deepcopy(model.config)
-    for name in ("pruneengine_shapes", "pruneengine_biases"):
+    for name in ("pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"):
         text_config(config).__dict__.pop(name, None)
     with torch.device("meta"):
         return type(model)(config)
@@ -111,9 +112,9 @@ def _unflagged_biases(model: nn.Module, structure: Structure) -> list[str]:
         for path in (family.attention_out, family.mlp_out)
         if layer.get_submodule(path).bias is not None and family.bias_flag(path)[0] is None
     ]
-    if not found or family.by_widths:
+    if not found or family.by_widths or family.written_as:
         return found
-    plain = _by_config_alone(model).get_submodule(structure.layer_path(0))
+    plain = by_config_alone(model).get_submodule(structure.layer_path(0))
     return [path for path in found if plain.get_submodule(path).bias is None]
 
 

@@ -7,6 +7,7 @@ import transformers
 from transformers import AutoConfig
 
 from pruneengine.structure import auto_class
+from tests import modeling_baichuan
 
 _COMMON = {"vocab_size": 97, "hidden_size": 48, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _LLAMA = _COMMON | {
@@ -38,6 +39,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "gemma2": ("gemma2", _LLAMA | _SLIDING | {"query_pre_attn_scalar": 16}),
     "gemma3": ("gemma3_text", _LLAMA | _SLIDING | {"query_pre_attn_scalar": 16}),
     "llava": ("llava", {"text_config": _LLAMA | {"model_type": "llama"}, "vision_config": _CLIP, "image_token_id": 96}),
+    "baichuan": ("baichuan", _MHA),
     "phi": ("phi", _MHA),
     "phi3": ("phi3", _LLAMA),
     "opt": ("opt", _MHA | {"ffn_dim": 72, "word_embed_proj_dim": 48}),
@@ -47,6 +49,9 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "falcon-multi-query": ("falcon", _FALCON | {"multi_query": True, "new_decoder_architecture": False}),
     "falcon-alibi": ("falcon", _FALCON | {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}),
 }
+
+# transformers has no class for it; what it has comes with the checkpoint.
+modeling_baichuan.register()
 
 
 def family_model(name: str, seed: int = 0) -> torch.nn.Module:

@@ -112,7 +112,7 @@ def test_a_saved_checkpoint_opens_with_transformers(name, shape, tmp_path):
     model = family_model(name)
     compact(model, pruned(model, shape=shape))
     saved, again = saved_and_reopened(model, tmp_path)
-    assert find_groups(again) == find_groups(model)
+    assert sizes(again) == sizes(model)
     config = json.loads((saved.path / "config.json").read_text())
     assert ("auto_map" in config) == (shape == "per-layer" or not says_widths(model))
 
@@ -136,8 +136,17 @@ def saved_and_reopened(model, tmp_path):
     opener, trust = getattr(transformers, saved.loads_with.partition(".")[0]), "trust_remote_code" in saved.loads_with
     again, info = opener.from_pretrained(saved.path, dtype="auto", output_loading_info=True, trust_remote_code=trust)
     assert not any(info.values()), info
-    assert torch.equal(logits(again.eval(), TOKENS), logits(model, TOKENS))
+    expected, found = logits(model, TOKENS), logits(again.eval(), TOKENS)
+    if find_groups(model).family.written_as:
+        # Products of split matrices: the same sums in another order.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    else:
+        assert torch.equal(found, expected)
     return saved, again
+
+
+def sizes(model):
+    return [(group.name, group.units, group.unit_params) for group in find_groups(model).groups]
 
 
 def says_widths(model):
@@ -274,7 +283,9 @@ def documented(family):
         name, value, reason = family.whole_heads
         heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
     missing = " or ".join(family.unnamed)
-    opens = f"modelling file: the config has no name for widths of {missing}" if missing else "plainly"
+    opens = f"plainly, as {family.written_as}" if family.written_as else "plainly"
+    if missing:
+        opens = f"modelling file: the config has no name for widths of {missing}"
     return f"| {', '.join(family.model_types)} | {heads} | {opens} |"
 
 

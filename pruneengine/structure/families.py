@@ -20,7 +20,8 @@ class Family:
         bias_flags: (config flag, linears that it gives a bias).
         heads_name, kv_heads_name, mlp_name: what the config calls the widths; None where it has no say in them and
             always builds the dense model's. Heads without a name keep their size in the config as well.
-        counts: (attribute of a layer, "heads" or "kv_heads"): numbers that a layer's forward reads beside its weights.
+        counts: (attribute of a layer, "heads", "kv_heads" or "head_rows"): numbers that a layer's forward reads beside
+            its weights; head_rows are the rows of all query heads together.
         layer_lists: what the config has an entry of for every layer.
         layer_gives_tuple: a layer returns a tuple that starts with the hidden states.
         rows_per_head: arguments of a layer with a row for every sample and head, not for every sample.
@@ -28,6 +29,11 @@ class Family:
         whole_heads: why the heads of a layer cannot go one by one, as (config attribute, its value, reason): they are
             one unit where the config says so. The attribute None holds for every model of the family.
         requires: (config attribute, its value, reason): models whose config says otherwise are refused.
+        requires_modules: (path from the model, class, reason): models without such a module there are refused.
+        unlike_llama: what its layers compute otherwise than Llama's although their linears are laid out as Llama's;
+            None where the function is the same but for biases, norms of queries and keys, and a window.
+        written_as: the model type of its checkpoints where transformers has no class for its own: one with Llama's
+            linears that computes the same, so that splitting shared linears is all there is to do.
         auto_class: the class of transformers that opens such a checkpoint.
     """
 
@@ -52,6 +58,9 @@ class Family:
     parts_add_residual: bool = False
     whole_heads: tuple[str | None, object, str] | None = None
     requires: tuple[tuple[str, object, str], ...] = ()
+    requires_modules: tuple[tuple[str, str, str], ...] = ()
+    unlike_llama: str | None = None
+    written_as: str | None = None
     auto_class: str = "AutoModelForCausalLM"
 
     def bias_flag(self, linear: str) -> tuple[str | None, tuple[str, ...]]:
@@ -85,18 +94,43 @@ _ALIBI = "gives every layer one slope for each of the dense model's heads (ALiBi
 FAMILIES = (
     Family(model_types=("llama",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
     Family(model_types=("mistral", "qwen2")),
-    Family(model_types=("qwen3", "gemma", "gemma2", "gemma3_text"), bias_flags=(_ATTENTION_BIAS,)),
-    Family(model_types=("granite",), bias_flags=(_ATTENTION_BIAS, _MLP_BIAS)),
+    Family(model_types=("qwen3",), bias_flags=(_ATTENTION_BIAS,)),
+    Family(
+        model_types=("gemma", "gemma2", "gemma3_text"),
+        bias_flags=(_ATTENTION_BIAS,),
+        unlike_llama="norms multiply by one plus their weight, and embeddings are scaled",
+    ),
+    Family(
+        model_types=("granite",),
+        bias_flags=(_ATTENTION_BIAS, _MLP_BIAS),
+        unlike_llama="multipliers of its own scale embeddings, attention, residuals and logits",
+    ),
     Family(
         model_types=("smollm3",),
         bias_flags=(_ATTENTION_BIAS, _MLP_BIAS),
         layer_lists=("layer_types", "no_rope_layers"),
+        unlike_llama="some layers have no rotary positions",
     ),
     Family(
         model_types=("llava",),
         layers="model.language_model.layers",
         final_norm="model.language_model.norm",
         auto_class="AutoModelForImageTextToText",
+        unlike_llama="the language model is a part of one that sees, and cannot be written alone",
+    ),
+    Family(
+        model_types=("baichuan",),
+        query="self_attn.W_pack",
+        key="self_attn.W_pack",
+        value="self_attn.W_pack",
+        kv_heads_name=None,
+        counts=(("self_attn.num_heads", "heads"), ("self_attn.hidden_size", "head_rows")),
+        layer_gives_tuple=True,
+        requires_modules=(
+            ("model.layers.0.self_attn.rotary_emb", "Module", f"Baichuan-13B {_ALIBI}"),
+            ("lm_head", "Linear", "the head of Baichuan 2 normalises its weights"),
+        ),
+        written_as="llama",
     ),
     Family(
         model_types=("phi",),

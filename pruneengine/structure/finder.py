@@ -26,6 +26,9 @@ def find_groups(model: nn.Module) -> Structure:
     for name, value, reason in family.requires:
         if getattr(text, name) != value:
             raise ValueError(f"{model_type} with {name}={getattr(text, name)!r} is not supported: {reason}")
+    for path, kind, reason in family.requires_modules:
+        if not _is_a(model, path, kind):
+            raise ValueError(f"{model_type} without a {kind} at {path} is not supported: {reason}")
     layers = _module(model, family.layers, model_type)
     head_dim = _head_dim(text, layers, family)
     reason = _heads_reason(family, text)
@@ -72,6 +75,13 @@ def _module(root: nn.Module, path: str, where: str) -> nn.Module:
         return root.get_submodule(path)
     except AttributeError:
         raise ValueError(f"{where}: looked for {path!r} and did not find it in {type(root).__name__}") from None
+
+
+def _is_a(root: nn.Module, path: str, kind: str) -> bool:
+    try:
+        return isinstance(root.get_submodule(path), getattr(nn, kind))
+    except AttributeError:
+        return False
 
 
 def _linear(layer: nn.Module, path: str, where: str) -> nn.Linear:
