@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from pruneengine.plan import Plan
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-LINEARS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
+from pruneengine.structure import Family, Group, Structure, find_groups, text_config
+from pruneengine.twin import as_written
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a decoder-only model of the Llama kind.
+    """The shape of a decoder-only model, as its checkpoint has it.
 
     Attributes:
-        family: its ``model_type``, one of :data:`FAMILIES`.
+        family: its ``model_type``.
         hidden, head_dim: sizes of a token's vector and of one head.
         heads, kv_heads, channels: query heads, key-value heads and MLP channels of every layer.
-        biases: the linears of a layer that have a bias, out of :data:`LINEARS`.
+        unlike_llama: why a program that computes Llama does not compute this model; None where it does, but for what
+            the other attributes say.
+        unnamed: the kinds of units, "heads" and "mlp", for whose number the config has no name.
+        unsaid: those of them whose number is not the dense model's.
+        biases: the linears of a layer that have a bias.
         loose_biases: some of them are given by no flag of the family's config.
         query_norms: queries and keys are normalised.
         rope: the kind of rotary positions ("default", "linear", "llama3", ...).
         window: tokens that attention looks back, or None for all.
-        activation: of the MLP.
+        activation: of the MLP, None where the config has no ``hidden_act``.
     """
 
     family: str
@@ -37,12 +38,15 @@ class Layout:
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     channels: tuple[int, ...]
+    unlike_llama: str | None = None
+    unnamed: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
     biases: frozenset[str] = frozenset()
     loose_biases: bool = False
     query_norms: bool = False
     rope: str = "default"
     window: int | None = None
-    activation: str = "silu"
+    activation: str | None = "silu"
 
     @property
     def uniform(self) -> bool:
@@ -50,21 +54,38 @@ class Layout:
         return all(len(set(counts)) == 1 for counts in (self.heads, self.kv_heads, self.channels))
 
     @property
-    def plain(self) -> bool:
-        """The family's own class in transformers holds it (for a Llama with odd head counts, its twin Mistral)."""
-        odd = self.family == "llama" and self.hidden % max(self.heads) != 0
-        return self.uniform and not self.loose_biases and not (odd and self.biases)
+    def not_plain(self) -> str | None:
+        """Why the family's own class in transformers does not hold it; None where it does.
+
+        A Llama with head counts that do not divide the hidden size counts as plain: its twin Mistral holds it.
+        """
+        if not self.uniform:
+            return "the layers differ in width"
+        if self.unsaid:
+            return f"the config has no name for widths of {' or '.join(self.unsaid)}"
+        if self.loose_biases:
+            return "its biases have no flag in the config"
+        if self.family == "llama" and self.hidden % max(self.heads) != 0 and self.biases:
+            return "transformers wants a Llama's heads to divide the hidden size, and its twin Mistral has no biases"
+        return None
 
     def after(self, plan: Plan) -> Layout:
         """The layout that ``plan`` leaves of this one."""
-        queries = self.heads[0] // self.kv_heads[0]
-        kept = [{kind: len(plan.keep[f"layers.{i}.{kind}"]) for kind in ("heads", "mlp")} for i in plan.kept_layers]
-        kv_heads = tuple(layer["heads"] for layer in kept)
+
+        def left(counts: tuple[int, ...], kind: str) -> tuple[int, ...]:
+            names = {layer: f"layers.{layer}.{kind}" for layer in plan.kept_layers}
+            return tuple(counts[i] * len(plan.keep[name]) // plan.units[name] for i, name in names.items())
+
+        heads, channels = left(self.heads, "heads"), left(self.channels, "mlp")
+        before = {"heads": self.heads, "mlp": self.channels}
+        after = {"heads": heads, "mlp": channels}
+        changed = [kind for kind in self.unnamed if set(after[kind]) != set(before[kind])]
         return replace(
             self,
-            heads=tuple(queries * n for n in kv_heads),
-            kv_heads=kv_heads,
-            channels=tuple(layer["mlp"] for layer in kept),
+            heads=heads,
+            kv_heads=left(self.kv_heads, "heads"),
+            channels=channels,
+            unsaid=tuple(kind for kind in self.unnamed if kind in self.unsaid or kind in changed),
         )
 
 
@@ -72,34 +93,50 @@ def layout_of(model: nn.Module) -> Layout:
     """Read the layout from a model's modules and config; shapes are enough, the weights may be on the meta device.
 
     Raises:
-        ValueError: the model is of another family, or turns only a part of each head by its position.
+        ValueError: as :func:`pruneengine.structure.find_groups`; or a layer has several MLPs.
     """
-    config, family = model.config, model.config.model_type
-    if family not in FAMILIES:
-        raise ValueError(f"model type {family!r} is none of {', '.join(FAMILIES)}")
-    layers = model.model.layers
-    head_dim = layers[0].self_attn.head_dim
+    model = as_written(model)
+    structure, config = find_groups(model), text_config(model.config)
+    family, first = structure.family, model.get_submodule(structure.layer_path(0))
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(f"rotary positions on {rope['partial_rotary_factor']} of each head: expected all of it")
-    first = layers[0]
+    attention = first.get_submodule(family.query.rpartition(".")[0])
+    unnamed = tuple(kind for kind in family.unnamed if kind != "heads" or structure.undivided_heads is None)
+    heads, channels = structure.of_kind(("heads",)), structure.of_kind(("mlp",))
+    if len(channels) != structure.num_layers:
+        raise ValueError(f"{len(channels)} MLPs in {structure.num_layers} layers: expected one a layer, and no experts")
     return Layout(
-        family=family,
+        family=structure.model_type,
         hidden=config.hidden_size,
-        head_dim=head_dim,
-        heads=tuple(layer.self_attn.q_proj.out_features // head_dim for layer in layers),
-        kv_heads=tuple(layer.self_attn.k_proj.out_features // head_dim for layer in layers),
-        channels=tuple(layer.mlp.gate_proj.out_features for layer in layers),
-        biases=frozenset(path for path in LINEARS if first.get_submodule(path).bias is not None),
+        head_dim=structure.head_dim,
+        heads=tuple(_query_heads(group, structure) for group in heads),
+        kv_heads=tuple(_query_heads(group, structure) // structure.queries_per_kv for group in heads),
+        channels=tuple(group.units for group in channels),
+        unlike_llama=_unlike_llama(family, rope),
+        unnamed=unnamed,
+        unsaid=unnamed if getattr(config, "pruneengine_shapes", None) else (),
+        biases=frozenset(path for path in family.linears if first.get_submodule(path).bias is not None),
         loose_biases=bool(getattr(config, "pruneengine_biases", None)),
-        query_norms=hasattr(first.self_attn, "q_norm"),
+        query_norms=hasattr(attention, "q_norm"),
         rope=rope.get("rope_type", "default"),
         window=_window(config),
-        activation=config.hidden_act,
+        activation=getattr(config, "hidden_act", None),
     )
 
 
-def _window(config) -> int | None:
+def _query_heads(group: Group, structure: Structure) -> int:
+    return group.units * group.members[-1].width // structure.head_dim
+
+
+def _unlike_llama(family: Family, rope: dict[str, Any]) -> str | None:
+    if not family.by_widths:
+        own = [path for path in family.linears if path not in Family(()).linears]
+        return f"a layer has {', '.join(own)}, which are none of Llama's linears"
+    if family.unlike_llama is None and rope.get("partial_rotary_factor", 1) != 1:
+        return f"rotary positions turn {rope['partial_rotary_factor']} of each head, and not all of it"
+    return family.unlike_llama
+
+
+def _window(config: Any) -> int | None:
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     sliding = window is not None and (kinds is None or "sliding_attention" in kinds)
     return window if sliding and window < config.max_position_embeddings else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pruneengine.layout import Layout
 
@@ -16,13 +16,13 @@ class Runtime:
     Attributes:
         name: the program.
         how: what to do with the checkpoint: "as it is", or the export it takes.
-        opens: whether the program opens the result.
+        opens: whether the program opens the result; None where that is not known.
         why: what makes it possible, or impossible.
     """
 
     name: str
     how: str
-    opens: bool
+    opens: bool | None
     why: str
 
 
@@ -34,6 +34,8 @@ def gguf_architecture(layout: Layout) -> str:
     Raises:
         ValueError: none of them computes this model, with the reason.
     """
+    if layout.unlike_llama:
+        raise ValueError(f"written are llama.cpp's llama and its like, which this is not: {layout.unlike_llama}")
     if layout.activation != "silu":
         raise ValueError(f"llama.cpp has these architectures with the activation silu, not {layout.activation!r}")
     if layout.rope not in ("default", "linear", "llama3"):
@@ -46,39 +48,64 @@ def gguf_architecture(layout: Layout) -> str:
         return "qwen3"
     if not layout.uniform:
         return "deci"
-    whole = layout.heads[0] * layout.head_dim == layout.hidden
-    if layout.family == "qwen2" and whole and layout.biases == ATTENTION_INPUTS and layout.rope == "default":
+    if (
+        layout.family == "qwen2"
+        and _heads_fill_hidden(layout)
+        and layout.biases == ATTENTION_INPUTS
+        and layout.rope == "default"
+    ):
         return "qwen2"
     return "llama"
 
 
+def _heads_fill_hidden(layout: Layout) -> bool:
+    return layout.heads[0] * layout.head_dim == layout.hidden
+
+
 def check_deci(layout: Layout) -> None:
     """ValueError if a DeciLM checkpoint with ``block_configs`` cannot hold this model, with the reason."""
+    if layout.unlike_llama:
+        raise ValueError(f"DeciLM computes what Llama computes, which this does not: {layout.unlike_llama}")
     if layout.query_norms:
         raise ValueError("DeciLM has no norms of queries and keys")
 
 
+def check_pad(layout: Layout) -> None:
+    """ValueError if there is nothing to pad, or padding does not suffice for a plain loader, with the reason."""
+    if layout.uniform and not layout.unsaid:
+        raise ValueError("every layer has the same width already: there is nothing to pad")
+    widest = {name: (max(getattr(layout, name)),) * len(layout.heads) for name in ("heads", "kv_heads", "channels")}
+    if reason := replace(layout, unsaid=(), **widest).not_plain:
+        raise ValueError(f"padded, it would still need the modelling file: {reason}")
+
+
 def runtimes(layout: Layout) -> tuple[Runtime, ...]:
     """Every known way to open a checkpoint of this layout, the plainest first."""
-    differ = "the layers differ in width" if not layout.uniform else "its biases have no flag in the config"
+    reason = layout.not_plain
     found = [
-        Runtime(
-            "transformers", "as it is", layout.plain, "proved after every save" if layout.plain else differ,
-        ),
+        Runtime("transformers", "as it is", reason is None, reason or "proved after every save"),
         Runtime(
             "transformers, trust_remote_code=True", "as it is", True,
-            "nothing more is needed" if layout.plain else "the modelling file is in the checkpoint; proved",
+            "the modelling file is in the checkpoint; proved" if reason else "nothing more is needed",
         ),
-        Runtime(
-            "vLLM", "as it is", layout.plain,
-            "the same files as transformers; not run here" if layout.plain else differ,
-        ),
+        _vllm(layout),
         _llama_cpp(layout),
         _deci(layout),
     ]  # fmt: skip
-    if not layout.uniform:
+    if not layout.uniform or layout.unsaid:
         found.append(_pad(layout))
     return tuple(found)
+
+
+def _vllm(layout: Layout) -> Runtime:
+    if layout.not_plain:
+        return Runtime("vLLM", "as it is", False, layout.not_plain)
+    if layout.unlike_llama:
+        # Some of its classes take hidden size over heads for a head's size, or 4 times the hidden size for the MLP.
+        return Runtime("vLLM", "as it is", None, "if its class of this family reads these widths from the config")
+    if layout.family == "qwen2" and not _heads_fill_hidden(layout):
+        return Runtime("vLLM", "as it is", None, "if its Qwen2 reads head_dim from the config; not all versions do")
+    return Runtime("vLLM", "as it is", True, "the same files as transformers; not run here")
 
 
 def _llama_cpp(layout: Layout) -> Runtime:
@@ -106,6 +133,8 @@ def _deci(layout: Layout) -> Runtime:
 
 def _pad(layout: Layout) -> Runtime:
     name, how = "any that opens the unpruned model", "export --format pad"
-    if layout.loose_biases:
-        return Runtime(name, how, False, "its biases have no flag in the config")
+    try:
+        check_pad(layout)
+    except ValueError as error:
+        return Runtime(name, how, False, str(error))
     return Runtime(name, how, True, "zeros up to the widest layer: the same function, larger; proved")

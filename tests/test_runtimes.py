@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from pruneengine.apply import compact
 from pruneengine.layout import layout_of
 from pruneengine.plan import make_plan
 from pruneengine.runtimes import gguf_architecture, runtimes
 from pruneengine.score import score
 from pruneengine.structure import find_groups
+from tests.families import family_model
 from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
 from tests.tiny import tiny_model
 
@@ -33,6 +35,13 @@ def test_layouts_are_read_from_the_modules():
 def test_a_uniform_model_opens_everywhere():
     assert all(opens(layout()).values())
     assert "any that opens the unpruned model, export --format pad" not in opens(layout())
+
+
+def test_vllms_qwen2_may_not_take_other_heads_than_fill_the_hidden_size():
+    found = opens(layout("qwen2-biases", EQUAL))
+    assert found.pop("vLLM, as it is") is None
+    assert all(found.values())
+    assert all(opens(replace(layout("qwen2-biases", EQUAL), heads=(5,) * 3)).values())
 
 
 def test_a_per_layer_model_needs_an_export():
@@ -76,8 +85,43 @@ def test_the_layout_after_a_plan(shape):
     assert after.heads == tuple(2 * len(plan.keep[f"layers.{i}.heads"]) for i in range(3))
 
 
-def test_other_families_are_named():
+def test_what_computes_something_else_than_llama_is_told_so():
+    gemma = replace(layout(), unlike_llama="its norms are others")
+    found = {way.name: way for way in runtimes(gemma)}
+    assert found["transformers"].opens
+    assert found["vLLM"].opens is None
+    for name in ("llama.cpp", "vLLM (DeciLM, trust_remote_code)"):
+        assert not found[name].opens
+        assert found[name].why.endswith(": its norms are others")
+
+
+def test_several_mlps_in_a_layer_are_not_known(monkeypatch):
     model = tiny_model()
-    model.config.model_type = "opt"
-    with pytest.raises(ValueError, match="'opt' is none of llama, mistral"):
+    found = find_groups(model)
+    more = replace(found, groups=(*found.groups, replace(found.groups[-1], name="layers.2.expert")))
+    monkeypatch.setattr("pruneengine.layout.find_groups", lambda _model: more)
+    with pytest.raises(ValueError, match="4 MLPs in 3 layers"):
         layout_of(model)
+
+
+def test_rotary_positions_on_a_part_of_each_head():
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    assert "turn 0.5 of each head" in layout(rope_parameters=rope).unlike_llama
+
+
+def test_widths_that_the_config_cannot_say():
+    model = family_model("opt")
+    before = layout_of(model)
+    assert (before.unnamed, before.not_plain) == (("heads",), None)
+    compact(model, plan := uniform_plan(model, ("heads", "mlp")))
+    assert layout_of(model) == before.after(plan)
+    assert layout_of(model).not_plain == "the config has no name for widths of heads"
+    compact(model := family_model("opt"), plan := uniform_plan(model, ("mlp",)))
+    assert layout_of(model) == before.after(plan)
+    assert layout_of(model).not_plain is None
+
+
+def uniform_plan(model, kinds):
+    structure = find_groups(model)
+    ratios = {group.name: 0.3 for group in structure.of_kind(kinds)}
+    return make_plan(structure, score(model, "magnitude_l1"), ratios, 0.3, kinds=kinds)

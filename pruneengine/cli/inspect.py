@@ -54,9 +54,15 @@ def _shapes(layout, plan):
     """What may come of a model, each with a title: of a plan, of pruning at all, or the model as it is."""
     if plan is not None:
         yield "what opens the result of the plan", layout.after(plan)
-    elif layout.uniform:
+    elif layout.uniform and not layout.unsaid:
         uneven = replace(layout, channels=(layout.channels[0] - 1, *layout.channels[1:]))
-        yield "what opens it, and a uniform prune of it", layout
+        kept = f" that keeps its {' and '.join(layout.unnamed)}" if layout.unnamed else ""
+        yield f"what opens it, and a uniform prune of it{kept}", layout
+        if layout.unnamed:
+            yield (
+                f"what opens a uniform prune of its {' and '.join(layout.unnamed)}",
+                replace(layout, unsaid=layout.unnamed),
+            )
         yield "what opens a per-layer prune of it", uneven
     else:
         yield "what opens it", layout

@@ -80,7 +80,8 @@ def show_runtimes(console: Console, runtimes: Iterable[Runtime], title: str) -> 
     for column in ("program", "given", "opens it", "because"):
         table.add_column(column)
     for way in runtimes:
-        table.add_row(way.name, way.how, "yes" if way.opens else "no", way.why)
+        opens = {True: "yes", False: "no", None: "not known"}[way.opens]
+        table.add_row(way.name, way.how, opens, way.why)
     console.print(table)
 
 

@@ -19,8 +19,9 @@ from pruneengine.export.deci_proof import reopen
 from pruneengine.export.outcome import Written
 from pruneengine.export.pad import write_folder
 from pruneengine.export.padding import pad_model
-from pruneengine.layout import LINEARS, Layout
+from pruneengine.layout import Layout
 from pruneengine.runtimes import check_deci
+from pruneengine.structure import Family
 
 CONFIG_CODE = Path(__file__).with_name("configuration_decilm.py")
 NOT_RUN = (
@@ -107,7 +108,8 @@ def deci_config(config: dict[str, Any], layout: Layout, heads: int, kv_heads: li
 
 def _complete_biases(model: nn.Module, layout: Layout) -> None:
     """Zeros for the biases that one flag of DeciLM brings along with those of ``layout``."""
-    together = (LINEARS[:3], LINEARS[3:4], LINEARS[4:])
+    llama = Family(())
+    together = ((llama.query, llama.key, llama.value), (llama.attention_out,), (*llama.mlp_in, llama.mlp_out))
     wanted = {path for paths in together if layout.biases & set(paths) for path in paths}
     for layer in model.model.layers:
         for path in wanted - layout.biases:

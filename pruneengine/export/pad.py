@@ -1,4 +1,4 @@
-"""The format pad: every layer as wide as the widest, in the family's own class."""
+"""The format pad: every layer as wide as the family's own class wants it, in zeros."""
 
 from __future__ import annotations
 
@@ -10,36 +10,31 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint import write_weights
-from pruneengine.checkpoint_config import PLAIN_LOADER, checkpoint_config
+from pruneengine.checkpoint_config import checkpoint_config, loader_of
 from pruneengine.export.compare import agree, fixed_tokens, logits
 from pruneengine.export.outcome import Written
-from pruneengine.export.padding import pad_model
+from pruneengine.export.padding import pad_units
 from pruneengine.layout import Layout
 from pruneengine.reload import prove_reload
+from pruneengine.runtimes import check_pad
+from pruneengine.structure import find_groups, text_config
+from pruneengine.widths import by_config_alone
 
-
-def check(layout: Layout) -> None:
-    """ValueError if there is nothing to pad, or padding does not suffice for a plain loader."""
-    if layout.uniform:
-        raise ValueError("every layer has the same width already: there is nothing to pad")
-    if layout.loose_biases:
-        raise ValueError("its biases have no flag in the config: padded, it would still need the modelling file")
+check = check_pad
 
 
 def write(
     model: nn.Module, tokenizer: Any, layout: Layout, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
 ) -> Written:
     """Pad ``model`` in place and write it into ``folder``; ``name`` and ``dtype`` are the other formats'."""
-    tokens = fixed_tokens(None, model.config.vocab_size)
+    tokens = fixed_tokens(None, text_config(model.config).vocab_size)
     expected = logits(model, tokens) if proof else None
     before = sum(parameter.numel() for parameter in model.parameters())
-    layers = len(layout.heads)
-    pad_model(
-        model, *([max(counts)] * layers for counts in (layout.heads, layout.kv_heads, layout.channels))
-    )  # fmt: skip
+    pad_units(model, wanted_units(model))
     after = sum(parameter.numel() for parameter in model.parameters())
     verified = [agree("padded in memory", logits(model, tokens), expected, model.dtype)] if proof else []
-    write_folder(model, tokenizer, folder, checkpoint_config(model))
+    config = checkpoint_config(model)
+    write_folder(model, tokenizer, folder, config)
     if proof:
         found = prove_reload(folder, model, tokenizer)
         verified.append(
@@ -47,7 +42,19 @@ def write(
             "model's"
         )
     cost = f"{before:,} => {after:,} parameters ({after / before - 1:+.1%}): the zeros are stored and multiplied"
-    return Written(PLAIN_LOADER, tuple(verified), (cost,))
+    return Written(loader_of(config), tuple(verified), (cost,))
+
+
+def wanted_units(model: nn.Module) -> dict[str, int]:
+    """How many units each group must have for a plain loader: the widest layer's of its kind, or, where the config has
+    no name for their number, the dense model's."""
+    structure = find_groups(model)
+    widest = {kind: max(group.units for group in structure.of_kind((kind,))) for kind in ("heads", "mlp")}
+    wanted = {group.name: widest[group.kind] for group in structure.groups}
+    if structure.family.unnamed:
+        dense = find_groups(by_config_alone(model))
+        wanted |= {group.name: group.units for group in dense.of_kind(structure.family.unnamed)}
+    return wanted
 
 
 def write_folder(model: nn.Module, tokenizer: Any, folder: Path, config: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pruneengine.layout import LINEARS, layout_of
+from pruneengine.narrowing import set_counts
+from pruneengine.structure import Member, distinct_linears, find_groups, get_linear
+from pruneengine.widths import layer_counts
 
 
 def widen(tensor: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
@@ -26,34 +28,72 @@ def widen(tensor: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> T
 
 
 @torch.no_grad()
-def pad_model(model: nn.Module, heads: Sequence[int], kv_heads: Sequence[int], channels: Sequence[int]) -> None:
-    """Widen every layer of a model to the given counts, in place, without changing what it computes.
+def pad_units(model: nn.Module, units: Mapping[str, int]) -> None:
+    """Give groups more units, of zeros and behind the others, without changing what the model computes. In place.
 
-    A new query head reads zeros and its output meets zero columns, whichever key it looks at; so does a new channel.
-    New query heads stand behind the old ones of their key-value head, so that grouped attention still pairs them.
+    A new key-value head gives its query heads zeros to look at, and they meet zero columns, as do new channels.
 
     Args:
-        model: of a family of :data:`pruneengine.layout.FAMILIES`.
+        model: of any family.
+        units: how many, no fewer than there are, by group name.
+    """
+    structure = find_groups(model)
+    for name, count in units.items():
+        group = structure.by_name[name]
+        for member in distinct_linears(group.members):
+            linear = get_linear(model, member.module)
+            if member.axis == 1:
+                linear.weight = nn.Parameter(
+                    widen(linear.weight, 1, (group.units, member.width), (count, member.width))
+                )
+                linear.in_features = linear.weight.shape[1]
+                continue
+            sharing = [each for each in group.members if each.module == member.module]
+            linear.weight = nn.Parameter(_more_rows(linear.weight, sharing, group.units, count))
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(_more_rows(linear.bias, sharing, group.units, count))
+            linear.out_features = len(linear.weight)
+    after = find_groups(model)
+    set_counts(model, after, layer_counts(after))
+
+
+def _more_rows(rows: Tensor, sharing: Sequence[Member], old: int, new: int) -> Tensor:
+    """Rows ``(R, ...)`` of a linear, or its bias, with the zero rows of new units where its members want them."""
+    first, *others = sorted(sharing, key=lambda member: member.starts.start if member.starts else 0)
+    if not others:
+        return widen(rows, 0, (old, first.width), (new, first.width))
+    if first.starts.step > first.width:
+        # Unit by unit, of all members together.
+        return widen(rows, 0, (old, first.starts.step), (new, first.starts.step))
+    parts = [widen(member.select(rows), 0, (old, member.width), (new, member.width)) for member in (first, *others)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def pad_model(model: nn.Module, heads: Sequence[int], kv_heads: Sequence[int], channels: Sequence[int]) -> None:
+    """Widen every layer of a model of Llama's layout to the given counts, in place, without changing what it computes.
+
+    A new query head reads zeros and its output meets zero columns, whichever key it looks at. It stands behind the
+    old ones of its key-value head, so that grouped attention still pairs them.
+
+    Args:
+        model: whose layers have Llama's linears.
         heads: query heads of every layer, a multiple of ``kv_heads``, no fewer for a key-value head than before.
         kv_heads: key-value heads of every layer, no fewer than before.
         channels: MLP channels of every layer, no fewer than before.
     """
-    layout = layout_of(model)
-    for index, layer in enumerate(model.model.layers):
-        now, then = layout.kv_heads[index], kv_heads[index]
-        groups = layout.heads[index] // now, heads[index] // then
-        queries = ((now, groups[0], layout.head_dim), (then, groups[1], layout.head_dim))
-        keys = ((now, layout.head_dim), (then, layout.head_dim))
-        units = ((layout.channels[index],), (channels[index],))
-        rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": units, "up_proj": units}
-        columns = {"o_proj": queries, "down_proj": units}
-        for path in LINEARS:
-            linear, name = layer.get_submodule(path), path.split(".")[1]
-            if name in rows:
-                linear.weight = nn.Parameter(widen(linear.weight, 0, *rows[name]))
-                if linear.bias is not None:
-                    linear.bias = nn.Parameter(widen(linear.bias, 0, *rows[name]))
-            else:
-                linear.weight = nn.Parameter(widen(linear.weight, 1, *columns[name]))
-            linear.out_features, linear.in_features = linear.weight.shape
-        layer.self_attn.num_key_value_groups = groups[1]
+    structure = find_groups(model)
+    counts = {"heads": kv_heads, "mlp": channels}
+    pad_units(model, {group.name: counts[group.kind][group.layer] for group in structure.groups})
+    head_dim, before = structure.head_dim, structure.queries_per_kv
+    for layer, queries, keys in zip(model.get_submodule(structure.family.layers), heads, kv_heads, strict=True):
+        axes = ((keys, before, head_dim), (keys, queries // keys, head_dim))
+        query, out = layer.self_attn.q_proj, layer.self_attn.o_proj
+        query.weight, out.weight = (
+            nn.Parameter(widen(query.weight, 0, *axes)),
+            nn.Parameter(widen(out.weight, 1, *axes)),
+        )
+        if query.bias is not None:
+            query.bias = nn.Parameter(widen(query.bias, 0, *axes))
+        query.out_features = out.in_features = queries * head_dim
+        layer.self_attn.num_key_value_groups = queries // keys

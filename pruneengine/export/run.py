@@ -14,6 +14,7 @@ from pruneengine.export import deci, gguf_file, pad
 from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
 from pruneengine.layout import Layout, layout_of
 from pruneengine.loading import load_model, load_skeleton
+from pruneengine.twin import as_written
 from pruneengine.validate import require_choice
 
 # format: (writes it, refuses what it cannot hold)
@@ -64,6 +65,7 @@ def export(
     layout = layout_of(load_skeleton(source, trust_remote_code))
     check(layout)
     model, tokenizer = load_model(source, dtype=_stored_dtype(source), trust_remote_code=trust_remote_code)
+    model = as_written(model)
     with complete_or_nothing(path) as folder:
         written = write(model, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
         describe(folder, format, Path(source).name, path.name, written)
