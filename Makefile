@@ -1,6 +1,7 @@
 # make demo    prune a real model, save it, reload it, measure it
 # make test    the tests
 # make check   lint, format, import contracts
+# make matrix  the README's table of families, from their tests
 # make bench   the speed comparisons of the README, and its plots
 # Each does its own set-up.
 
@@ -10,19 +11,22 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check matrix bench clean
 
 demo: $(READY)
 	$(BIN)/pruneengine prune "$$($(BIN)/python tests/smollm2.py)" --method param_first --ratio 0.2 --out $(DEMO_OUT) \
 		--overwrite --speed --prompt "The capital of France is"
 
 test: $(READY) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+matrix: $(READY)
+	$(BIN)/python -m tests.family_matrix
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --setup

@@ -1,6 +1,8 @@
 """Shared by every test: Triton runs interpreted where there is no GPU, and tests that need one are skipped there.
 
 Fixtures of files import what they need themselves: most tests want neither a tokenizer nor a model.
+A test that shows a capability of a family (``@pytest.mark.shows("search")``, the family as its parameter ``name``) says
+both in its report, from which tests/family_matrix.py makes a table.
 """
 
 import os
@@ -15,6 +17,9 @@ if not HAS_GPU:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("shows"):
+            item.user_properties += [("shows", mark.args[0]), ("family", item.callspec.params["name"])]
     if HAS_GPU:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; torch sees none")

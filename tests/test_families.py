@@ -42,6 +42,7 @@ def pruned(model, kinds=("heads", "mlp"), shape="per-layer", ratio=0.4, metric="
 
 
 @each_family
+@pytest.mark.shows("structured")
 def test_every_prunable_weight_belongs_to_exactly_one_unit(name):
     model = family_model(name)
     structure = find_groups(model)
@@ -64,6 +65,7 @@ def test_every_prunable_weight_belongs_to_exactly_one_unit(name):
 
 
 @each_family
+@pytest.mark.shows("structured")
 @pytest.mark.parametrize("kinds", [("heads", "mlp"), ("heads", "mlp", "layers")], ids=["widths", "layers"])
 def test_masked_and_compacted_logits_agree(name, kinds):
     model = family_model(name)
@@ -78,6 +80,7 @@ def test_masked_and_compacted_logits_agree(name, kinds):
 
 
 @each_family
+@pytest.mark.shows("structured")
 def test_heads_are_removed_wherever_there_are_several(name):
     model = family_model(name)
     structure = find_groups(model)
@@ -94,6 +97,7 @@ def test_heads_are_removed_wherever_there_are_several(name):
 
 
 @each_family
+@pytest.mark.shows("search")
 def test_every_row_of_a_batch_can_have_gates_of_its_own(name):
     model = family_model(name)
     structure = find_groups(model)
@@ -107,6 +111,7 @@ def test_every_row_of_a_batch_can_have_gates_of_its_own(name):
 
 
 @each_family
+@pytest.mark.shows("reload")
 @pytest.mark.parametrize("shape", ["uniform", "per-layer"])
 def test_a_saved_checkpoint_opens_with_transformers(name, shape, tmp_path):
     model = family_model(name)
@@ -118,6 +123,7 @@ def test_a_saved_checkpoint_opens_with_transformers(name, shape, tmp_path):
 
 
 @each_family
+@pytest.mark.shows("reload")
 def test_a_checkpoint_without_its_first_layer_opens(name, tmp_path):
     model = family_model(name)
     structure = find_groups(model)
@@ -157,6 +163,7 @@ def says_widths(model):
 
 
 @each_family
+@pytest.mark.shows("structured")
 def test_generation_with_a_cache_equals_generation_without(name):
     model = family_model(name)
     compact(model, pruned(model, ("heads", "mlp", "layers"), ratio=0.5))
@@ -168,6 +175,7 @@ def test_generation_with_a_cache_equals_generation_without(name):
 
 
 @each_family
+@pytest.mark.shows("structured")
 def test_statistics_are_those_of_each_members_rows(name):
     model = family_model(name)
     structure = find_groups(model)
@@ -185,6 +193,7 @@ def test_statistics_are_those_of_each_members_rows(name):
 
 
 @each_family
+@pytest.mark.shows("structured")
 @pytest.mark.parametrize("method", ["magnitude_l2", "wanda", "vectorize", "param_second"])
 def test_every_kind_of_method_prunes(name, method):
     model = family_model(name)
@@ -195,6 +204,7 @@ def test_every_kind_of_method_prunes(name, method):
 
 
 @each_family
+@pytest.mark.shows("sparse")
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_sparse_pruning_reaches_its_target_without_a_second_run(name, method):
     model = family_model(name)
@@ -207,6 +217,7 @@ def test_sparse_pruning_reaches_its_target_without_a_second_run(name, method):
 
 
 @each_family
+@pytest.mark.shows("sparse")
 def test_each_linear_is_pruned_behind_all_that_come_before_it(name):
     report = pruneengine.sparsify(model := family_model(name), TOKENS, SparseConfig(method="wanda", sparsity=0.5))
     expected = family_model(name)
@@ -225,6 +236,7 @@ def test_each_linear_is_pruned_behind_all_that_come_before_it(name):
 
 
 @each_family
+@pytest.mark.shows("search")
 def test_a_search_measures_the_masked_model(name):
     model = family_model(name)
     structure, samples = find_groups(model), Samples(TOKENS, ("text",) * len(TOKENS))
@@ -238,6 +250,7 @@ def test_a_search_measures_the_masked_model(name):
 
 
 @each_family
+@pytest.mark.shows("structured")
 def test_refitted_weights_bring_the_output_nearer(name):
     model = family_model(name)
     dense, plan = logits(model, TOKENS), pruned(model, ("mlp",), ratio=0.3)
@@ -252,6 +265,7 @@ def test_refitted_weights_bring_the_output_nearer(name):
 
 
 @each_family
+@pytest.mark.shows("recovery")
 def test_every_linear_gets_an_adapter_that_merges(name):
     pytest.importorskip("peft")
     model = family_model(name)
@@ -307,6 +321,7 @@ def test_a_model_that_the_entry_excludes_is_refused_with_the_reason():
 
 
 @each_family
+@pytest.mark.shows("reload")
 def test_biases_in_place_of_removed_units_are_saved(name, tmp_path):
     model = family_model(name)
     plan = pruned(model, ("mlp",), "uniform", 0.3)
