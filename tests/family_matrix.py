@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 START, END = "<!-- written by make matrix -->", "<!-- end of what make matrix writes -->"
 CAPABILITIES = ("structured", "sparse", "search", "recovery", "reload", "export")
+# Of JUnit's two formats the one with properties of a test.
+REPORT = ("-o", "junit_family=xunit1")
 # What pytest ends with where all tests passed, or some failed: the only ways to end that tell an outcome of each.
 RAN = (0, 1)
 
@@ -46,7 +48,7 @@ def run_tests() -> list[Outcome]:
     """Run every test that shows something; RuntimeError if pytest could not."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "shows", f"--junitxml={report}", "tests"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "shows", *REPORT, f"--junitxml={report}", "tests"]
         status = subprocess.run(command, cwd=ROOT).returncode
         if status not in RAN:
             raise RuntimeError(f"pytest ended with status {status}; the table is left as it was")

@@ -6,9 +6,20 @@ import sys
 import pytest
 
 from tests.families import FAMILIES
-from tests.family_matrix import CAPABILITIES, README, ROOT, Outcome, cell, committed, read_report, replaced, table
-
-START, END = "<!-- written by make matrix -->", "<!-- end of what make matrix writes -->"
+from tests.family_matrix import (
+    CAPABILITIES,
+    END,
+    README,
+    REPORT,
+    ROOT,
+    START,
+    Outcome,
+    cell,
+    committed,
+    read_report,
+    replaced,
+    table,
+)
 
 
 def outcome(result, test="test_a[x]", shown=(), family="llama", capability="sparse"):
@@ -62,9 +73,10 @@ def test_outcomes_are_read_from_the_run_itself(tmp_path):
         "@each\ndef test_that_shows_nothing(name):\n    pass\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    shows: what\n    gpu: device\n")
-    command = [sys.executable, "-m", "pytest", "-q", "--junitxml=report.xml", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *REPORT, "--junitxml=report.xml", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
+    assert "warning" not in done.stdout
     found = read_report((tmp_path / "report.xml").read_text())
     assert [(each.family, each.capability, each.test, each.result) for each in found] == [
         ("llama", "search", "test_a[llama]", "passed"),
