@@ -20,8 +20,8 @@ class Layout:
         family: its ``model_type``.
         hidden, head_dim: sizes of a token's vector and of one head.
         heads, kv_heads, channels: query heads, key-value heads and MLP channels of every layer.
-        unlike_llama: why a program that computes Llama does not compute this model; None where it does, but for what
-            the other attributes say.
+        unlike_llama: why a program that computes Llama does not compute this model or its twin; None where it does, but
+            for what the other attributes say.
         unnamed: the kinds of units, "heads" and "mlp", for whose number the config has no name.
         unsaid: those of them whose number is not the dense model's.
         biases: the linears of a layer that have a bias.
@@ -128,7 +128,7 @@ def _query_heads(group: Group, structure: Structure) -> int:
 
 
 def _unlike_llama(family: Family, rope: dict[str, Any]) -> str | None:
-    if not family.by_widths:
+    if not family.by_widths and not family.twin:
         own = [path for path in family.linears if path not in Family(()).linears]
         return f"a layer has {', '.join(own)}, which are none of Llama's linears"
     if family.unlike_llama is None and rope.get("partial_rotary_factor", 1) != 1:

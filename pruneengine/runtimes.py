@@ -68,6 +68,8 @@ def check_deci(layout: Layout) -> None:
         raise ValueError(f"DeciLM computes what Llama computes, which this does not: {layout.unlike_llama}")
     if layout.query_norms:
         raise ValueError("DeciLM has no norms of queries and keys")
+    if layout.rope == "longrope":
+        raise ValueError("rotary positions of type 'longrope' are not written: they read more of the config")
 
 
 def check_pad(layout: Layout) -> None:

@@ -67,7 +67,7 @@ def sync_config(model: nn.Module) -> None:
     for name, own in names.items():
         if own:
             setattr(config, own, max(layer[name] for layer in widths))
-    if family.by_widths or family.written_as:
+    if family.by_widths or not family.own_class:
         _set(config, "pruneengine_widths", widths if any(layer != widths[0] for layer in widths) else None)
     else:
         _set(config, "pruneengine_shapes", _unlike_config(model, structure, by_config_alone(model)))
@@ -112,7 +112,7 @@ def _unflagged_biases(model: nn.Module, structure: Structure) -> list[str]:
         for path in (family.attention_out, family.mlp_out)
         if layer.get_submodule(path).bias is not None and family.bias_flag(path)[0] is None
     ]
-    if not found or family.by_widths or family.written_as:
+    if not found or family.by_widths or not family.own_class:
         return found
     plain = by_config_alone(model).get_submodule(structure.layer_path(0))
     return [path for path in found if plain.get_submodule(path).bias is None]

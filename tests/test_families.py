@@ -143,7 +143,7 @@ def saved_and_reopened(model, tmp_path):
     again, info = opener.from_pretrained(saved.path, dtype="auto", output_loading_info=True, trust_remote_code=trust)
     assert not any(info.values()), info
     expected, found = logits(model, TOKENS), logits(again.eval(), TOKENS)
-    if find_groups(model).family.written_as:
+    if not find_groups(model).family.own_class:
         # Products of split matrices: the same sums in another order.
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     else:
@@ -297,7 +297,7 @@ def documented(family):
         name, value, reason = family.whole_heads
         heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
     missing = " or ".join(family.unnamed)
-    opens = f"plainly, as {family.written_as}" if family.written_as else "plainly"
+    opens = "plainly" if family.own_class else f"plainly, as {family.twin}"
     if missing:
         opens = f"modelling file: the config has no name for widths of {missing}"
     return f"| {', '.join(family.model_types)} | {heads} | {opens} |"

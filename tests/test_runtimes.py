@@ -7,7 +7,7 @@ import pytest
 from pruneengine.apply import compact
 from pruneengine.layout import layout_of
 from pruneengine.plan import make_plan
-from pruneengine.runtimes import gguf_architecture, runtimes
+from pruneengine.runtimes import check_deci, gguf_architecture, runtimes
 from pruneengine.score import score
 from pruneengine.structure import find_groups
 from tests.families import family_model
@@ -93,6 +93,11 @@ def test_what_computes_something_else_than_llama_is_told_so():
     for name in ("llama.cpp", "vLLM (DeciLM, trust_remote_code)"):
         assert not found[name].opens
         assert found[name].why.endswith(": its norms are others")
+
+
+def test_positions_that_deci_does_not_hold():
+    with pytest.raises(ValueError, match="'longrope' are not written"):
+        check_deci(replace(layout(), rope="longrope"))
 
 
 def test_several_mlps_in_a_layer_are_not_known(monkeypatch):

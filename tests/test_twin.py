@@ -1,4 +1,4 @@
-"""Baichuan, for which transformers has no class: written as the Llama that computes the same."""
+"""Twins with Llama's linears: Baichuan, for which transformers has no class, is saved as one, Phi-3 exported."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,17 @@ from torch import nn
 
 from pruneengine.apply import compact
 from pruneengine.checkpoint import save
+from pruneengine.compensate import compensate
 from pruneengine.export import export
+from pruneengine.export import run as exporting
 from pruneengine.loading import load_model
+from pruneengine.reload import ReloadError
+from pruneengine.sparse.plan import SparsePlan
 from pruneengine.structure import find_groups
-from pruneengine.twin import as_written
+from pruneengine.twin import as_written, with_llamas_linears
 from tests import modeling_baichuan
 from tests.families import family_model
+from tests.test_cli import TEXT, run
 from tests.test_families import TOKENS, pruned
 from tests.tiny import logits
 from tests.tiny_exports import byte_level_tokenizer
@@ -42,6 +47,39 @@ def test_the_twin_computes_the_same_and_leaves_the_model_alone():
 def test_other_families_are_written_as_they_are():
     model = family_model("phi3")
     assert as_written(model) is model
+    assert with_llamas_linears(model := family_model("granite")) is model
+
+
+@pytest.mark.parametrize("format", ["gguf", "deci"])
+def test_phi3_is_exported_as_a_mistral_with_its_window_and_new_biases(format, tmp_path):
+    model = family_model("phi3")
+    model.config.sliding_window = 8
+    plan = pruned(model, ("mlp",), ratio=0.3)
+    compact(model, plan, corrections=compensate(model, plan, TOKENS, "bias").corrections)
+    twin = with_llamas_linears(model)
+    assert (type(twin).__name__, twin.config.sliding_window) == ("MistralForCausalLM", 8)
+    assert twin.model.layers[0].mlp.down_proj.bias is not None
+    close(logits(twin, TOKENS), logits(model, TOKENS))
+    source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
+    made = export(source, tmp_path / "out", format)
+    assert "as a mistral, shared linears split: logits within" in made.written.verified[0]
+    assert len(made.written.verified) > 1
+    assert any("limited to the attention window of 8 tokens" in line for line in made.written.remarks)
+
+
+def test_a_wrong_twin_does_not_appear(tmp_path, monkeypatch):
+    source = save(family_model("phi3"), byte_level_tokenizer(), tmp_path / "ours", proof=False).path
+
+    def swapped(model):
+        mlp = (twin := with_llamas_linears(model)).model.layers[0].mlp
+        mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+        return twin
+
+    write, check, _ = exporting.FORMATS["deci"]
+    monkeypatch.setitem(exporting.FORMATS, "deci", (write, check, swapped))
+    with pytest.raises(ReloadError, match="as a mistral, shared linears split: logits differ"):
+        export(source, tmp_path / "out", "deci")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_tied_embeddings_stay_tied():
@@ -82,6 +120,25 @@ def test_a_checkpoint_with_remote_code_is_pruned_and_saved_without_it(remote, tm
     card = (saved.path / "README.md").read_text()
     assert "modeling_pruned.py" in card
     assert "written as its twin, a llama" in card
+
+
+def test_the_command_line_prunes_a_checkpoint_with_remote_code(remote, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    sizes = ("--nsamples", 4, "--seqlen", 16, "--eval-seqlen", 16, "--eval-windows", 2, "--no-proof")
+    text = ("--trust-remote-code", "--calibration", tmp_path / "text.txt", "--eval-text", tmp_path / "text.txt", *sizes)
+    done = run("prune", remote, "--sparsity", 0.5, *text, "--out", tmp_path / "sparse")
+    assert done.returncode == 0, done.stderr
+    plan = SparsePlan.load(tmp_path / "sparse" / "plan.json")
+    packed = plan.removed["model.layers.0.self_attn.W_pack"]
+    layer = load_model(tmp_path / "sparse")[0].model.layers[0].self_attn
+    assert sum(int((part.weight == 0).sum()) for part in (layer.q_proj, layer.k_proj, layer.v_proj)) == packed > 0
+    assert "exactly as planned in 15 of 15 matrices" in done.stdout
+    done = run("prune", remote, "--method", "vectorize", "--ratio", 0.3, *text, "--out", tmp_path / "narrow")
+    assert done.returncode == 0, done.stderr
+    assert load_model(tmp_path / "narrow")[0].config.num_attention_heads < 4
+    done = run("inspect", remote, "--trust-remote-code")
+    assert done.returncode == 0, done.stderr
+    assert "architecture llama" in done.stdout
 
 
 @pytest.mark.parametrize("format", ["gguf", "deci"])

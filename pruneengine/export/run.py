@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pruneengine.checkpoint import check_output, complete_or_nothing, share
 from pruneengine.export import deci, gguf_file, pad
+from pruneengine.export.compare import agree, fixed_tokens, logits
 from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
 from pruneengine.layout import Layout, layout_of
 from pruneengine.loading import load_model, load_skeleton
-from pruneengine.twin import as_written
+from pruneengine.twin import as_written, with_llamas_linears
 from pruneengine.validate import require_choice
 
-# format: (writes it, refuses what it cannot hold)
-FORMATS: dict[str, tuple[Callable[..., Written], Callable[[Layout], Any]]] = {
-    "gguf": (gguf_file.write, gguf_file.check),
-    "deci": (deci.write, deci.check),
-    "pad": (pad.write, pad.check),
+# format: (writes it, refuses what it cannot hold, the model or the twin of it that is written)
+FORMATS: dict[str, tuple[Callable[..., Written], Callable[[Layout], Any], Callable[[nn.Module], nn.Module]]] = {
+    "gguf": (gguf_file.write, gguf_file.check, with_llamas_linears),
+    "deci": (deci.write, deci.check, with_llamas_linears),
+    "pad": (pad.write, pad.check, as_written),
 }
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -61,17 +64,26 @@ def export(
     path = check_output(out, overwrite, mark=EXPORT_FILE)
     if path == Path(source).expanduser().resolve():
         raise ValueError(f"output folder {path} is the checkpoint itself; choose another")
-    write, check = FORMATS[format]
+    write, check, twin_of = FORMATS[format]
     layout = layout_of(load_skeleton(source, trust_remote_code))
     check(layout)
     model, tokenizer = load_model(source, dtype=_stored_dtype(source), trust_remote_code=trust_remote_code)
-    model = as_written(model)
+    twin = twin_of(model)
+    layout = layout_of(twin)
+    same = [_same(twin, model, layout)] if proof and twin is not model else []
     with complete_or_nothing(path) as folder:
-        written = write(model, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
+        written = write(twin, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
+        written = replace(written, verified=(*same, *written.verified))
         describe(folder, format, Path(source).name, path.name, written)
         share(folder)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Exported(path, format, size, written)
+
+
+def _same(twin: nn.Module, model: nn.Module, layout: Layout) -> str:
+    tokens = fixed_tokens(layout.window, twin.config.vocab_size)
+    what = f"as a {twin.config.model_type}, shared linears split"
+    return agree(what, logits(twin, tokens), logits(model, tokens), model.dtype)
 
 
 def _stored_dtype(source: str | Path) -> torch.dtype:

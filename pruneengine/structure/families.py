@@ -32,8 +32,8 @@ class Family:
         requires_modules: (path from the model, class, reason): models without such a module there are refused.
         unlike_llama: what its layers compute otherwise than Llama's although their linears are laid out as Llama's;
             None where the function is the same but for biases, norms of queries and keys, and a window.
-        written_as: the model type of its checkpoints where transformers has no class for its own: one with Llama's
-            linears that computes the same, so that splitting shared linears is all there is to do.
+        twin: a model type with Llama's linears that computes the same once shared linears are split; None without one.
+        own_class: transformers has a class for it; without, it is saved as its twin.
         auto_class: the class of transformers that opens such a checkpoint.
     """
 
@@ -60,7 +60,8 @@ class Family:
     requires: tuple[tuple[str, object, str], ...] = ()
     requires_modules: tuple[tuple[str, str, str], ...] = ()
     unlike_llama: str | None = None
-    written_as: str | None = None
+    twin: str | None = None
+    own_class: bool = True
     auto_class: str = "AutoModelForCausalLM"
 
     def bias_flag(self, linear: str) -> tuple[str | None, tuple[str, ...]]:
@@ -130,7 +131,8 @@ FAMILIES = (
             ("model.layers.0.self_attn.rotary_emb", "Module", f"Baichuan-13B {_ALIBI}"),
             ("lm_head", "Linear", "the head of Baichuan 2 normalises its weights"),
         ),
-        written_as="llama",
+        twin="llama",
+        own_class=False,
     ),
     Family(
         model_types=("phi",),
@@ -146,6 +148,7 @@ FAMILIES = (
         value="self_attn.qkv_proj",
         mlp_in=("mlp.gate_up_proj", "mlp.gate_up_proj"),
         counts=(("self_attn.num_key_value_heads", "kv_heads"), ("self_attn.config.num_attention_heads", "heads")),
+        twin="mistral",
     ),
     Family(
         model_types=("opt",),
