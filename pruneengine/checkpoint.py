@@ -82,16 +82,21 @@ def written_here(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any((folder / name).is_file() for name in files)
 
 
-def count_saved_zeros(folder: Path, modules: Iterable[str]) -> dict[str, int]:
-    """How many entries of the weight of each module are zero in the files of a checkpoint, by module path."""
+def count_saved_zeros(
+    folder: Path, modules: Iterable[str], parts: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, int]:
+    """How many entries of the weight of each module are zero in the files of a checkpoint, by module path.
+
+    ``parts`` names the modules that hold one in the checkpoint, where that is not itself.
+    """
     from safetensors import safe_open
 
-    wanted = {f"{module}.weight": module for module in modules}
+    wanted = {f"{part}.weight": module for module in modules for part in (parts or {}).get(module, (module,))}
     found: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in wanted.keys() & set(tensors.keys()):
-                found[wanted[name]] = int((tensors.get_tensor(name) == 0).sum())
+                found[wanted[name]] = found.get(wanted[name], 0) + int((tensors.get_tensor(name) == 0).sum())
     return found
 
 

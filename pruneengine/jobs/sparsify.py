@@ -34,6 +34,7 @@ from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 from pruneengine.statistics import Statistics
 from pruneengine.structure import find_groups, model_fingerprint
+from pruneengine.twin import written_linears
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
         remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
     )  # fmt: skip
     remove_partial(work)
-    zeros = ZeroCount.against(report.plan, count_saved_zeros(saved.path, report.plan.removed))
+    in_files = count_saved_zeros(saved.path, report.plan.removed, written_linears(structure))
+    zeros = ZeroCount.against(report.plan, in_files)
     numbers |= sparse_summary(report, zeros, dense, pruned, warnings)
     text = None
     if options.prompt:
