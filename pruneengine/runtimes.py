@@ -35,7 +35,7 @@ def gguf_architecture(layout: Layout) -> str:
         ValueError: none of them computes this model, with the reason.
     """
     if layout.unlike_llama:
-        raise ValueError(f"written are llama.cpp's llama and its like, which this is not: {layout.unlike_llama}")
+        raise ValueError(f"what is written is computed as a Llama, which this is not: {layout.unlike_llama}")
     if layout.activation != "silu":
         raise ValueError(f"llama.cpp has these architectures with the activation silu, not {layout.activation!r}")
     if layout.rope not in ("default", "linear", "llama3"):
@@ -65,7 +65,7 @@ def _heads_fill_hidden(layout: Layout) -> bool:
 def check_deci(layout: Layout) -> None:
     """ValueError if a DeciLM checkpoint with ``block_configs`` cannot hold this model, with the reason."""
     if layout.unlike_llama:
-        raise ValueError(f"DeciLM computes what Llama computes, which this does not: {layout.unlike_llama}")
+        raise ValueError(f"DeciLM is a Llama, which this is not: {layout.unlike_llama}")
     if layout.query_norms:
         raise ValueError("DeciLM has no norms of queries and keys")
     if layout.rope == "longrope":
@@ -139,4 +139,5 @@ def _pad(layout: Layout) -> Runtime:
         check_pad(layout)
     except ValueError as error:
         return Runtime(name, how, False, str(error))
-    return Runtime(name, how, True, "zeros up to the widest layer: the same function, larger; proved")
+    goal = "the unpruned model's width" if layout.unsaid else "the widest layer"
+    return Runtime(name, how, True, f"zeros up to {goal}: the same function, larger; proved")
