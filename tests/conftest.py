@@ -1,6 +1,7 @@
 """Shared by every test: Triton runs interpreted where there is no GPU, and tests that need one are skipped there.
 
 Fixtures of files import what they need themselves: most tests want neither a tokenizer nor a model.
+
 A test that shows a capability of a family (``@pytest.mark.shows("search")``, the family as its parameter ``name``) says
 both in its report, from which tests/family_matrix.py makes a table.
 """

@@ -19,10 +19,11 @@ from pruneengine.structure import find_groups
 from pruneengine.twin import as_written, with_llamas_linears
 from tests import modeling_baichuan
 from tests.families import family_model
-from tests.test_cli import TEXT, run
+from tests.test_cli import run
 from tests.test_families import TOKENS, pruned
 from tests.tiny import logits
 from tests.tiny_exports import byte_level_tokenizer
+from tests.tiny_folder import TEXT
 
 
 def close(actual, expected):
