@@ -15,6 +15,7 @@ from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, evaluation_windows, load_samples
 from pruneengine.engine import PruneReport, prune
 from pruneengine.evaluate import perplexity
+from pruneengine.experts import unfuse_experts
 from pruneengine.fusion import FUSIONS, HyWIA
 from pruneengine.loading import load_model as load
 from pruneengine.metrics import METRICS, metric
@@ -78,4 +79,5 @@ __all__ = [
     "search",
     "search_texts",
     "sparsify",
+    "unfuse_experts",
 ]

@@ -297,16 +297,20 @@ def _correct(linear: nn.Linear, correction: Correction) -> None:
 
 
 def _complete_biases(model: nn.Module, structure: Structure) -> None:
-    layers = model.get_submodule(structure.family.layers)
-    for path in (structure.family.attention_out, structure.family.mlp_out):
-        if not any(layer.get_submodule(path).bias is not None for layer in layers):
+    ends: dict[str, list[Group]] = {}
+    for group in structure.groups:
+        ends.setdefault(group.part, []).append(group)
+    for groups in ends.values():
+        if not any(get_linear(model, group.members[-1].module).bias is not None for group in groups):
             continue
-        flag, sharing = structure.family.bias_flag(path)
-        for linear in (layer.get_submodule(p) for layer in layers for p in sharing):
-            if linear.bias is None:
-                _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
-        if flag is not None:
-            setattr(text_config(model.config), flag, True)
+        for group in groups:
+            flag, sharing = structure.family.bias_flag(structure.within(group.members[-1].module))
+            layer = model.get_submodule(structure.layer_path(group.layer))
+            for linear in (layer.get_submodule(path) for path in sharing):
+                if linear.bias is None:
+                    _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
+            if flag is not None:
+                setattr(text_config(model.config), flag, True)
 
 
 def _as_tensor(units: tuple[int, ...]) -> Tensor:

@@ -19,11 +19,12 @@ from pruneengine.checkpoint_config import (
     checkpoint_config,
     loader_of,
 )
+from pruneengine.experts import plain_name
 from pruneengine.extras import needs
 from pruneengine.files import check_space, check_writable
 from pruneengine.model_card import model_card
 from pruneengine.reload import ReloadProof, prove_reload
-from pruneengine.structure import find_groups
+from pruneengine.structure import family_of, find_groups
 from pruneengine.twin import as_written
 from pruneengine.widths import layer_widths
 
@@ -91,7 +92,11 @@ def count_saved_zeros(
     """
     from safetensors import safe_open
 
-    wanted = {f"{part}.weight": module for module in modules for part in (parts or {}).get(module, (module,))}
+    family = family_of(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"), str(folder))
+    wanted = {}
+    for module in modules:
+        for part in (parts or {}).get(module, (module,)):
+            wanted |= dict.fromkeys((f"{part}.weight", plain_name(f"{part}.weight", family)), module)
     found: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -161,7 +166,7 @@ def save(
         texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")
     texts |= _checked_names(extra_files or {}, taken=texts)
     with complete_or_nothing(path) as folder:
-        write_weights(written, folder)
+        write_weights(written, folder, plain="auto_map" not in config)
         if getattr(model, "generation_config", None) is not None:
             # Not save_pretrained: it refuses sampling settings that many published models carry.
             model.generation_config.to_json_file(folder / "generation_config.json")
@@ -192,14 +197,24 @@ def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mappin
     return files
 
 
-def write_weights(model: nn.Module, folder: Path) -> None:
-    """Safetensors of a model's weights, tied ones once; OSError where they do not fit."""
+def write_weights(model: nn.Module, folder: Path, *, plain: bool = False) -> None:
+    """Safetensors of a model's weights, tied ones once; OSError where they do not fit.
+
+    Args:
+        model: whose weights they are.
+        folder: where they go.
+        plain: under the names that the family's models are published with, also where experts are unfused.
+    """
     with needs("hf"):
         from huggingface_hub import save_torch_state_dict
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     check_space(folder, size)
     tied = list(getattr(model, "_tied_weights_keys", None) or [])
-    save_torch_state_dict(model.state_dict(), folder, shared_tensors_to_discard=tied)
+    state = model.state_dict()
+    if plain:
+        family = find_groups(model).family
+        state = {plain_name(name, family): tensor for name, tensor in state.items()}
+    save_torch_state_dict(state, folder, shared_tensors_to_discard=tied)
 
 
 def share(folder: Path) -> None:

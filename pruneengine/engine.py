@@ -14,6 +14,7 @@ from pruneengine.calibrate import calibrate
 from pruneengine.compensate import Compensation, compensate
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, as_samples
+from pruneengine.experts import unfuse_experts
 from pruneengine.fusion import HyWIA
 from pruneengine.hywia_fit import Fit, fit
 from pruneengine.plan import Plan, make_plan
@@ -69,7 +70,7 @@ def prune(
     config = config or PruneConfig()
     clock = Stopwatch()
     with clock("structure"):
-        structure = find_groups(model)
+        structure = find_groups(unfuse_experts(model))
     if statistics is not None:
         statistics.check(model=model_fingerprint(model))
     report = decide(model, structure, batches, config, statistics=statistics, clock=clock)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint_config import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from pruneengine.experts import unfuse_experts
 from pruneengine.extras import needs
 from pruneengine.structure import auto_class
 
@@ -55,7 +56,7 @@ def load_model(
         model, tokenizer = _load_gguf(folder, gguf, dtype)
     else:
         model, tokenizer = _load_folder(folder, trust_remote_code, dtype)
-    return model.to(device).eval(), tokenizer
+    return unfuse_experts(model).to(device).eval(), tokenizer
 
 
 def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Module:
@@ -73,7 +74,7 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     kind = ConnectionError if folder is None else ValueError
     with _one_line(f"{source} gives no configuration", kind), torch.device("meta"):
         config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
-        return _opener(config.model_type).from_config(config, trust_remote_code=trust)
+        return unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
 
 
 def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:

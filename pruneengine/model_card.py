@@ -53,6 +53,8 @@ SIZE_NAMES = {
     "num_attention_heads": "attention heads a layer",
     "num_key_value_heads": "key-value heads a layer",
     "intermediate_size": "MLP channels a layer",
+    "num_experts": "experts a layer",
+    "moe_intermediate_size": "channels of an expert",
 }
 
 
@@ -82,6 +84,8 @@ def model_card(
     """
     sizes = ["| | before | after |", "|---|---:|---:|"] if dense_config else ["| | after |", "|---|---:|"]
     for key, name in SIZE_NAMES.items():
+        if key != "num_hidden_layers" and key not in widths[0]:
+            continue
         after = len(widths) if key == "num_hidden_layers" else _span([layer[key] for layer in widths])
         before = f" {dense_config.get(key, '')} |" if dense_config else ""
         sizes.append(f"| {name} |{before} {after} |")

@@ -89,7 +89,7 @@ class Plan:
         return self
 
     def _validate(self) -> None:
-        if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|mlp)", n)]:
+        if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
             raise ValueError(f"plan: {odd[0]!r} is no group's name")
         if self.shape not in SHAPES or not self.kinds or set(self.kinds) - set(KINDS):
             raise ValueError(f"plan: unknown shape {self.shape!r} or kinds {self.kinds}")

@@ -14,11 +14,13 @@ def uniform_counts(
     """The same count in every group of a kind: ``{group name: units to remove}``.
 
     The ratio of a kind is the mean of its groups'. Heads are rounded down (alone, to the nearest), and channels take
-    the multiple that brings the sum nearest to the budget, a parameter count.
+    the multiple that brings the sum nearest to the budget, a parameter count. Channels of experts and of an MLP beside
+    them have each a count of their own: they share the budget as the ratios do, and the last makes up for the others.
     """
     counts: dict[str, int] = {}
-    for kind in ("heads", "mlp"):
-        members = [g for g in groups if g.kind == kind]
+    parts = sorted(dict.fromkeys(g.part for g in groups if g.kind != "heads"), key=len)
+    for part in ("heads", *parts):
+        members = [g for g in groups if g.part == part]
         if not members:
             continue
         units = members[0].units
@@ -27,13 +29,14 @@ def uniform_counts(
                 f"shape 'uniform' needs layers of equal width, but {members[0].name} has {units} units and "
                 f"{next(g.name for g in members if g.units != units)} differs; use shape 'per-layer'"
             )
-        if kind == "heads":
+        if part == "heads":
             exact = sum(ratios[g.name] for g in members) / len(members) * units
             # Down, as in LLM-Pruner, where channels can make up for it: a head too many in every layer hurts far more.
             count = int(exact + 1e-9) if len(members) < len(groups) else round(exact)
         else:
             spent = sum(counts[g.name] * g.unit_params for g in groups if g.name in counts)
-            count = _to_multiple(units, (budget - spent) / sum(g.unit_params for g in members), multiple)
+            share = _share(members, [g for g in groups if g.part in parts and g.name not in counts], ratios)
+            count = _to_multiple(units, (budget - spent) * share / sum(g.unit_params for g in members), multiple)
         counts |= {g.name: max(0, min(count, units - 1)) for g in members}
     return counts
 
@@ -56,6 +59,12 @@ def spread_counts(
             exact = _scaled(members, exact, budget - spent)
         counts |= _largest_remainders(members, exact, multiple if kind == "mlp" else 1, scores)
     return counts
+
+
+def _share(some: Sequence[Group], groups: Sequence[Group], ratios: Mapping[str, float]) -> float:
+    """What some of the groups give of what all together give."""
+    total = sum(ratios[g.name] * g.params for g in groups)
+    return sum(ratios[g.name] * g.params for g in some) / total if total else len(some) / len(groups)
 
 
 def _to_multiple(units: int, removed: float, multiple: int) -> int:

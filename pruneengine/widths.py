@@ -8,22 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.structure import Structure, find_groups, text_config
+from pruneengine.experts import unfuse_experts
+from pruneengine.structure import Structure, find_groups, get_linear, text_config
 
 
 def layer_widths(structure: Structure) -> list[dict[str, int]]:
-    """Heads, key-value heads and MLP channels of every decoder layer, by their config names."""
+    """Heads, key-value heads and MLP channels of every decoder layer, by their config names.
+
+    Mixtures of experts have ``num_experts`` and ``moe_intermediate_size``, the channels of the widest, and
+    ``intermediate_size`` only for an MLP that all tokens share.
+    """
     by_name = structure.by_name
     widths = []
     for layer in range(structure.num_layers):
         kv_heads = by_name[f"layers.{layer}.heads"].units
-        widths.append(
-            {
-                "num_attention_heads": kv_heads * structure.queries_per_kv,
-                "num_key_value_heads": kv_heads,
-                "intermediate_size": by_name[f"layers.{layer}.mlp"].units,
-            }
-        )
+        of_layer = {"num_attention_heads": kv_heads * structure.queries_per_kv, "num_key_value_heads": kv_heads}
+        if f"layers.{layer}.mlp" in by_name:
+            of_layer["intermediate_size"] = by_name[f"layers.{layer}.mlp"].units
+        if experts := structure.experts(layer):
+            of_layer |= {"num_experts": len(experts), "moe_intermediate_size": max(e.units for e in experts)}
+        widths.append(of_layer)
     return widths
 
 
@@ -62,7 +66,9 @@ def sync_config(model: nn.Module) -> None:
     names = {
         "num_attention_heads": family.heads_name,
         "num_key_value_heads": family.kv_heads_name,
-        "intermediate_size": family.mlp_name,
+        "intermediate_size": family.mlp_name if family.mlp_out else None,
+        "num_experts": family.experts and family.experts.count_name,
+        "moe_intermediate_size": family.experts and family.experts.width_name,
     }
     for name, own in names.items():
         if own:
@@ -80,7 +86,7 @@ def by_config_alone(model: nn.Module) -> nn.Module:
     for name in ("pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"):
         text_config(config).__dict__.pop(name, None)
     with torch.device("meta"):
-        return type(model)(config)
+        return unfuse_experts(type(model)(config))
 
 
 def _unlike_config(model: nn.Module, structure: Structure, plain: nn.Module) -> list[dict[str, dict]] | None:
@@ -89,12 +95,13 @@ def _unlike_config(model: nn.Module, structure: Structure, plain: nn.Module) -> 
     if shapes == [_shapes(plain, structure, layer) for layer in range(structure.num_layers)]:
         return None
     counts = layer_counts(structure)
-    return [{"linears": shape, "counts": count} for shape, count in zip(shapes, counts, strict=True)]
+    return [shape | {"counts": count} for shape, count in zip(shapes, counts, strict=True)]
 
 
-def _shapes(model: nn.Module, structure: Structure, layer: int) -> dict[str, list[int]]:
-    module = model.get_submodule(structure.layer_path(layer))
-    return {path: list(module.get_submodule(path).weight.shape) for path in structure.family.linears}
+def _shapes(model: nn.Module, structure: Structure, layer: int) -> dict[str, Any]:
+    module, experts = model.get_submodule(structure.layer_path(layer)), structure.family.experts
+    shapes = {path: list(module.get_submodule(path).weight.shape) for path in structure.linears(layer)}
+    return {"linears": shapes} | ({"experts": len(module.get_submodule(experts.path))} if experts else {})
 
 
 def _set(config: Any, name: str, value: list | None) -> None:
@@ -106,12 +113,9 @@ def _set(config: Any, name: str, value: list | None) -> None:
 
 def _unflagged_biases(model: nn.Module, structure: Structure) -> list[str]:
     family = structure.family
-    layer = model.get_submodule(structure.layer_path(0))
-    found = [
-        path
-        for path in (family.attention_out, family.mlp_out)
-        if layer.get_submodule(path).bias is not None and family.bias_flag(path)[0] is None
-    ]
+    ends = [group.members[-1].module for group in structure.groups]
+    biased = dict.fromkeys(structure.within(path) for path in ends if get_linear(model, path).bias is not None)
+    found = [path for path in biased if family.bias_flag(path)[0] is None]
     if not found or family.by_widths or not family.own_class:
         return found
     plain = by_config_alone(model).get_submodule(structure.layer_path(0))

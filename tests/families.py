@@ -6,6 +6,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from pruneengine.experts import unfuse_experts
 from pruneengine.structure import auto_class
 from tests import modeling_baichuan
 
@@ -28,6 +29,10 @@ _CLIP = {
     "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16,
 }  # fmt: skip
 
+_QWEN2_MOE = {
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "num_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
 FAMILIES: dict[str, tuple[str, dict]] = {
     "llama": ("llama", _LLAMA),
     "granite": ("granite", _LLAMA | {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
@@ -40,6 +45,8 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "gemma3": ("gemma3_text", _LLAMA | _SLIDING | {"query_pre_attn_scalar": 16}),
     "llava": ("llava", {"text_config": _LLAMA | {"model_type": "llama"}, "vision_config": _CLIP, "image_token_id": 96}),
     "baichuan": ("baichuan", _MHA),
+    "mixtral": ("mixtral", _LLAMA | {"intermediate_size": 40, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("qwen2_moe", _LLAMA | _QWEN2_MOE),
     "phi": ("phi", _MHA),
     "phi3": ("phi3", _LLAMA),
     "opt": ("opt", _MHA | {"ffn_dim": 72, "word_embed_proj_dim": 48}),
@@ -61,5 +68,5 @@ def family_model(name: str, seed: int = 0) -> torch.nn.Module:
     model = getattr(transformers, auto_class(model_type)).from_config(AutoConfig.for_model(model_type, **options))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.dim() == 2 else 0.1))
-    return model.eval()
+            parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 0.1))
+    return unfuse_experts(model).eval()

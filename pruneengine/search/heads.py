@@ -72,7 +72,7 @@ def uniform_ratios(
 
 def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     heads, channels = (structure.of_kind({kind} & set(kinds)) for kind in ("heads", "mlp"))
-    for groups in (heads, channels):
-        if len(widths := sorted({g.units for g in groups})) > 1:
-            raise ValueError(f"layers of one width are needed, but {groups[0].kind} have {widths} units")
+    for part in dict.fromkeys(g.part for g in (*heads, *channels)):
+        if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
+            raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
     return heads, channels

@@ -184,8 +184,10 @@ def _collect(
 
 
 def _features(statistics: Statistics, settings: dict) -> Tensor:
-    """Mean hidden state of each sample at the last layer's MLP: ``[N, hidden]``."""
-    return statistics.get("sum", f"layers.{settings['layers'][-1]}.mlp_in") / statistics.tokens_per_sample
+    """Mean hidden state of each sample at the last layer's MLP, or its attention where that is all: ``[N, hidden]``."""
+    sites = [f"layers.{settings['layers'][-1]}.{name}" for name in ("mlp_in", "attn_in")]
+    site = next(site for site in sites if site in statistics.tensors["sum"])
+    return statistics.get("sum", site) / statistics.tokens_per_sample
 
 
 def _key(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pruneengine.calibrate import calibrate, check_tokens, check_weights
 from pruneengine.decoder import inference
+from pruneengine.experts import unfuse_experts
 from pruneengine.progress import Stopwatch, track
 from pruneengine.samples import Samples, as_samples
 from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
@@ -90,7 +91,7 @@ def sparsify(
     """
     clock = Stopwatch()
     with clock("structure"):
-        structure = find_groups(model)
+        structure = find_groups(unfuse_experts(model))
     if config is None:
         config = SparseConfig() if plan is None else _config_of(plan, find_matrices(model, structure))
     if statistics is not None:

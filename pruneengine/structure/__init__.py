@@ -3,7 +3,7 @@
 This is the only package that knows model families. Everything after it works on :class:`Structure`.
 """
 
-from pruneengine.structure.families import FAMILIES, Family, auto_class
+from pruneengine.structure.families import FAMILIES, Experts, Family, auto_class, family_of
 from pruneengine.structure.finder import find_groups, get_linear, text_config
 from pruneengine.structure.fingerprint import model_fingerprint
 from pruneengine.structure.values import KINDS, Group, Member, Site, Structure, distinct_linears, unit_slices
@@ -11,6 +11,7 @@ from pruneengine.structure.values import KINDS, Group, Member, Site, Structure, 
 __all__ = [
     "FAMILIES",
     "KINDS",
+    "Experts",
     "Family",
     "Group",
     "Member",
@@ -18,6 +19,7 @@ __all__ = [
     "Structure",
     "auto_class",
     "distinct_linears",
+    "family_of",
     "find_groups",
     "get_linear",
     "model_fingerprint",

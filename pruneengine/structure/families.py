@@ -6,6 +6,34 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Experts of a layer, of which a router chooses some for every token: each an MLP of Llama's layout.
+
+    Models of transformers keep them fused, until :func:`pruneengine.experts.unfuse_experts` has given each its own
+    linears.
+
+    Attributes:
+        width_name, count_name, chosen_name: what the config calls an expert's channels, the experts of a layer, and how
+            many of them a token gets.
+        saved: (pattern, replacement): names of tensors in a checkpoint that transformers opens plainly, from those of
+            the model.
+        path, router: the list of experts and their router, from a layer.
+        fused: where the dense model has the fused ones, from a layer.
+        mlp_in, mlp_out: linears of one expert.
+    """
+
+    width_name: str
+    count_name: str
+    saved: tuple[tuple[str, str], ...]
+    chosen_name: str = "num_experts_per_tok"
+    path: str = "mlp.expert"
+    router: str = "mlp.gate"
+    fused: str = "mlp.experts"
+    mlp_in: tuple[str, ...] = ("gate_proj", "up_proj")
+    mlp_out: str = "down_proj"
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture. Paths of linears are relative to one decoder layer.
 
@@ -14,7 +42,8 @@ class Family:
         layers, final_norm: paths from the model.
         query, key, value: the same path three times where one linear gives all three; see ``fused``.
         mlp_in: what reads the MLP's input; the same path twice where one linear gives gate and up, one behind the
-            other.
+            other. None where all channels belong to experts that a router chooses from.
+        experts: those, where a layer has any.
         fused: how the rows of a shared query, key and value linear are laid out: "stacked" (all queries, all keys, all
             values) or "interleaved" (for every key-value head its queries, its key, its value).
         bias_flags: (config flag, linears that it gives a bias).
@@ -45,7 +74,8 @@ class Family:
     value: str = "self_attn.v_proj"
     attention_out: str = "self_attn.o_proj"
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    mlp_out: str = "mlp.down_proj"
+    mlp_out: str | None = "mlp.down_proj"
+    experts: Experts | None = None
     fused: str = "stacked"
     bias_flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
     heads_name: str | None = "num_attention_heads"
@@ -77,14 +107,22 @@ class Family:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Paths of all linears of a layer, each once, in the order in which they are read."""
+        """Paths of a layer's linears but its experts', each once, in the order in which they are read."""
         paths = (self.query, self.key, self.value, self.attention_out, *self.mlp_in, self.mlp_out)
-        return tuple(dict.fromkeys(paths))
+        return tuple(path for path in dict.fromkeys(paths) if path)
+
+    def mlps(self, experts: int) -> tuple[tuple[str, tuple[str, ...], str], ...]:
+        """The MLPs of a layer with so many experts: where their names begin, what reads their input, and their end."""
+        found = [("", self.mlp_in, self.mlp_out)] if self.mlp_out else []
+        for index in range(experts):
+            of, at = self.experts, f"{self.experts.path}.{index}"
+            found.append((f"experts.{index}.", tuple(f"{at}.{path}" for path in of.mlp_in), f"{at}.{of.mlp_out}"))
+        return tuple(found)
 
     @property
     def by_widths(self) -> bool:
         """Whether the widths of a layer say all about it, as in Llama's layout."""
-        return self.linears == Family(()).linears
+        return self.experts is None and self.linears == Family(()).linears
 
 
 _ATTENTION_BIAS = ("attention_bias", (Family.query, Family.key, Family.value, Family.attention_out))
@@ -105,6 +143,32 @@ FAMILIES = (
         model_types=("granite",),
         bias_flags=(_ATTENTION_BIAS, _MLP_BIAS),
         unlike_llama="multipliers of its own scale embeddings, attention, residuals and logits",
+    ),
+    Family(
+        model_types=("mixtral",),
+        mlp_in=(),
+        mlp_out=None,
+        experts=Experts(
+            width_name="intermediate_size",
+            count_name="num_local_experts",
+            saved=(
+                (r"\.mlp\.gate\.", ".block_sparse_moe.gate."),
+                (r"\.mlp\.expert\.(\d+)\.gate_proj\.", r".block_sparse_moe.experts.\1.w1."),
+                (r"\.mlp\.expert\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
+                (r"\.mlp\.expert\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
+            ),
+        ),
+    ),
+    Family(
+        model_types=("qwen2_moe",),
+        mlp_in=("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        mlp_out="mlp.shared_expert.down_proj",
+        mlp_name="shared_expert_intermediate_size",
+        experts=Experts(
+            width_name="moe_intermediate_size",
+            count_name="num_experts",
+            saved=((r"\.mlp\.expert\.", ".mlp.experts."),),
+        ),
     ),
     Family(
         model_types=("smollm3",),

@@ -17,7 +17,8 @@ def find_groups(model: nn.Module) -> Structure:
     Works on the meta device and on models that were pruned before (widths are read from the weights).
 
     Raises:
-        ValueError: the architecture is unknown, or a part it should have is absent; the message names it.
+        ValueError: the architecture is unknown, or a part it should have is absent; the message names it. Or experts
+            are fused: :func:`pruneengine.experts.unfuse_experts` comes first.
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
@@ -36,10 +37,14 @@ def find_groups(model: nn.Module) -> Structure:
     sites: list[Site] = []
     for index, layer in enumerate(layers):
         prefix = f"{family.layers}.{index}"
-        linears = {path: _linear(layer, path, prefix) for path in family.linears}
+        mlps = family.mlps(_experts(layer, prefix, family))
+        paths = [*family.linears, *(path for _, ins, out in mlps for path in (*ins, out))]
+        linears = {path: _linear(layer, path, prefix) for path in dict.fromkeys(paths)}
         groups.append(_heads_group(index, prefix, linears, family, head_dim, reason is not None))
-        groups.append(_mlp_group(index, prefix, linears, family))
-        sites.extend(_sites(index, prefix, linears, family))
+        sites.extend(_attention_sites(index, prefix, linears, family))
+        for name, ins, out in mlps:
+            groups.append(_mlp_group(index, prefix, linears, name, ins, out))
+            sites.extend(_mlp_sites(index, prefix, linears, name, ins, out))
     return Structure(
         model_type=model_type,
         family=family,
@@ -89,6 +94,25 @@ def _linear(layer: nn.Module, path: str, where: str) -> nn.Linear:
     if not isinstance(module, nn.Linear):
         raise ValueError(f"{where}.{path}: expected torch.nn.Linear, found {type(module).__name__}")
     return module
+
+
+def _experts(layer: nn.Module, where: str, family: Family) -> int:
+    """How many experts a layer has, each with linears of its own."""
+    of = family.experts
+    if of is None:
+        return 0
+    if (fused := _found(layer, of.fused)) is not None and hasattr(fused, "gate_up_proj"):
+        raise ValueError(f"{where}.{of.fused}: the experts are fused; call pruneengine.unfuse_experts(model) first")
+    if _found(layer, of.path) is None:
+        raise ValueError(f"{where} has no experts: models of which only some layers have any are not supported")
+    return len(_module(layer, of.path, where))
+
+
+def _found(root: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _head_dim(config: Any, layers: nn.Module, family: Family) -> int:
@@ -142,17 +166,19 @@ def _starts(widths: Sequence[int], units: int, fused: str) -> list[range]:
     return found
 
 
-def _mlp_group(index: int, prefix: str, linears: dict[str, nn.Linear], family: Family) -> Group:
-    site, out_site = f"layers.{index}.mlp_in", f"layers.{index}.down_in"
-    channels, paths = linears[family.mlp_out].weight.shape[1], family.mlp_in
+def _mlp_group(
+    index: int, prefix: str, linears: dict[str, nn.Linear], name: str, paths: tuple[str, ...], out: str
+) -> Group:
+    site, out_site = f"layers.{index}.{name}mlp_in", f"layers.{index}.{name}down_in"
+    channels = linears[out].weight.shape[1]
     shared = len(set(paths)) < len(paths)
     starts = _starts([1] * len(paths), channels, "stacked") if shared else [None] * len(paths)
     members = (
         *(Member(f"{prefix}.{path}", 0, 1, site, each) for path, each in zip(paths, starts, strict=True)),
-        Member(f"{prefix}.{family.mlp_out}", 1, 1, out_site),
+        Member(f"{prefix}.{out}", 1, 1, out_site),
     )
     params = _unit_params(members, linears, prefix)
-    return Group(f"layers.{index}.mlp", "mlp", index, channels, params, 1, members)
+    return Group(f"layers.{index}.{name}mlp", "mlp", index, channels, params, 1, members)
 
 
 def _unit_params(members: Sequence[Member], linears: dict[str, nn.Linear], prefix: str) -> int:
@@ -164,13 +190,20 @@ def _unit_params(members: Sequence[Member], linears: dict[str, nn.Linear], prefi
     return total
 
 
-def _sites(index: int, prefix: str, linears: dict[str, nn.Linear], family: Family) -> Iterable[Site]:
-    readers = {
-        "attn_in": (family.query, family.key, family.value),
-        "o_in": (family.attention_out,),
-        "mlp_in": family.mlp_in,
-        "down_in": (family.mlp_out,),
-    }
+def _attention_sites(index: int, prefix: str, linears: dict[str, nn.Linear], family: Family) -> Iterable[Site]:
+    readers = {"attn_in": (family.query, family.key, family.value), "o_in": (family.attention_out,)}
+    return _sites(index, prefix, linears, readers)
+
+
+def _mlp_sites(
+    index: int, prefix: str, linears: dict[str, nn.Linear], name: str, paths: tuple[str, ...], out: str
+) -> Iterable[Site]:
+    return _sites(index, prefix, linears, {f"{name}mlp_in": paths, f"{name}down_in": (out,)})
+
+
+def _sites(
+    index: int, prefix: str, linears: dict[str, nn.Linear], readers: dict[str, tuple[str, ...]]
+) -> Iterable[Site]:
     for name, paths in readers.items():
         consumers = tuple(f"{prefix}.{path}" for path in dict.fromkeys(paths))
         yield Site(f"layers.{index}.{name}", consumers[0], consumers, linears[paths[0]].weight.shape[1])

@@ -70,6 +70,11 @@ class Group:
     def params(self) -> int:
         return self.units * self.unit_params
 
+    @property
+    def part(self) -> str:
+        """What groups of this sort are called in every layer: ``heads``, ``mlp`` or ``experts.mlp``."""
+        return ".".join(word for word in self.name.split(".")[2:] if not word.isdecimal())
+
     def __str__(self) -> str:
         what = {"heads": "KV groups", "mlp": "channels"}[self.kind]
         slices = ", ".join(
@@ -136,8 +141,21 @@ class Structure:
             return sum(self.layer_params)
         return sum(group.params for group in self.of_kind(kinds))
 
+    def experts(self, layer: int) -> tuple[Group, ...]:
+        """The channels of every expert that a layer's router chooses from."""
+        return tuple(g for g in self.groups if g.layer == layer and g.part == "experts.mlp")
+
     def layer_path(self, layer: int) -> str:
         return f"{self.family.layers}.{layer}"
+
+    def within(self, path: str) -> str:
+        """A module's path from its decoder layer."""
+        return path.removeprefix(f"{self.family.layers}.").partition(".")[2]
+
+    def linears(self, layer: int) -> tuple[str, ...]:
+        """Paths of all linears of a decoder layer, from that layer, in the order in which they are read."""
+        inside = (site for site in self.sites if site.name.startswith(f"layers.{layer}."))
+        return tuple(self.within(path) for site in inside for path in site.consumers)
 
     def part_path(self, out: str) -> str:
         """The module whose output is what the linear at ``out`` computes: attention, the MLP, or the linear alone."""

@@ -1,0 +1,39 @@
+"""Mixtures of experts: from one parameter for all experts of a layer to linears that each expert has of its own."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from pruneengine.extras import needs
+from pruneengine.structure import Family, family_of
+
+
+def unfuse_experts(model: nn.Module) -> nn.Module:
+    """Give every expert of a model its own linears, in place; a model without fused experts stays as it is.
+
+    The model computes the same: each expert sees the tokens that the router sends it, sample by sample as
+    ``[b, longest, H]`` with zeros behind the tokens of a sample that has fewer. So whatever is known of a linear
+    (groups, statistics, masks, adapters) holds for an expert's, and rows of zeros add nothing to any sum.
+
+    Memory: the model, and the experts of one layer once more.
+
+    Raises:
+        ValueError: a family that is not known.
+    """
+    family = family_of(getattr(model.config, "model_type", None), type(model).__name__)
+    if family.experts is None:
+        return model
+    with needs("hf"):
+        from pruneengine.modeling_pruned import unfuse
+    for layer in model.get_submodule(family.layers):
+        unfuse(layer)
+    return model
+
+
+def plain_name(tensor: str, family: Family) -> str:
+    """What a tensor of a model with unfused experts is called where such models are published."""
+    for pattern, replacement in family.experts.saved if family.experts else ():
+        tensor = re.sub(pattern, replacement, tensor)
+    return tensor
