@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pruneengine.score import Scores
 from pruneengine.structure import KINDS, Group, Structure
+from pruneengine.whole_experts import lowest_experts, spread_experts
 
 ALLOCATIONS = ("uniform", "global", "unstructured")
 PROTOCOLS = ("engine", "llm-pruner")
@@ -35,8 +36,9 @@ def allocate(
         scores: of its units.
         ratio: the target, in (0, 1).
         protocol: "engine" or "llm-pruner".
-        kinds: "heads", "mlp" and "layers". Whole layers together with widths share the target in half: the least
-            important layers up to half of it go, and the widths of the remaining layers make up the rest.
+        kinds: "heads", "mlp", "layers" and "experts". Whole layers together with other kinds share the target in half:
+            the least important layers up to half of it go, and what is left of the others makes up the rest. So do
+            whole experts together with widths.
         allocation: "uniform" gives every group the same ratio; "global" ranks all units by score per parameter;
             "unstructured" follows ``profile``.
         profile: the ratio of every group under another criterion, :func:`pruneengine.unstructured.sparsity_profile`;
@@ -44,10 +46,12 @@ def allocate(
         layers: the decoder layers that may be touched; all by default.
 
     Returns:
-        ``{group name: ratio}``, and ``{"layers.<i>": 1.0}`` for every decoder layer that goes as a whole.
+        ``{group name: ratio}``, ``{"layers.<i>": 1.0}`` for every decoder layer that goes as a whole, and
+        ``{"layers.<i>.experts": ratio}`` of its experts that do.
 
     Raises:
-        ValueError: the target is more than the chosen kinds and layers can give, or a profile is missing.
+        ValueError: the target is more than the chosen kinds and layers can give, a profile is missing, or experts are
+            asked of a model that has none.
     """
     if allocation not in ALLOCATIONS:
         raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
@@ -57,23 +61,41 @@ def allocate(
     if not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {kinds}")
     layers = layers if layers is not None else range(structure.num_layers)
+    if "experts" in kinds and not structure.experts_per_token:
+        raise ValueError(f"kinds name experts, and {structure.model_type} has none")
     groups = structure.of_kind(kinds, layers)
     if protocol == "llm-pruner":
         return {group.name: ratio for group in groups}
     budget = ratio * structure.prunable_params(kinds)
     ratios: dict[str, float] = {}
     if "layers" in kinds:
-        share = budget if not groups else budget / 2
+        share = budget / 2 if groups or "experts" in kinds else budget
         dropped = _lowest_layers(structure, scores, share, layers)
         budget -= sum(structure.layer_params[i] for i in dropped)
         ratios |= {f"layers.{i}": 1.0 for i in dropped}
         groups = tuple(g for g in groups if g.layer not in dropped)
+    spared: tuple[Group, ...] = ()
+    if "experts" in kinds:
+        share, left = budget / 2 if groups else budget, [i for i in layers if f"layers.{i}" not in ratios]
+        counts = spread_experts(structure, scores, share, left, even=allocation == "uniform")
+        lost = lowest_experts(structure, scores, counts)
+        budget -= sum(structure.expert_params[i][e] for i, gone in lost.items() for e in gone)
+        ratios |= {f"layers.{i}.experts": n / len(structure.expert_params[i]) for i, n in counts.items()}
+        names = {structure.experts(i)[e].name for i, gone in lost.items() for e in gone}
+        spared = tuple(g for g in groups if g.name in names)
+        groups = tuple(g for g in groups if g.name not in names)
     # One unit of every group must stay, and a whole layer can be off by half of one.
     available = sum((g.units - 1) * g.unit_params for g in groups)
     slack = max(structure.layer_params) / 2 if "layers" in kinds and not groups else 0
+    if "experts" in kinds and not groups:
+        # An even share takes one expert of every layer at a time.
+        step = max(map(max, structure.expert_params)) * (len(layers) if allocation == "uniform" else 1)
+        slack = max(slack, step / 2)
     if budget > available + slack:
         most = (ratio * structure.prunable_params(kinds) - budget + available) / structure.prunable_params(kinds)
         why = f" ({structure.undivided_heads})" if "heads" in kinds and structure.undivided_heads else ""
+        if "experts" in kinds:
+            why += f" (a token is sent to {structure.experts_per_token} experts, so as many stay in every layer)"
         raise ValueError(
             f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
             f"can give at most {most:.3f}{why}"
@@ -82,13 +104,17 @@ def allocate(
         return ratios
     if allocation == "uniform":
         even = budget / sum(g.params for g in groups)
-        return ratios | {group.name: even for group in groups}
-    if allocation == "unstructured":
+        found = {group.name: even for group in groups}
+    elif allocation == "unstructured":
         if missing := [g.name for g in groups if g.name not in (profile or {})]:
             raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
-        return ratios | scale_to_budget(groups, profile, budget)
-    densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
-    return ratios | rank_to_budget(groups, densities, budget)
+        found = scale_to_budget(groups, profile, budget)
+    else:
+        densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
+        found = rank_to_budget(groups, densities, budget)
+    # Experts that a plan of equal numbers keeps after all lose channels as the others do.
+    others = [found[g.name] for g in groups if g.part == "experts.mlp"] if spared else []
+    return ratios | found | {g.name: sum(others) / len(others) for g in spared}
 
 
 def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: range) -> list[int]:

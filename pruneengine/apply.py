@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.narrowing import drop_layers, narrow, replace, set_counts
+from pruneengine.experts import choose_among
+from pruneengine.narrowing import drop_experts, drop_layers, narrow, replace, set_counts
 from pruneengine.plan import Plan
 from pruneengine.structure import (
     Group,
@@ -84,6 +85,10 @@ def mask(
     with contextlib.ExitStack() as undo:
         undo.enter_context(skip(model, structure, chosen - set(plan.kept_layers)))
         undo.enter_context(gate(model, structure, gates, means=means))
+        for layer, kept in _fewer_experts(plan).items():
+            if layer in chosen:
+                router = f"{structure.layer_path(layer)}.{structure.family.experts.router}"
+                undo.enter_context(choose_among(model.get_submodule(router), kept))
         for linear, group, correction in targets:
             undo.enter_context(_corrected(linear, group, plan.keep[group.name], correction))
         yield model
@@ -194,6 +199,8 @@ def compact(
     for linear, _group, correction in targets:
         _correct(linear, correction)
     _complete_biases(model, structure)
+    for layer, kept in _fewer_experts(plan).items():
+        drop_experts(model, structure, layer, kept)
     if len(plan.kept_layers) < structure.num_layers:
         drop_layers(model, structure, plan.kept_layers)
     sync_config(model)
@@ -253,6 +260,11 @@ def stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
     """The groups that lose some of their units, and what they keep."""
     return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
+
+
+def _fewer_experts(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """The layers that lose whole experts, and which they keep."""
+    return {layer: plan.kept_experts(layer) for layer in sorted({int(n.split(".")[1]) for n in plan.lost_experts})}
 
 
 def _checked(

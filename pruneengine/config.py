@@ -21,6 +21,10 @@ from pruneengine.validate import from_known, require_choice, require_number, req
 RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
 
 
+# Kinds of units that go as a whole and leave no width behind.
+_WHOLE = frozenset({"layers", "experts"})
+
+
 @dataclass(frozen=True)
 class PruneConfig:
     """How to prune.
@@ -29,7 +33,7 @@ class PruneConfig:
         method: importance metric (:data:`pruneengine.metrics.METRICS`) or fused method ("hywia").
         ratio: in (0, 1): fraction of the prunable parameters of ``structure`` removed, over the whole model; under
             ``protocol="llm-pruner"`` the fraction inside each group of ``layers``.
-        structure: kinds of units: "heads" (KV groups), "mlp" (channels), "layers".
+        structure: kinds of units: "heads" (KV groups), "mlp" (channels), "layers", "experts".
         allocation: "uniform", "global" or "unstructured" (each group's ratio is what unstructured pruning by Wanda's
             score would take of it). shape: "uniform" (same widths in every layer; any loader opens the result)
             or "per-layer" (needs the modelling file that is saved with it). None: "uniform" unless ``layers`` or
@@ -43,7 +47,7 @@ class PruneConfig:
         nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling, of the random metric and of a fit.
         hywia_variant, hywia_temperature, hywia_blend: :class:`pruneengine.fusion.HyWIA`. Variant None is "c", which
-            measures best (README), or "b" where whole layers go, through which nothing can be fitted.
+            measures best (README), or "b" where whole layers or experts go, through which nothing can be fitted.
         hywia_steps, hywia_samples: of the fit of variant "c": steps, and calibration samples held out for it.
     """
 
@@ -89,9 +93,10 @@ class PruneConfig:
         check_choice(self.compensate, self.compensate_mode)
         if self.compensate == "none" and self.compensate_mode != PruneConfig.compensate_mode:
             raise ValueError(f"compensate_mode is {self.compensate_mode!r}, and compensate is 'none': it does nothing")
-        if self.compensates and set(self.structure) == {"layers"}:
+        if self.compensates and set(self.structure) <= _WHOLE:
+            whole = " and ".join(self.structure)
             raise ValueError(
-                f"compensate is {self.compensate!r}: whole layers leave no channel that could make up for them"
+                f"compensate is {self.compensate!r}: whole {whole} leave no channel that could make up for them"
             )
         for name in ("seqlen", "batch_size", "hywia_steps", "hywia_samples"):
             require_whole(name, getattr(self, name), 1, "a positive whole number")
@@ -106,8 +111,8 @@ class PruneConfig:
         if self.shape == "uniform" and self._widths_differ:
             cause = f"layers {self.layers[0]}:{self.layers[1]}" if self.layers else "protocol 'llm-pruner'"
             raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
-        if self.protocol == "llm-pruner" and "layers" in self.structure:
-            raise ValueError("protocol 'llm-pruner' prunes heads and mlp; structure must not name layers")
+        if self.protocol == "llm-pruner" and (whole := sorted(_WHOLE & set(self.structure))):
+            raise ValueError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole[-1]}")
         if self.protocol == "llm-pruner" and self.allocation == "unstructured":
             raise ValueError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
         if self.hywia_samples < 2:
@@ -127,9 +132,9 @@ class PruneConfig:
             )
         if self.hywia_variant == "c" and self.hywia_blend is not None:
             raise ValueError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
-        if self.holds_out and "layers" in self.structure:
+        if self.holds_out and (whole := sorted(_WHOLE & set(self.structure))):
             raise ValueError(
-                f"hywia variant 'c' is fitted through masks of heads and mlp; structure must not name layers, got "
+                f"hywia variant 'c' is fitted through masks of heads and mlp; structure must not name {whole[-1]}, got "
                 f"{','.join(self.structure)}"
             )
 
@@ -155,12 +160,12 @@ class PruneConfig:
     @property
     def reads_profile(self) -> bool:
         """Whether the allocation follows :func:`pruneengine.unstructured.sparsity_profile`."""
-        return self.allocation == "unstructured" and set(self.structure) != {"layers"}
+        return self.allocation == "unstructured" and not set(self.structure) <= _WHOLE
 
     @property
     def hywia(self) -> HyWIA:
         """How "hywia" blends."""
-        without_fit = self.hywia_blend is not None or "layers" in self.structure
+        without_fit = self.hywia_blend is not None or bool(_WHOLE & set(self.structure))
         variant = self.hywia_variant or ("b" if without_fit else "c")
         return HyWIA(variant, self.hywia_temperature, self.hywia_blend)
 

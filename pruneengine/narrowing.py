@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
+from pruneengine.extras import needs
 from pruneengine.structure import Group, Structure, distinct_linears, get_linear, text_config
 
 
@@ -49,6 +50,13 @@ def drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -
     for name in structure.family.layer_lists:
         if getattr(config, name, None):
             setattr(config, name, [getattr(config, name)[i] for i in kept])
+
+
+def drop_experts(model: nn.Module, structure: Structure, layer: int, kept: Sequence[int]) -> None:
+    """Leave these experts (ascending indices) of a layer, and their rows of its router."""
+    with needs("hf"):
+        from pruneengine.modeling_pruned import keep_experts
+    keep_experts(model.get_submodule(structure.layer_path(layer)), kept)
 
 
 def set_counts(model: nn.Module, structure: Structure, layers: Sequence[Mapping[str, int]]) -> None:

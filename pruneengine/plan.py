@@ -16,6 +16,7 @@ from pruneengine.files import write_atomically
 from pruneengine.rounding import spread_counts, uniform_counts
 from pruneengine.score import Scores
 from pruneengine.structure import KINDS, Group, Structure
+from pruneengine.whole_experts import lowest_experts, spare_experts
 
 SHAPES = ("uniform", "per-layer")
 _FORMAT = "pruneengine.plan/1"
@@ -26,7 +27,8 @@ class Plan:
     """What stays of a model.
 
     Attributes:
-        keep: ascending kept units per group name, for every group of the layers that stay.
+        keep: ascending kept units per group name, for every group of the layers that stay; an expert that is not
+            among them goes as a whole.
         kept_layers: ascending indices of the decoder layers that stay.
         shape: "uniform" (every layer has the same widths) or "per-layer".
         asked, reached: the ratio asked for and what the plan removes, as fractions of the prunable parameters of
@@ -78,7 +80,7 @@ class Plan:
             raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
 
     def check(self, structure: Structure) -> Plan:
-        """Refuse a plan that was made for another model."""
+        """Refuse a plan that was made for another model, or keeps fewer experts than a token is sent to."""
         units = {group.name: group.units for group in structure.groups}
         if (self.model_type, self.units) != (structure.model_type, units):
             differing = next((n for n in sorted(units | self.units) if units.get(n) != self.units.get(n)), "model_type")
@@ -86,7 +88,24 @@ class Plan:
                 f"the plan was made for another model: {differing} has {self.units.get(differing, self.model_type)} "
                 f"in the plan and {units.get(differing, structure.model_type)} in the model"
             )
+        for layer in self.kept_layers:
+            if len(self.kept_experts(layer)) < structure.experts_per_token:
+                raise ValueError(
+                    f"the plan keeps {len(self.kept_experts(layer))} experts of layer {layer}, and a token is sent to "
+                    f"{structure.experts_per_token}"
+                )
         return self
+
+    def kept_experts(self, layer: int) -> tuple[int, ...]:
+        """Ascending indices of a layer's experts that stay; none in a model without experts."""
+        begin = f"layers.{layer}.experts."
+        return tuple(sorted(int(name.split(".")[3]) for name in self.keep if name.startswith(begin)))
+
+    @property
+    def lost_experts(self) -> tuple[str, ...]:
+        """Group names of the experts that go from layers that stay."""
+        kept = set(self.kept_layers)
+        return tuple(n for n in self.units if int(n.split(".")[1]) in kept and ".experts." in n and n not in self.keep)
 
     def _validate(self) -> None:
         if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
@@ -109,7 +128,7 @@ class Plan:
         ):
             raise ValueError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
         expected = {name for name in self.units if int(name.split(".")[1]) in self.kept_layers}
-        if odd := expected ^ self.keep.keys():
+        if odd := (expected ^ self.keep.keys()) - set(self.lost_experts):
             raise ValueError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
         for name, kept in self.keep.items():
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.units[name]:
@@ -153,20 +172,23 @@ def make_plan(
         raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
     dropped = {i for i in range(structure.num_layers) if f"layers.{i}" in ratios}
     kept_layers = tuple(i for i in range(structure.num_layers) if i not in dropped)
-    groups = [g for g in structure.groups if g.layer not in dropped]
+    experts = _lost_experts(structure, scores, ratios, shape)
+    gone = {structure.experts(i)[e].name for i, lost in experts.items() for e in lost}
+    groups = [g for g in structure.groups if g.layer not in dropped and g.name not in gone]
     prunable = structure.prunable_params(kinds)
-    lost_layers = sum(structure.layer_params[i] for i in dropped)
+    lost = sum(structure.layer_params[i] for i in dropped)
+    lost += sum(structure.expert_params[i][e] for i, of_layer in experts.items() for e in of_layer)
     if protocol == "llm-pruner":
         counts = {g.name: _llm_pruner_count(g, ratios[g.name]) for g in groups if g.name in ratios}
     else:
         multiple = round_to or default_rounding(structure)
-        budget = ratio * prunable - lost_layers
+        budget = ratio * prunable - lost
         pruned = [g for g in groups if g.name in ratios]
         if shape == "uniform":
             counts = uniform_counts(pruned, ratios, budget, multiple)
         else:
             counts = spread_counts(pruned, ratios, budget, multiple, scores)
-    removed = lost_layers + sum(counts.get(g.name, 0) * g.unit_params for g in groups)
+    removed = lost + sum(counts.get(g.name, 0) * g.unit_params for g in groups)
     if removed == 0:
         raise ValueError(_nothing_to_remove(structure, kinds, ratio, round_to))
     return Plan(
@@ -181,6 +203,18 @@ def make_plan(
         units={g.name: g.units for g in structure.groups},
         keep={g.name: _keep(scores, g, counts.get(g.name, 0)) for g in groups},
     )
+
+
+def _lost_experts(
+    structure: Structure, scores: Scores, ratios: Mapping[str, float], shape: str
+) -> dict[int, tuple[int, ...]]:
+    """The experts of every layer that go: as many in each where the shape is uniform."""
+    wanted = {i: ratios.get(f"layers.{i}.experts") for i in range(structure.num_layers)}
+    counts = {i: round(of * len(structure.expert_params[i])) for i, of in wanted.items() if of is not None}
+    if shape == "uniform" and counts:
+        even = min(round(sum(counts.values()) / len(counts)), *(spare_experts(structure, i) for i in counts))
+        counts = dict.fromkeys(counts, even)
+    return lowest_experts(structure, scores, counts)
 
 
 def _value(value: Any) -> str:
@@ -218,6 +252,8 @@ def _nothing_to_remove(structure: Structure, kinds: tuple[str, ...], ratio: floa
     smallest = []
     if "layers" in kinds:
         smallest.append(f"one layer is {1 / structure.num_layers:.3f} of the layers")
+    if "experts" in kinds:
+        smallest.append(f"one expert of {len(structure.expert_params[0])} a layer is the least of those")
     for group in [g for g in structure.groups if g.layer == 0 and g.kind in kinds]:
         what = "KV group" if group.kind == "heads" else "channel"
         smallest.append(f"one {what} of {group.units} a layer is {1 / group.units:.3f} of the {group.kind}")

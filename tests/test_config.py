@@ -45,7 +45,7 @@ def test_llm_pruner_protects_the_first_four_and_last_two_layers():
         ({"ratio": 0.0}, r"ratio must lie in \(0, 1\), got 0\.0"),
         ({"ratio": float("nan")}, r"ratio must lie in \(0, 1\), got nan"),
         ({"method": "taylor"}, "unknown method 'taylor'; choose from random, magnitude_l1"),
-        ({"structure": ("mlp", "experts")}, "structure must be one or more of heads, mlp, layers"),
+        ({"structure": ("mlp", "neurons")}, "structure must be one or more of heads, mlp, layers"),
         ({"structure": ()}, "structure must be one or more"),
         ({"allocation": "owl"}, "unknown allocation 'owl'; choose from uniform, global"),
         ({"shape": "round"}, "unknown shape 'round'; choose from uniform, per-layer"),

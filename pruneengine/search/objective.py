@@ -154,6 +154,8 @@ class Objective:
         plan.check(self.structure)
         if len(plan.kept_layers) < self.structure.num_layers:
             raise ValueError("the plan drops whole layers; a search's objective masks heads and channels only")
+        if plan.lost_experts:
+            raise ValueError("the plan drops whole experts; a search's objective masks heads and channels only")
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

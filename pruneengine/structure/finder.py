@@ -35,6 +35,7 @@ def find_groups(model: nn.Module) -> Structure:
     reason = _heads_reason(family, text)
     groups: list[Group] = []
     sites: list[Site] = []
+    expert_params: list[tuple[int, ...]] = []
     for index, layer in enumerate(layers):
         prefix = f"{family.layers}.{index}"
         mlps = family.mlps(_experts(layer, prefix, family))
@@ -45,6 +46,7 @@ def find_groups(model: nn.Module) -> Structure:
         for name, ins, out in mlps:
             groups.append(_mlp_group(index, prefix, linears, name, ins, out))
             sites.extend(_mlp_sites(index, prefix, linears, name, ins, out))
+        expert_params.append(_expert_params(layer, family))
     return Structure(
         model_type=model_type,
         family=family,
@@ -55,6 +57,8 @@ def find_groups(model: nn.Module) -> Structure:
         layer_params=tuple(sum(p.numel() for p in layer.parameters()) for layer in layers),
         total_params=sum(p.numel() for p in model.parameters()),
         heads_reason=reason,
+        expert_params=tuple(expert_params),
+        experts_per_token=getattr(text, family.experts.chosen_name) if family.experts else 0,
     )
 
 
@@ -106,6 +110,15 @@ def _experts(layer: nn.Module, where: str, family: Family) -> int:
     if _found(layer, of.path) is None:
         raise ValueError(f"{where} has no experts: models of which only some layers have any are not supported")
     return len(_module(layer, of.path, where))
+
+
+def _expert_params(layer: nn.Module, family: Family) -> tuple[int, ...]:
+    """What goes with each expert of a layer, its row of the router included."""
+    if family.experts is None:
+        return ()
+    row = layer.get_submodule(family.experts.router).weight.shape[1]
+    experts = layer.get_submodule(family.experts.path)
+    return tuple(row + sum(p.numel() for p in expert.parameters()) for expert in experts)
 
 
 def _found(root: nn.Module, path: str) -> nn.Module | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruneengine.structure.families import Family
 
-KINDS = ("heads", "mlp", "layers")
+KINDS = ("heads", "mlp", "layers", "experts")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ class Structure:
 
     Attributes:
         heads_reason: why all heads of a layer are one unit, which no plan can remove; None where they go one by one.
+        expert_params: what goes with each expert of each layer, its row of the router included.
+        experts_per_token: how many of them a token is sent to, which is the least that a layer keeps.
     """
 
     model_type: str
@@ -110,6 +112,8 @@ class Structure:
     layer_params: tuple[int, ...]
     total_params: int
     heads_reason: str | None = None
+    expert_params: tuple[tuple[int, ...], ...] = ()
+    experts_per_token: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -133,12 +137,18 @@ class Structure:
 
     def scored(self, kinds: Iterable[str], layers: Iterable[int]) -> tuple[Group, ...]:
         """The groups whose scores a prune of these kinds and layers reads: all kinds where whole layers compete."""
+        if "experts" in kinds and "layers" not in kinds:
+            chosen = self.of_kind(kinds, layers)
+            return tuple(g for g in self.groups if g in chosen or (g.layer in layers and g.part == "experts.mlp"))
         return self.of_kind(("heads", "mlp") if "layers" in kinds else kinds, layers)
 
     def prunable_params(self, kinds: Iterable[str]) -> int:
         """The denominator of a ratio: parameters that removing every unit of these kinds would remove."""
         if "layers" in kinds:
             return sum(self.layer_params)
+        if "experts" in kinds:
+            others = sum(group.params for group in self.of_kind(kinds) if group.part != "experts.mlp")
+            return others + sum(map(sum, self.expert_params))
         return sum(group.params for group in self.of_kind(kinds))
 
     def experts(self, layer: int) -> tuple[Group, ...]:
