@@ -23,7 +23,7 @@ from pruneengine.samples import Samples, as_samples
 from pruneengine.statistics import QUANTITIES, Statistics, checked_subsets
 from pruneengine.structure import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
 
-ACTIVATIONS = frozenset({"sum", "squares"})
+ACTIVATIONS = frozenset({"sum", "squares", "tokens"})
 SIGNED = frozenset({"signed"})
 ELEMENTWISE = frozenset(QUANTITIES) - ACTIVATIONS - SIGNED
 
@@ -133,7 +133,9 @@ def _recording(
             prefixes = tuple(f"layers.{i}." for i in layers)
             for site in structure.sites:
                 if site.name.startswith(prefixes):
-                    hook = _activation_hook(recorder, site.name, wanted)
+                    # Sums over an expert's tokens mean nothing without their number.
+                    counted = ".experts." in site.name and bool(wanted & {"sum", "tokens"})
+                    hook = _activation_hook(recorder, site.name, wanted, counted)
                     hooks.enter_context(get_linear(model, site.module).register_forward_pre_hook(hook))
         if wanted & SIGNED:
             for member in distinct_linears(m for g in groups if g.layer in layers for m in g.members):
@@ -147,9 +149,12 @@ def _recording(
         yield
 
 
-def _activation_hook(recorder: Recorder, name: str, wanted: frozenset[str]):
+def _activation_hook(recorder: Recorder, name: str, wanted: frozenset[str], counted: bool):
     def hook(_module, args):
-        total, squares, _peak = ops.activation_stats(recorder.by_sample(args[0].detach()))
+        x = recorder.by_sample(args[0].detach())
+        total, squares, _peak = ops.activation_stats(x)
+        if counted:
+            recorder.write("tokens", name, x.any(-1).sum(1, keepdim=True).float())
         for quantity, values in (("sum", total), ("squares", squares)):
             if quantity in wanted:
                 recorder.write(quantity, name, values)

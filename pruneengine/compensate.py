@@ -136,7 +136,7 @@ def channel_means(structure: Structure, statistics: Statistics) -> dict[str, Ten
     sites = {group.name: group.members[-1].site for group in structure.groups}
     collected = statistics.tensors.get("sum", {})
     return {
-        name: statistics.mean("sum", site) / statistics.tokens_per_sample
+        name: statistics.mean("sum", site) / statistics.tokens(site)
         for name, site in sites.items()
         if site in collected
     }
@@ -202,6 +202,9 @@ class _Fits:
 
     def _add(self, sums: Moments, group: Group, x: Tensor) -> None:
         linear = get_linear(self.model, group.members[-1].module)
+        if group.part == "experts.mlp":
+            # Rows of zeros fill up samples that have fewer tokens; they are none.
+            x = x[x.any(-1)]
         kept, removed = _columns(group, self.plan, linear.weight.device)
         x_kept, x_removed = x[..., kept], x[..., removed]
         missing = nn.functional.linear(x_removed, linear.weight[:, removed])
@@ -228,9 +231,9 @@ class _Fits:
         before = after = held.error()
         linear, ridge = get_linear(self.model, path), None
         if self.how == "bias":
-            after = held.error(bias=train.missing / train.tokens)
+            after = held.error(bias=train.missing / max(1, train.tokens))
             both = train + held
-            self.corrections[path] = _with_bias(linear, both.missing / both.tokens)
+            self.corrections[path] = _with_bias(linear, both.missing / max(1, both.tokens))
         else:
             tried = {r: held.error(delta=self._solve(path, train, r)) for r in RIDGES}
             best = min(tried, key=tried.__getitem__)

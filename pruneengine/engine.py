@@ -14,7 +14,7 @@ from pruneengine.calibrate import calibrate
 from pruneengine.compensate import Compensation, compensate
 from pruneengine.config import PruneConfig
 from pruneengine.data import Samples, as_samples
-from pruneengine.experts import unfuse_experts
+from pruneengine.experts import idle_experts, idle_words, unfuse_experts
 from pruneengine.fusion import HyWIA
 from pruneengine.hywia_fit import Fit, fit
 from pruneengine.plan import Plan, make_plan
@@ -29,7 +29,8 @@ from pruneengine.unstructured import sparsity_profile
 class PruneReport:
     """What was done: the plan, what it was decided from, what makes up for removed units, and every stage's seconds.
 
-    ``fit`` is that of a fitted method; ``compensation`` is None until a model was compensated.
+    ``fit`` is that of a fitted method; ``compensation`` is None until a model was compensated; ``warnings`` say what
+    the calibration text leaves open.
     """
 
     config: PruneConfig
@@ -39,6 +40,7 @@ class PruneReport:
     seconds: dict[str, float]
     fit: Fit | None = None
     compensation: Compensation | None = None
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plan = self.plan
@@ -146,7 +148,9 @@ def decide(
         scores = _score(model, structure, statistics, config, fitted.options if fitted else config.hywia)
     with clock("plan"):
         plan = _plan(structure, scores, config, config.allocation, profile)
-    return PruneReport(config, plan, scores, statistics, clock.seconds, fitted)
+    idle = idle_experts(structure, statistics) if statistics is not None else ()
+    warnings = idle_words(idle, "by the statistics they are worth nothing, and they are the first to lose units")
+    return PruneReport(config, plan, scores, statistics, clock.seconds, fitted, warnings=warnings)
 
 
 def split_samples(samples: Samples, config: PruneConfig) -> tuple[Samples, Samples | None]:
@@ -173,7 +177,10 @@ def rehearse(structure: Structure, config: PruneConfig) -> None:
         ValueError: no legal width reaches the ratio, or the layers do not exist.
     """
     equal = {group.name: torch.ones(group.units) for group in structure.groups}
-    _plan(structure, Scores("equal", "sum", equal, torch.ones(structure.num_layers)), config, "uniform")
+    # A ranking takes experts one by one, an even share one of every layer.
+    ranks = "experts" in config.structure and config.allocation != "uniform"
+    scores = Scores("equal", "sum", equal, torch.ones(structure.num_layers))
+    _plan(structure, scores, config, "global" if ranks else "uniform")
 
 
 def _score(

@@ -40,13 +40,13 @@ class MemberView:
         return self.statistics.mean("squares", self.member.site).to(self.weight.device)
 
     def input_fluctuation(self) -> Tensor:
-        """Like :meth:`input_squares`, but of ``x`` less its mean over all tokens; float32 ``[C]``.
+        """Like :meth:`input_squares`, but of ``x`` less its mean over the tokens there; float32 ``[C]``.
 
         Divided by the tokens of a sample it is the variance over the calibration tokens (FLAP, An et al. 2024).
         """
         squares, total = (self.statistics.mean(q, self.member.site).double() for q in ("squares", "sum"))
         # The difference of two large numbers may end a hair below zero.
-        spread = (squares - total.square() / self.statistics.tokens_per_sample).clamp_min(0)
+        spread = (squares - total.square() / self.statistics.tokens(self.member.site)).clamp_min(0)
         return spread.float().to(self.weight.device)
 
 

@@ -24,6 +24,7 @@ from pruneengine.files import write_atomically
 QUANTITIES = {
     "sum": (True, "sum over tokens of x, per site channel"),
     "squares": (True, "sum over tokens of x^2, per site channel"),
+    "tokens": (True, "tokens that were sent to an expert, at its sites"),
     "signed": (True, "sum of W*G_n over each row (or column) of a member"),
     "fisher": (True, "sum of (W*G_n)^2 over each row (or column) of a member"),
     "abs_each": (True, "sum of |W*G_n| over each row (or column) of a member"),
@@ -85,6 +86,12 @@ class Statistics:
             tensor = _OF_ROWS[of](self.get(quantity, name))
             self._means[key] = tensor.mean(0) if QUANTITIES[quantity][0] else tensor
         return self._means[key]
+
+    def tokens(self, site: str) -> float:
+        """Mean number of tokens of a sample at a site: all, or those that an expert was sent (at least one in all)."""
+        if site not in self.tensors.get("tokens", {}):
+            return self.tokens_per_sample
+        return max(float(self.mean("tokens", site)), 1 / self.num_samples)
 
     def subset(self, samples: Sequence[int]) -> Statistics:
         """The statistics of some of the samples; quantities that are not additive are dropped."""

@@ -208,7 +208,7 @@ def test_the_whole_folder_and_the_proof(tokenizer, tmp_path):
 
 
 def test_a_wrong_checkpoint_never_appears(tmp_path, monkeypatch):
-    def write_other_weights(model, folder):
+    def write_other_weights(model, folder, **_options):
         wrong = tiny_model(seed=1)
         checkpoint_writer(prune_by_hand(wrong, EQUAL), folder)
 

@@ -50,7 +50,7 @@ def prune(
         str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...; sparse: wanda, magnitude, sparsegpt.")
     ] = None,
     ratio: Ratio = None,
-    structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers.")] = None,
+    structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers,experts.")] = None,
     allocation: Annotated[
         str | None,
         typer.Option(help="uniform, global or unstructured; sparse: uniform, global, er, er-plus, owl, dsa, ..."),

@@ -14,15 +14,21 @@ from pruneengine.engine import PruneReport
 from pruneengine.jobs.prune import JobResult
 from pruneengine.predict import Prediction
 from pruneengine.recovery import RecoverReport
-from pruneengine.report.values import Measures
+from pruneengine.report.values import Measures, plan_columns
 from pruneengine.report.words import duration, size
 from pruneengine.runtimes import Runtime
-from pruneengine.structure import Structure
+from pruneengine.structure import Group, Structure
+
+PARTS = {
+    "heads": "KV groups", "mlp": "channels", "experts": "experts", "experts.mlp": "channels of experts",
+}  # fmt: skip
 
 
 def show_structure(console: Console, source: str, structure: Structure, round_to: int) -> None:
     """Groups, legal widths and the ratios they give, and what each uniform width leaves of the model."""
-    heads, channels = structure.of_kind(("heads",)), structure.of_kind(("mlp",))
+    parts: dict[str, list[Group]] = {}
+    for group in structure.groups:
+        parts.setdefault(group.part, []).append(group)
     table = Table(
         title=f"{source}: {structure.model_type}, {structure.total_params:,} parameters", title_justify="left"
     )
@@ -30,7 +36,8 @@ def show_structure(console: Console, source: str, structure: Structure, round_to
         table.add_column(column)
     total = structure.total_params
     layers = structure.num_layers
-    for kind, groups, step in (("heads", heads, 1), ("mlp", channels, round_to)):
+    for kind, groups in parts.items():
+        step = 1 if kind == "heads" else round_to
         units = sorted({g.units for g in groups})
         table.add_row(
             kind,
@@ -41,6 +48,13 @@ def show_structure(console: Console, source: str, structure: Structure, round_to
             if kind == "heads" and units[0] <= 8
             else f"steps of {step / units[0]:.4f} (widths in multiples of {step})",
         )
+    if structure.experts_per_token:
+        sizes = [params for of_layer in structure.expert_params for params in of_layer]
+        counts = sorted({len(of_layer) for of_layer in structure.expert_params})
+        table.add_row(
+            "experts", _span(counts), _span(sorted(set(sizes))), f"{sum(sizes) / total:.1%}",
+            f"steps of {1 / counts[0]:.4f} ({structure.experts_per_token} of a layer stay)",
+        )  # fmt: skip
     table.add_row(
         "layers", f"{layers} in all", _span(sorted(set(structure.layer_params))),
         f"{sum(structure.layer_params) / total:.1%}", f"steps of {1 / layers:.4f}",
@@ -89,18 +103,15 @@ def show_plan(console: Console, report: PruneReport) -> None:
     """Kept units of every layer."""
     plan = report.plan
     table = Table(title="plan", title_justify="left")
-    for column in ("layer", "KV groups", "channels"):
+    columns = {PARTS[part]: of for part, of in plan_columns(plan).items()}
+    for column in ("layer", *columns):
         table.add_column(column, justify="right")
-    for layer in range(len({name.split(".")[1] for name in plan.units})):
+    for layer in range(len(next(iter(columns.values()))["units"])):
         if layer not in plan.kept_layers:
-            table.add_row(str(layer), "removed", "removed")
+            table.add_row(str(layer), *["removed"] * len(columns))
             continue
-        cells = []
-        for kind in ("heads", "mlp"):
-            name = f"layers.{layer}.{kind}"
-            kept, units = len(plan.keep[name]), plan.units[name]
-            cells.append(f"{kept} of {units}" if kept < units else str(units))
-        table.add_row(str(layer), *cells)
+        pairs = ((of["kept"][layer], of["units"][layer]) for of in columns.values())
+        table.add_row(str(layer), *(f"{kept} of {units}" if kept < units else str(units) for kept, units in pairs))
     console.print(table)
     show_target(console, report)
 

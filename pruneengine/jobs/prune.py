@@ -101,6 +101,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             counted, _ = split_samples(calibration, config)
             statistics = _complete(held, model, structure, counted, config, options.statistics)
     report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
+    warnings += report.warnings
     yardstick = Yardstick(evaluation, options.dtype, options.device)
     if options.out is None:
         return JobResult(structure, report, yardstick.measure(model), warnings=warnings, seconds=clock.seconds)

@@ -9,6 +9,7 @@ from pruneengine.report.figures import lines, loss_curves
 from pruneengine.report.page import Fact, Figure, Section, Table
 from pruneengine.report.plan_section import KINDS
 from pruneengine.report.words import NOTHING, count, number, percent
+from pruneengine.structure import part_of
 
 _DONE = {"bias": "got a bias", "least-squares": "were refitted"}
 
@@ -40,7 +41,7 @@ def compensation_section(values: Mapping[str, Any]) -> Section:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    return row["group"].split(".")[2]
+    return part_of(row["group"])[1]
 
 
 def _mean(rows: Any, side: str) -> float | None:
@@ -52,7 +53,7 @@ def _errors(rows: Any, kind: str) -> Figure:
     label = KINDS.get(kind, kind)
     own = [row for row in rows if _kind(row) == kind]
     series = {
-        side: [(int(row["group"].split(".")[1]), row[side]) for row in own if row[side] is not None]
+        side: [(part_of(row["group"])[0], row[side]) for row in own if row[side] is not None]
         for side in ("before", "after")
     }
     caption = f"{label}: relative squared error of a layer's output, before and after."

@@ -9,7 +9,10 @@ from pruneengine.report.figures import plan_picture
 from pruneengine.report.page import Figure, Section
 from pruneengine.report.words import count, percent
 
-KINDS = {"heads": "KV groups", "mlp": "MLP channels", "layers": "layers"}
+KINDS = {
+    "heads": "KV groups", "mlp": "MLP channels", "layers": "layers",
+    "experts": "experts", "experts.mlp": "channels of experts",
+}  # fmt: skip
 
 
 def plan_section(values: Mapping[str, Any]) -> Section:

@@ -17,6 +17,7 @@ from pruneengine.report.page import Fact, Figure, Page, Section
 from pruneengine.report.parts import Row, before_and_after, times
 from pruneengine.report.plan_section import KINDS, plan_section
 from pruneengine.report.words import change, count, number, percent, short_count, signed, size
+from pruneengine.structure import part_of
 
 SMOKE_TEXT = (
     "builtin text is for smoke tests (Python's own documentation); report results on wikitext2, c4 or ptb instead"
@@ -128,9 +129,9 @@ def _blend(values: Mapping[str, Any]) -> Section:
     ):
         series: dict[str, list[tuple[int, float]]] = {}
         for row in rows:
-            _, layer, kind = row["group"].split(".")
+            layer, part = part_of(row["group"])
             if row[key] is not None:
-                series.setdefault(KINDS.get(kind, kind), []).append((int(layer), row[key]))
+                series.setdefault(KINDS.get(part, part), []).append((layer, row[key]))
         figures.append(Figure(lines(series, "layer", label), caption, f"{caption} One line a kind, over the layers."))
     return Section("How the scores were blended", figures=tuple(figures))
 

@@ -19,6 +19,7 @@ from pruneengine.evaluate import PerplexityResult, SpeedResult, paired_differenc
 from pruneengine.plan import Plan
 from pruneengine.report.figures import CELLS
 from pruneengine.score import Scores
+from pruneengine.structure import part_of
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,29 @@ def hashes(report: PruneReport, evaluation: PerplexityResult | None = None) -> d
 
 
 def plan_columns(plan: Plan) -> dict[str, dict[str, list[Any]]]:
-    """``{kind: {"units", "kept"}}``, an entry a layer, and ``"which"``, units as 1 (kept) and 0, where they are few."""
+    """``{kind: {"units", "kept"}}``, an entry a layer, and ``"which"``, units as 1 (kept) and 0, where they are few.
+
+    Of experts: the channels of a layer's experts together, and which experts stay.
+    """
     columns: dict[str, dict[str, list[Any]]] = {}
+    experts: dict[int, list[str]] = {}
     for name, units in plan.units.items():
-        kept = plan.keep.get(name, ())
-        column = columns.setdefault(name.split(".")[2], {"units": [], "kept": [], "which": []})
+        (layer, part), kept = part_of(name), plan.keep.get(name, ())
+        column = columns.setdefault(part, {"units": [], "kept": [], "which": []})
+        if part == "experts.mlp":
+            experts.setdefault(layer, []).append("01"[name in plan.keep])
+            if len(experts[layer]) > 1:
+                column["units"][-1] += units
+                column["kept"][-1] += len(kept)
+                continue
         column["units"].append(units)
         column["kept"].append(len(kept))
-        stays = set(kept)
-        column["which"].append("".join("01"[unit in stays] for unit in range(units)) if units <= CELLS else "")
+        stays, few = set(kept), units <= CELLS and part != "experts.mlp"
+        column["which"].append("".join("01"[unit in stays] for unit in range(units)) if few else "")
+    if plan.lost_experts:
+        which = ["".join(marks) for marks in experts.values()]
+        counts = {"units": [*map(len, which)], "kept": [marks.count("1") for marks in which]}
+        columns["experts"] = counts | {"which": which}
     return {kind: _without_marks(column) for kind, column in columns.items()}
 
 
@@ -114,10 +129,10 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
     """Least, quartiles and most of every group's scores."""
     rows = []
     for name, values in scores.groups.items():
-        _, layer, kind = name.split(".")
+        layer, kind = part_of(name)
         spread = torch.quantile(values.double().cpu(), torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
         named = dict(zip(("least", "quartile", "median", "third quartile", "most"), spread, strict=True))
-        rows.append({"kind": kind, "layer": int(layer)} | named)
+        rows.append({"kind": kind, "layer": layer} | named)
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruneengine.calibrate import calibrate, check_tokens, check_weights
 from pruneengine.decoder import inference
-from pruneengine.experts import unfuse_experts
+from pruneengine.experts import idle_experts, idle_words, unfuse_experts
 from pruneengine.progress import Stopwatch, track
 from pruneengine.samples import Samples, as_samples
 from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
@@ -25,7 +25,7 @@ from pruneengine.sparse.partial import PartialPrune
 from pruneengine.sparse.passes import prune_layers
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
-from pruneengine.sparse.pruners import make_pruner
+from pruneengine.sparse.pruners import IDLE, make_pruner
 from pruneengine.sparse.zeros import count_zeros
 from pruneengine.statistics import Statistics
 from pruneengine.structure import Structure, find_groups, model_fingerprint
@@ -165,6 +165,8 @@ def carry_out(
             pieces = [*samples.batches(config.batch_size)]
             partial = None if work is None else PartialPrune(work, _job(model, samples, config, plan))
             warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method, partial)
+    if report.statistics is not None and _reads_dense_norms(config):
+        warnings = idle_words(idle_experts(structure, report.statistics), IDLE)
     if config.compared == "layer":
         plan = replace(plan, removed=count_zeros(model, plan).zeros)
     return replace(report, plan=plan, warnings=report.warnings + warnings)

@@ -61,6 +61,11 @@ def checked_norm(squares: Tensor, module: str) -> Tensor:
     return squares.sqrt()
 
 
+def idle(site: str, squares: Tensor) -> bool:
+    """Whether a site is that of an expert that no token was sent to; ``squares`` or norms of what entered: ``[C]``."""
+    return ".experts." in site and not bool(squares.any())
+
+
 def _not_finite(module: str) -> str:
     return (
         f"what enters {module} is not finite: activations hold NaN or infinity (load the model in bfloat16 or float32)"

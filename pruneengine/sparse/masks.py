@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.apply import zero_of_groups, zero_weights
+from pruneengine.sparse.inputs import idle
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan
@@ -40,6 +41,9 @@ def zero_smallest(
         torch.ones(matrix.columns, device=linear.weight.device) if norms is None else norms[matrix.site]
         for matrix, linear in zip(matrices, linears, strict=True)
     ]
+    if compare != "layer":
+        # All scores would be zero, and no weight better than another.
+        used = [torch.ones_like(norm) if idle(m.site, norm) else norm for m, norm in zip(matrices, used, strict=True)]
     if pattern.grouped:
         for matrix, linear, norm in zip(matrices, linears, used, strict=True):
             kept = plan.kept_of_group(matrix.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.apply import set_weight
+from pruneengine.experts import idle_words
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.inputs import Hessian, SquareSums
+from pruneengine.sparse.inputs import Hessian, SquareSums, idle
 from pruneengine.sparse.masks import zero_smallest
 from pruneengine.sparse.matrices import Matrix, of_sites
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.sparse.sparsegpt import Share, inverse_factor, prune_columns
 from pruneengine.structure import get_linear
+
+IDLE = "its weights go by magnitude alone"
 
 
 class Pruner(Protocol):
@@ -48,6 +51,7 @@ class Wanda:
 
     def prune(self, matrices: Sequence[Matrix], sums: Mapping[str, SquareSums]) -> None:
         norms = {matrix.site: sums[matrix.site].norm(matrix.name) for matrix in matrices}
+        warn_of_idle(self.warnings, [site for site, norm in norms.items() if idle(site, norm)])
         zero_smallest(self._model, self._plan, matrices, self._compare, norms)
 
 
@@ -70,6 +74,11 @@ class SparseGPT:
         names = ", ".join(matrix.name for matrix in matrices)
         sums = hessian.matrix(names)
         dead = sums.diagonal() == 0
+        if idle(matrices[0].site, sums.diagonal()):
+            # Of all inputs alike: the smallest weights go, and no other makes up for them.
+            dead = torch.zeros_like(dead)
+            sums.diagonal().fill_(1)
+            warn_of_idle(self.warnings, [matrices[0].site])
         sums.diagonal().masked_fill_(dead, 1)
         factor = self._factor(sums, names)
         linears = [get_linear(self._model, matrix.name) for matrix in matrices]
@@ -96,6 +105,14 @@ class SparseGPT:
 
     def _kept(self, matrix: Matrix) -> int | None:
         return None if self._m is None else self._plan.kept_of_group(matrix.name)
+
+
+def warn_of_idle(warnings: list[str], sites: Iterable[str]) -> None:
+    """Add one warning for every expert of these sites."""
+    for site in sites:
+        (words,) = idle_words([site.rpartition(".")[0]], IDLE)
+        if words not in warnings:
+            warnings.append(words)
 
 
 def make_pruner(model: nn.Module, plan: SparsePlan, config: SparseConfig) -> Pruner:

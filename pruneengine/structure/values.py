@@ -73,7 +73,7 @@ class Group:
     @property
     def part(self) -> str:
         """What groups of this sort are called in every layer: ``heads``, ``mlp`` or ``experts.mlp``."""
-        return ".".join(word for word in self.name.split(".")[2:] if not word.isdecimal())
+        return part_of(self.name)[1]
 
     def __str__(self) -> str:
         what = {"heads": "KV groups", "mlp": "channels"}[self.kind]
@@ -171,6 +171,12 @@ class Structure:
         """The module whose output is what the linear at ``out`` computes: attention, the MLP, or the linear alone."""
         parent, family = out.rpartition(".")[0], self.family
         return out if family.parts_add_residual or parent.rpartition(".")[0] == family.layers else parent
+
+
+def part_of(group: str) -> tuple[int, str]:
+    """The layer in a group's name, and what its groups of this sort are called in every layer."""
+    _, layer, *words = group.split(".")
+    return int(layer), ".".join(word for word in words if not word.isdecimal())
 
 
 def unit_slices(units: Tensor, width: int) -> Tensor:
