@@ -33,6 +33,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2MoeForCausalLM,
     Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
     SmolLM3ForCausalLM,
 )
 
@@ -222,6 +223,10 @@ class PrunedQwen2MoeForCausalLM(PerLayer, Qwen2MoeForCausalLM):
 
 class PrunedQwen3ForCausalLM(PerLayer, Qwen3ForCausalLM):
     pass
+
+
+class PrunedQwen3MoeForCausalLM(PerLayer, Qwen3MoeForCausalLM):
+    has_experts = True
 
 
 class PrunedGemmaForCausalLM(PerLayer, GemmaForCausalLM):

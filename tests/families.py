@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "baichuan": ("baichuan", _MHA),
     "mixtral": ("mixtral", _LLAMA | {"intermediate_size": 40, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": ("qwen2_moe", _LLAMA | _QWEN2_MOE),
+    "qwen3_moe": ("qwen3_moe", _LLAMA | _QWEN2_MOE | {"norm_topk_prob": True}),
     "phi": ("phi", _MHA),
     "phi3": ("phi3", _LLAMA),
     "opt": ("opt", _MHA | {"ffn_dim": 72, "word_embed_proj_dim": 48}),

@@ -16,6 +16,7 @@ from pruneengine.compensate import bias_corrections, channel_means
 from pruneengine.config import PruneConfig
 from pruneengine.experts import unfuse_experts
 from pruneengine.plan import Plan, make_plan
+from pruneengine.recovery import RecoverConfig
 from pruneengine.report.values import plan_columns
 from pruneengine.samples import Samples
 from pruneengine.score import score
@@ -26,7 +27,7 @@ from tests.families import FAMILIES, family_model
 from tests.tiny import logits, tiny_tokens
 
 TOKENS = tiny_tokens(4, 12)
-MIXTURES = ("mixtral", "qwen2_moe")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 each_mixture = pytest.mark.parametrize("name", MIXTURES)
 
 
@@ -284,3 +285,21 @@ def test_plans_of_experts_are_shown_layer_by_layer():
     assert columns["experts"] == {"units": [4, 4, 4], "kept": [2, 4, 3], "which": ["1001", "1111", "1110"]}
     assert columns["experts.mlp"] == {"units": [96, 96, 96], "kept": [48, 96, 72]}
     assert list(columns) == ["heads", "mlp", "experts.mlp", "experts"]
+
+
+@each_mixture
+def test_recovery_trains_experts(name, tmp_path):
+    pytest.importorskip("peft")
+    model = family_model(name)
+    compact(model, plan_of(model, 0.4, ("experts", "mlp")))
+    shapes = {path: parameter.shape for path, parameter in model.named_parameters()}
+    before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
+    config = RecoverConfig(lora_r=2, max_steps=3, lr=1e-2, batch=2, micro_batch=2, warmup=0, val_rows=0)
+    report = pruneengine.recover(model, None, config, data=tiny_tokens(12, 16), work_dir=tmp_path)
+    assert report.steps == 3
+    assert {path: parameter.shape for path, parameter in model.named_parameters()} == shapes
+    changed = {path for path, parameter in model.named_parameters() if not torch.equal(parameter, before[path])}
+    assert "model.layers.1.mlp.expert.0.down_proj.weight" in changed
+    assert not any(".mlp.gate." in path for path in changed)
+    assert model.config.model_type == name
+    assert logits(model, TOKENS).isfinite().all()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -54,11 +55,12 @@ def attach(model: nn.Module, config: RecoverConfig) -> Any:
         from peft import LoraConfig, get_peft_model
     if hasattr(model, "peft_config"):
         raise ValueError(f"{type(model).__name__} carries adapters already; merge or unload them first")
+    structure = find_groups(model)
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
-        target_modules=find_targets(find_groups(model), config.targets), task_type="CAUSAL_LM",
+        target_modules=find_targets(structure, config.targets), task_type="CAUSAL_LM",
     )  # fmt: skip
-    with warnings.catch_warnings():
+    with _ordinary(model, structure), warnings.catch_warnings():
         # peft asks transformers by a name that is about to go.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = get_peft_model(model, lora)
@@ -87,6 +89,22 @@ def detach(wrapped: Any, merge: bool) -> nn.Module:
                 module.unmerge()
         wrapped.unload()
         raise FloatingPointError(f"the adapters cannot be merged: {error}") from None
+
+
+@contextlib.contextmanager
+def _ordinary(model: nn.Module, structure: Structure) -> Iterator[None]:
+    """Within the context peft does not know a mixture of experts by its type, and takes the targets as they are.
+
+    It would send those of experts to the fused parameters, which unfused ones have not.
+    """
+    if structure.family.experts is None:
+        yield
+        return
+    model.config.model_type = "unfused"
+    try:
+        yield
+    finally:
+        del model.config.model_type
 
 
 def _matches(path: str, target: str) -> bool:

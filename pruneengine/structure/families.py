@@ -171,6 +171,17 @@ FAMILIES = (
         ),
     ),
     Family(
+        model_types=("qwen3_moe",),
+        bias_flags=(_ATTENTION_BIAS,),
+        mlp_in=(),
+        mlp_out=None,
+        experts=Experts(
+            width_name="moe_intermediate_size",
+            count_name="num_experts",
+            saved=((r"\.mlp\.expert\.", ".mlp.experts."),),
+        ),
+    ),
+    Family(
         model_types=("smollm3",),
         bias_flags=(_ATTENTION_BIAS, _MLP_BIAS),
         layer_lists=("layer_types", "no_rope_layers"),
