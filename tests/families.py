@@ -62,11 +62,13 @@ FAMILIES: dict[str, tuple[str, dict]] = {
 modeling_baichuan.register()
 
 
-def family_model(name: str, seed: int = 0) -> torch.nn.Module:
+def family_model(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
     """A model whose biases and norms are not at their initial zeros and ones, in evaluation mode."""
     model_type, options = FAMILIES[name]
     torch.manual_seed(seed)
-    model = getattr(transformers, auto_class(model_type)).from_config(AutoConfig.for_model(model_type, **options))
+    model = getattr(transformers, auto_class(model_type)).from_config(
+        AutoConfig.for_model(model_type, **options | changes)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 0.1))
