@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruneengine import ops
 
@@ -77,7 +77,7 @@ class ManySets:
 
     def finish(self, axis: int) -> dict[str, Tensor]:
         """``{quantity: float32 [S, R or C]}``. What was kept is used up."""
-        x, delta = (torch.cat(pieces) for pieces in zip(*self.pieces, strict=True))
+        x, delta = (_joined(pieces) for pieces in zip(*self.pieces, strict=True))
         self.pieces.clear()
         sets, weight = len(self.membership), self.weight
         found = {q: torch.zeros(sets, weight.shape[axis], device=weight.device) for q in self.wanted & WHOLE_SET}
@@ -108,6 +108,14 @@ class ManySets:
             if squares is not None:
                 squares.addmm_(share, gradients.square_())
         return mean.view(shape), None if squares is None else squares.view(shape)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Batches ``[b, T, C]`` one behind the other; zeros fill up those in which an expert was sent fewer tokens."""
+    longest = max(piece.shape[1] for piece in pieces)
+    return torch.cat(
+        [nn.functional.pad(p, (0, 0, 0, longest - p.shape[1])) if p.shape[1] < longest else p for p in pieces]
+    )
 
 
 def _absolute(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

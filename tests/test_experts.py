@@ -303,3 +303,13 @@ def test_recovery_trains_experts(name, tmp_path):
     assert not any(".mlp.gate." in path for path in changed)
     assert model.config.model_type == name
     assert logits(model, TOKENS).isfinite().all()
+
+
+def test_statistics_of_subsets_are_those_of_their_samples_alone():
+    model, tokens = family_model("mixtral"), tiny_tokens(6, 12)
+    options = {"quantities": ("squares", "signed", "abs_mean", "mix")}
+    together = pruneengine.calibrate(model, tokens, **options, subsets={"some": (0, 2, 5)}, batch_size=2)
+    expected, found = pruneengine.calibrate(model, tokens[[0, 2, 5]], **options), together.of_subset("some")
+    for quantity, named in expected.tensors.items():
+        for name in named:
+            torch.testing.assert_close(found.mean(quantity, name), expected.mean(quantity, name), rtol=1e-3, atol=1e-6)
