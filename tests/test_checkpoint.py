@@ -229,7 +229,7 @@ def test_the_proof_names_what_does_not_open(tmp_path):
 
 @pytest.mark.parametrize("stage", ["write_weights", "share"])
 def test_a_failure_leaves_nothing(stage, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **_options):
         raise OSError("disk on fire")
 
     model = prune_by_hand(tiny_model(), EQUAL)
