@@ -1,5 +1,5 @@
 # make demo    prune a real model, save it, reload it, measure it
-# make test    the tests
+# make test    the tests, but those marked slow
 # make check   lint, format, import contracts
 # make matrix  the README's table of families, from their tests
 # make bench   the speed comparisons of the README, and its plots

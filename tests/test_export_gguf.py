@@ -1,5 +1,7 @@
 """GGUF files: they hold what the checkpoint holds, and whoever reads them computes the same."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,20 @@ def test_llama_cpp_runs_a_real_model_with_layers_of_different_width(tmp_path):
     _, ours = load_model(source)
     text = "Pruned models load anywhere: 1, 2, 3. In 1984, they're 100% free!"
     assert llama_cpp.token_ids(next(made.path.glob("*.gguf")), text) == ours(text)["input_ids"]
+
+
+def test_llama_cpp_may_live_in_an_environment_of_its_own(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    monkeypatch.setenv("LLAMA_CPP_PYTHON", str(python))
+    assert llama_cpp.missing() == f"LLAMA_CPP_PYTHON={python} is no Python that has llama-cpp-python"
+    llama_cpp._version.cache_clear()
+    python.write_text("#!/bin/sh\necho '[7, 8]'\n")
+    python.chmod(0o755)
+    assert llama_cpp.missing() is None
+    assert llama_cpp.version() == "[7, 8]"
+    assert llama_cpp.token_ids(tmp_path / "a.gguf", "text") == [7, 8]
+    monkeypatch.delenv("LLAMA_CPP_PYTHON")
+    assert llama_cpp.interpreter() == sys.executable
 
 
 def test_llama_cpp_is_held_against_the_checkpoint(tmp_path, monkeypatch):

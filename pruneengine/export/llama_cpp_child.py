@@ -1,7 +1,7 @@
 """The process in which llama.cpp runs; its text is handed to ``python -c``.
 
-Reads one JSON job from standard input: ``file`` (GGUF) and either ``tokens`` (rows of ids) with ``out`` (the .npy file
-to write their logits to) or ``text``, whose ids it writes to standard output.
+Reads one JSON job from standard input: ``file`` (GGUF) and either ``tokens`` (rows of ids) with ``threads`` and ``out``
+(the .npy file to write their logits to) or ``text``, whose ids it writes to standard output.
 """
 
 import json
@@ -18,7 +18,10 @@ def main() -> None:
         print(json.dumps(model.tokenize(job["text"].encode("utf-8"), add_bos=True, special=True)))
         return
     length = max(len(row) for row in job["tokens"])
-    model = Llama(job["file"], n_ctx=length, n_batch=length, logits_all=True, n_gpu_layers=0, verbose=False)
+    model = Llama(
+        job["file"], n_ctx=length, n_batch=length, n_threads=job["threads"], n_threads_batch=job["threads"],
+        logits_all=True, n_gpu_layers=0, verbose=False,
+    )  # fmt: skip
     rows = []
     for row in job["tokens"]:
         model.reset()
