@@ -10,6 +10,7 @@ may live in an environment of its own, whose interpreter the variable LLAMA_CPP_
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +29,18 @@ from pruneengine.export import export, llama_cpp
 from pruneengine.loading import load_model
 from pruneengine.progress import set_progress
 from pruneengine.text import documents
-from tests.tiny_exports import checkpoint
+from tests.test_checkpoint import prune_by_hand
+from tests.tiny import tiny_model
+from tests.tiny_exports import byte_level_tokenizer
 
 # ggml multiplies rows in blocks of 32.
-SMALL = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4}
+SMALL = {
+    "hidden_size": 64,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 PER_LAYER = {"shape": "per-layer", "allocation": "global"}
 # Half precision of weights and activations moves a distribution by far less.
 ALLOWED_DIVERGENCE = 1e-3
@@ -46,7 +55,7 @@ class Case:
     text: bool = True
 
     def folder(self, work: Path) -> Path:
-        made = work / self.name.replace(" ", "-")
+        made = work / self.name.replace(" ", "-").replace("%", "")
         return made if (made / "config.json").is_file() else self.make(made)
 
 
@@ -99,19 +108,20 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 def pruned(folder: Path, options: argparse.Namespace, **how: str) -> Path:
     """SmolLM2-135M less 20% by param_first, calibrated once for all plans."""
-    model, tokenizer = load_model(pruneengine.save(*smollm2(), folder, overwrite=True, proof=False).path)
+    model, tokenizer = copy.deepcopy(smollm2()[0]), smollm2()[1]
     config = pruneengine.PruneConfig(method="param_first", ratio=0.2, **how)
     held = options.work / "statistics.safetensors"
     if not held.exists():
         samples = pruneengine.load_samples(options.calibration, tokenizer, 32, 128)
         pruneengine.calibrate(model, samples, config.needs).save(held)
     report = pruneengine.prune(model, config=config, statistics=pruneengine.Statistics.load(held))
-    return pruneengine.save(model, tokenizer, folder, plan=report.plan, overwrite=True).path
+    return pruneengine.save(model, tokenizer, folder, plan=report.plan).path
 
 
 def random_model(folder: Path, variant: str, heads: tuple[int, ...] = (4, 4, 4)) -> Path:
     widths = [(count, 32 * count) for count in heads]
-    return checkpoint(folder.parent / f"{folder.name}-made", variant, widths, **SMALL | {"intermediate_size": 128})
+    model = prune_by_hand(tiny_model(variant, **SMALL), widths)
+    return pruneengine.save(model, byte_level_tokenizer(), folder).path
 
 
 def measure(case: Case, options: argparse.Namespace) -> Distance:

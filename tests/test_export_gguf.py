@@ -147,15 +147,25 @@ def test_sparse_checkpoints_keep_their_zeros(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(llama_cpp.missing() is not None, reason=f"{llama_cpp.missing()}")
-@pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("variant", ["llama-gqa-tied", "llama-biases", "qwen2-biases"])
-def test_llama_cpp_gives_the_same_logits(variant, widths, tmp_path):
+@pytest.mark.parametrize(
+    ("variant", "heads", "architecture"),
+    [
+        ("llama-gqa-tied", (2, 2, 2), "llama"),
+        ("llama-gqa-tied", (4, 2, 3), "deci"),
+        ("llama-biases", (2, 2, 2), "llama"),
+        ("llama-biases", (4, 2, 3), "deci"),
+        ("qwen2-biases", (4, 4, 4), "qwen2"),
+        ("qwen2-biases", (2, 2, 2), "llama"),
+        ("qwen2-biases", (4, 2, 3), "deci"),
+        ("qwen3-norms", (2, 2, 2), "qwen3"),
+    ],
+)
+def test_llama_cpp_gives_the_same_logits(variant, heads, architecture, tmp_path):
     # ggml multiplies rows in blocks of 32.
-    sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96, "num_attention_heads": 4,
+    sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128, "num_attention_heads": 4,
              "num_key_value_heads": 4}  # fmt: skip
-    made = export(
-        checkpoint(tmp_path, variant, [(heads, 32 * heads) for heads, _ in WIDTHS[widths]], **sizes), tmp_path / "out"
-    )
+    made = export(checkpoint(tmp_path, variant, [(count, 32 * count) for count in heads], **sizes), tmp_path / "out")
+    assert key(reader_of(made.path), "general.architecture") == architecture
     assert any("run in llama.cpp" in line for line in made.written.verified)
 
 
