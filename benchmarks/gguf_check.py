@@ -112,7 +112,7 @@ def pruned(folder: Path, options: argparse.Namespace, **how: str) -> Path:
     config = pruneengine.PruneConfig(method="param_first", ratio=0.2, **how)
     held = options.work / "statistics.safetensors"
     if not held.exists():
-        samples = pruneengine.load_samples(options.calibration, tokenizer, 32, 128)
+        samples = pruneengine.load_samples(options.calibration, tokenizer, 8, 128)
         pruneengine.calibrate(model, samples, config.needs).save(held)
     report = pruneengine.prune(model, config=config, statistics=pruneengine.Statistics.load(held))
     return pruneengine.save(model, tokenizer, folder, plan=report.plan).path
