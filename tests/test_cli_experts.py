@@ -4,25 +4,22 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from pruneengine.checkpoint import save
 from pruneengine.loading import load_model
 from pruneengine.structure import find_groups
 from tests.families import family_model
-from tests.test_cli import TEXT, run
+from tests.test_cli import run
+from tests.tiny_folder import TEXT
+from tests.tiny_tasks import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny Qwen2-MoE with a byte-level tokenizer, and a text file beside it."""
     root = tmp_path_factory.mktemp("experts")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model = family_model("qwen2_moe", vocab_size=len(alphabet))
-    save(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), root / "model", proof=False)
+    tokenizer = byte_tokenizer()
+    save(family_model("qwen2_moe", vocab_size=len(tokenizer)), tokenizer, root / "model", proof=False)
     (root / "text.txt").write_text(TEXT)
     return root
 

@@ -13,10 +13,7 @@ from pruneengine.samples import as_samples
 from pruneengine.sparse import engine, partial, pruners
 from pruneengine.sparse.partial import partial_folder, remove_partial
 from pruneengine.structure import find_groups
-from tests.test_cli_sparse import folder
 from tests.tiny import tiny_model, tiny_tokens
-
-__all__ = ["folder"]
 
 TOKENS = as_samples(tiny_tokens(5, 16))
 EVERY = [(method, mode) for method in ("wanda", "sparsegpt") for mode in ("sequential", "two-pass", "one-shot")]
