@@ -56,6 +56,11 @@ SIZE_NAMES = {
     "num_experts": "experts a layer",
     "moe_intermediate_size": "channels of an expert",
 }
+# Mixtral's names for what is an expert's.
+OTHER_NAMES = {
+    "num_experts": ("num_experts", "num_local_experts"),
+    "moe_intermediate_size": ("moe_intermediate_size", "intermediate_size"),
+}
 
 
 def model_card(
@@ -87,7 +92,7 @@ def model_card(
         if key != "num_hidden_layers" and key not in widths[0]:
             continue
         after = len(widths) if key == "num_hidden_layers" else _span([layer[key] for layer in widths])
-        before = f" {dense_config.get(key, '')} |" if dense_config else ""
+        before = f" {_first(dense_config, OTHER_NAMES.get(key, (key,)))} |" if dense_config else ""
         sizes.append(f"| {name} |{before} {after} |")
     sizes.append(f"| parameters |{' |' if dense_config else ''} {parameters:,} |")
     sections = f"\n## {remarks[0]}\n\n" + "\n\n".join(remarks[1]) + "\n" if remarks else ""
@@ -112,6 +117,10 @@ def model_card(
         sizes="\n".join(sizes),
         sections=sections,
     )
+
+
+def _first(config: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((config[name] for name in names if name in config), "")
 
 
 def _span(values: list[int]) -> str:

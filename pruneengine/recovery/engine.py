@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.data import Samples
+from pruneengine.experts import unfuse_experts
 from pruneengine.extras import needs
 from pruneengine.loading import load_model, load_skeleton
 from pruneengine.progress import Stopwatch
@@ -122,6 +123,7 @@ def recover(
     with needs("hf"):
         from pruneengine.recovery.training import train
     clock = Stopwatch()
+    unfuse_experts(model)
     check_recovery(model, config, teacher)
     if data is None and tokenizer is None:
         raise ValueError(f"recovery on {config.data!r} needs a tokenizer, got None")
