@@ -13,10 +13,7 @@ from pruneengine.jobs import prune, search, search_dsa, sparsify
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.reload import ReloadError, prove_reload
 from tests.pages import read
-from tests.test_cli_sparse import folder
 from tests.tiny import logits, tiny_model, tiny_tokens
-
-__all__ = ["folder"]
 
 
 def ruin(model):
