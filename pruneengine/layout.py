@@ -30,6 +30,7 @@ class Layout:
         rope: the kind of rotary positions ("default", "linear", "llama3", ...).
         window: tokens that attention looks back, or None for all.
         activation: of the MLP, None where the config has no ``hidden_act``.
+        experts: channels of every expert, layer by layer; ``channels`` are then those of shared experts, if there are.
     """
 
     family: str
@@ -47,11 +48,22 @@ class Layout:
     rope: str = "default"
     window: int | None = None
     activation: str | None = "silu"
+    experts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def uniform(self) -> bool:
-        """Every layer has the same widths."""
-        return all(len(set(counts)) == 1 for counts in (self.heads, self.kv_heads, self.channels))
+        """Every layer has the same widths, and as many experts of one width."""
+        numbers, widths = map(len, self.experts), (width for layer in self.experts for width in layer)
+        counted = (self.heads, self.kv_heads, self.channels, numbers, widths)
+        return all(len(set(counts)) <= 1 for counts in counted)
+
+    @property
+    def uneven(self) -> Layout:
+        """The same with a channel less in the first layer."""
+        if self.channels:
+            return replace(self, channels=(self.channels[0] - 1, *self.channels[1:]))
+        (first, *others), *layers = self.experts
+        return replace(self, experts=((first - 1, *others), *layers))
 
     @property
     def not_plain(self) -> str | None:
@@ -76,7 +88,7 @@ class Layout:
             names = {layer: f"layers.{layer}.{kind}" for layer in plan.kept_layers}
             return tuple(counts[i] * len(plan.keep[name]) // plan.units[name] for i, name in names.items())
 
-        heads, channels = left(self.heads, "heads"), left(self.channels, "mlp")
+        heads, channels = left(self.heads, "heads"), left(self.channels, "mlp") if self.channels else ()
         before = {"heads": self.heads, "mlp": self.channels}
         after = {"heads": heads, "mlp": channels}
         changed = [kind for kind in self.unnamed if set(after[kind]) != set(before[kind])]
@@ -86,6 +98,7 @@ class Layout:
             kv_heads=left(self.kv_heads, "heads"),
             channels=channels,
             unsaid=tuple(kind for kind in self.unnamed if kind in self.unsaid or kind in changed),
+            experts=tuple(_kept_channels(plan, layer) for layer in plan.kept_layers) if self.experts else (),
         )
 
 
@@ -93,7 +106,7 @@ def layout_of(model: nn.Module) -> Layout:
     """Read the layout from a model's modules and config; shapes are enough, the weights may be on the meta device.
 
     Raises:
-        ValueError: as :func:`pruneengine.structure.find_groups`; or a layer has several MLPs.
+        ValueError: as :func:`pruneengine.structure.find_groups`.
     """
     model = as_written(model)
     structure, config = find_groups(model), text_config(model.config)
@@ -101,9 +114,8 @@ def layout_of(model: nn.Module) -> Layout:
     rope = getattr(config, "rope_parameters", None) or {}
     attention = first.get_submodule(family.query.rpartition(".")[0])
     unnamed = tuple(kind for kind in family.unnamed if kind != "heads" or structure.undivided_heads is None)
-    heads, channels = structure.of_kind(("heads",)), structure.of_kind(("mlp",))
-    if len(channels) != structure.num_layers:
-        raise ValueError(f"{len(channels)} MLPs in {structure.num_layers} layers: expected one a layer, and no experts")
+    heads, channels = structure.of_kind(("heads",)), [group for group in structure.groups if group.part == "mlp"]
+    experts = [structure.experts(layer) for layer in range(structure.num_layers)] if family.experts else []
     return Layout(
         family=structure.model_type,
         hidden=config.hidden_size,
@@ -120,6 +132,7 @@ def layout_of(model: nn.Module) -> Layout:
         rope=rope.get("rope_type", "default"),
         window=_window(config),
         activation=getattr(config, "hidden_act", None),
+        experts=tuple(tuple(expert.units for expert in of_layer) for of_layer in experts),
     )
 
 
@@ -127,7 +140,13 @@ def _query_heads(group: Group, structure: Structure) -> int:
     return group.units * group.members[-1].width // structure.head_dim
 
 
+def _kept_channels(plan: Plan, layer: int) -> tuple[int, ...]:
+    return tuple(len(plan.keep[f"layers.{layer}.experts.{expert}.mlp"]) for expert in plan.kept_experts(layer))
+
+
 def _unlike_llama(family: Family, rope: dict[str, Any]) -> str | None:
+    if family.experts:
+        return "its layers hold experts"
     if not family.by_widths and not family.twin:
         own = [path for path in family.linears if path not in Family(()).linears]
         return f"a layer has {', '.join(own)}, which are none of Llama's linears"

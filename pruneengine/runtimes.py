@@ -76,6 +76,8 @@ def check_pad(layout: Layout) -> None:
     """ValueError if there is nothing to pad, or padding does not suffice for a plain loader, with the reason."""
     if layout.uniform and not layout.unsaid:
         raise ValueError("every layer has the same width already: there is nothing to pad")
+    if layout.experts:
+        raise ValueError("experts are not padded")
     widest = {name: (max(getattr(layout, name)),) * len(layout.heads) for name in ("heads", "kv_heads", "channels")}
     if reason := replace(layout, unsaid=(), **widest).not_plain:
         raise ValueError(f"padded, it would still need the modelling file: {reason}")

@@ -100,13 +100,19 @@ def test_positions_that_deci_does_not_hold():
         check_deci(replace(layout(), rope="longrope"))
 
 
-def test_several_mlps_in_a_layer_are_not_known(monkeypatch):
-    model = tiny_model()
-    found = find_groups(model)
-    more = replace(found, groups=(*found.groups, replace(found.groups[-1], name="layers.2.expert")))
-    monkeypatch.setattr("pruneengine.layout.find_groups", lambda _model: more)
-    with pytest.raises(ValueError, match="4 MLPs in 3 layers"):
-        layout_of(model)
+def test_experts_of_equal_number_and_width_are_plain():
+    model = family_model("mixtral")
+    layout, structure = layout_of(model), find_groups(model)
+    assert layout.uniform
+    assert not layout.uneven.uniform
+    scores = score(model, "magnitude_l1", structure=structure)
+    for lost, plain in (((1, 1, 1), True), ((1, 0, 2), False)):
+        ratios = {f"layers.{layer}.experts": count / 4 for layer, count in enumerate(lost)}
+        plan = make_plan(structure, scores, ratios, 0.3, kinds=("experts",), shape="per-layer")
+        after = layout.after(plan)
+        assert [len(widths) for widths in after.experts] == [4 - count for count in lost]
+        assert runtimes(after)[0].opens is plain
+        assert not any(way.opens for way in runtimes(after)[3:])
 
 
 def test_rotary_positions_on_a_part_of_each_head():

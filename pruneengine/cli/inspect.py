@@ -41,12 +41,7 @@ def inspect(
     title = f"statistics on {nsamples} x {seqlen} tokens (estimate, at {flops / 1e9:.0f} GFLOP/s measured here)"
     predictions = [predict(structure, m, nsamples, seqlen, batch_size, kind.itemsize, flops) for m in methods()]
     tables.show_predictions(out, predictions, title)
-    try:
-        layout = layout_of(skeleton)
-    except ValueError as error:
-        out.print(f"exports are not known for it: {error}")
-        return
-    for title, shape in _shapes(layout, chosen):
+    for title, shape in _shapes(layout_of(skeleton), chosen):
         tables.show_runtimes(out, runtimes(shape), title)
 
 
@@ -55,7 +50,6 @@ def _shapes(layout, plan):
     if plan is not None:
         yield "what opens the result of the plan", layout.after(plan)
     elif layout.uniform and not layout.unsaid:
-        uneven = replace(layout, channels=(layout.channels[0] - 1, *layout.channels[1:]))
         kept = f" that keeps its {' and '.join(layout.unnamed)}" if layout.unnamed else ""
         yield f"what opens it, and a uniform prune of it{kept}", layout
         if layout.unnamed:
@@ -63,6 +57,6 @@ def _shapes(layout, plan):
                 f"what opens a uniform prune of its {' and '.join(layout.unnamed)}",
                 replace(layout, unsaid=layout.unnamed),
             )
-        yield "what opens a per-layer prune of it", uneven
+        yield "what opens a per-layer prune of it", layout.uneven
     else:
         yield "what opens it", layout
