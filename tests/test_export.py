@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruneengine.checkpoint import save
-from pruneengine.export import export, llama_cpp
+from pruneengine.export import compare, export, llama_cpp
 from pruneengine.export.deci import deci_heads
 from pruneengine.export.gguf_tensors import pair_rows
 from pruneengine.export.padding import pad_model, widen
@@ -68,11 +68,26 @@ def test_deci_fields_give_the_same_function(variant, widths, tmp_path):
 def test_bfloat16_checkpoints(format, tmp_path):
     model = prune_by_hand(tiny_model(dtype=torch.bfloat16), UNEQUAL)
     source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
-    made = export(source, tmp_path / "out", format, proof=format != "pad")
-    if format == "gguf":
-        assert "logits within" in made.written.verified[1]
-    else:
+    made = export(source, tmp_path / "out", format)
+    (sentence,) = [line for line in made.written.verified if line.startswith(("padded", "opened from", "the file's"))]
+    assert float(sentence.split("within ")[1].split()[0]) < 1e-4
+    if format != "gguf":
         assert json.loads((made.path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_are_compared_in_float32(dtype, monkeypatch):
+    model = tiny_model(dtype=dtype)
+    before = {name: (id(parameter), parameter.dtype) for name, parameter in model.named_parameters()}
+    expected = logits(tiny_model(dtype=dtype).float(), tiny_tokens())
+    found = compare.logits(model, tiny_tokens())
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max())
+    assert not torch.allclose(logits(model, tiny_tokens()).float(), expected, rtol=1e-4, atol=1e-4)
+    # Also where the model stops on its way.
+    monkeypatch.setattr(model.model.layers[1], "forward", None)
+    with pytest.raises(TypeError):
+        compare.logits(model, tiny_tokens())
+    assert {name: (id(parameter), parameter.dtype) for name, parameter in model.named_parameters()} == before
 
 
 @pytest.mark.parametrize("format", ["gguf", "deci"])

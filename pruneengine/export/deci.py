@@ -49,7 +49,7 @@ def write(
     verified = []
     if proof:
         what = "opened from its block_configs by transformers' layers"
-        verified.append(agree(what, logits(reopen(folder, model.dtype), tokens), expected, model.dtype))
+        verified.append(agree(what, logits(reopen(folder, model.dtype), tokens), expected))
     cost = f"{before:,} => {after:,} parameters ({after / before - 1:+.1%})"
     remarks = [NOT_RUN, f"{cost}: every layer has the same number of query heads, zeros where there were fewer"]
     if tuple(kv_heads) != layout.kv_heads:

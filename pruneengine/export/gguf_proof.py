@@ -112,4 +112,4 @@ def unreadable(model: nn.Module, layout: Layout, architecture: str) -> str | Non
 def _by_transformers(file: Path, tokens: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
     from pruneengine.loading import load_weights_of_gguf
 
-    return agree("opened by transformers", logits(load_weights_of_gguf(file, dtype), tokens), expected, dtype)
+    return agree("opened by transformers", logits(load_weights_of_gguf(file, dtype), tokens), expected)

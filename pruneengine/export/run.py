@@ -83,7 +83,7 @@ def export(
 def _same(twin: nn.Module, model: nn.Module, layout: Layout) -> str:
     tokens = fixed_tokens(layout.window, twin.config.vocab_size)
     what = f"as a {twin.config.model_type}, shared linears split"
-    return agree(what, logits(twin, tokens), logits(model, tokens), model.dtype)
+    return agree(what, logits(twin, tokens), logits(model, tokens))
 
 
 def _stored_dtype(source: str | Path) -> torch.dtype:
