@@ -66,6 +66,8 @@ def check_deci(layout: Layout) -> None:
     """ValueError if a DeciLM checkpoint with ``block_configs`` cannot hold this model, with the reason."""
     if layout.unlike_llama:
         raise ValueError(f"DeciLM is a Llama, which this is not: {layout.unlike_llama}")
+    if layout.activation != "silu":
+        raise ValueError(f"DeciLM's MLP has the activation silu, not {layout.activation!r}")
     if layout.query_norms:
         raise ValueError("DeciLM has no norms of queries and keys")
     if layout.rope == "longrope":

@@ -100,6 +100,11 @@ def test_positions_that_deci_does_not_hold():
         check_deci(replace(layout(), rope="longrope"))
 
 
+def test_activations_that_deci_does_not_compute():
+    with pytest.raises(ValueError, match="silu, not 'gelu'"):
+        check_deci(replace(layout(), activation="gelu"))
+
+
 def test_experts_of_equal_number_and_width_are_plain():
     model = family_model("mixtral")
     layout, structure = layout_of(model), find_groups(model)
