@@ -1,5 +1,6 @@
 """GGUF files: they hold what the checkpoint holds, and whoever reads them computes the same."""
 
+import json
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from pruneengine.checkpoint import save
 from pruneengine.export import export, llama_cpp
+from pruneengine.export.gguf_tokenizer import splitting_rule, tokenizer_keys
 from pruneengine.layout import layout_of
 from pruneengine.loading import load_model
 from pruneengine.reload import ReloadError
@@ -109,6 +111,13 @@ def test_gguf_holds_a_sentencepiece_tokenizer(tmp_path):
     assert ids == tokenizer("abc ab!", add_special_tokens=False)["input_ids"]
 
 
+def test_bytes_of_a_sentencepiece_tokenizer_without_an_unknown_token():
+    tokenizer = sentencepiece_tokenizer()
+    tokenizer.unk_token = None
+    keys, _ = tokenizer_keys(tokenizer, 270)
+    assert set(keys["tokenizer.ggml.token_type"][3:259]) == {6}
+
+
 def test_unknown_tokenizers_are_refused(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
@@ -117,6 +126,49 @@ def test_unknown_tokenizers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="WordLevel tokenizer that is no BPE down to bytes"):
         export(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Mistral Nemo's: the digits of Qwen2, and other rules for letters.
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    ("regex", "name"),
+    [
+        (LLAMA_3, "llama-bpe"),
+        (LLAMA_3.replace("{1,3}", ""), "qwen2"),
+        (TEKKEN, None),
+        (TEKKEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), None),
+    ],
+)
+def test_splitting_rules_go_by_the_whole_expression(regex, name):
+    tokenizers = pytest.importorskip("tokenizers")
+    pre = tokenizers.pre_tokenizers
+    split = pre.Sequence([pre.Split(tokenizers.Regex(regex), "isolated"), pre.ByteLevel(use_regex=False)])
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    raw.pre_tokenizer = split
+    rule = json.loads(raw.to_str())["pre_tokenizer"]
+    if name is not None:
+        assert splitting_rule(rule, ["a"]) == name
+    else:
+        with pytest.raises(ValueError, match="is not known here"):
+            splitting_rule(rule, ["a"])
+
+
+def test_tokenizers_without_a_backend_are_refused():
+    class Slow:
+        pass
+
+    with pytest.raises(ValueError, match="a Slow is not written"):
+        tokenizer_keys(Slow(), 10)
 
 
 def test_gguf_writes_scaled_positions(tmp_path):

@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+# By the whole expression: tekken's and o200k's share pieces of these, and split text otherwise.
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {PIECES.replace("{digits}", "{1,3}"): "llama-bpe", PIECES.replace("{digits}", ""): "qwen2"}
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 # First tokens of a vocabulary whose splitting rule transformers does not keep when it reads it from GGUF.
 KNOWN = {("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>"): "smollm"}
@@ -25,7 +31,10 @@ def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tup
     """
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}, ("without a tokenizer: programs must be given token ids",)
-    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"a {type(tokenizer).__name__} is not written: it runs in Python, without a tokenizer.json")
+    raw = json.loads(backend.to_str())
     byte_level = "ByteLevel" in json.dumps([raw["pre_tokenizer"], raw["decoder"]])
     if raw["model"]["type"] != "BPE" or not (byte_level or raw["model"].get("byte_fallback")):
         raise ValueError(f"a {raw['model']['type']} tokenizer that is no BPE down to bytes is not written")
@@ -50,10 +59,11 @@ def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tup
             "tokenizer.ggml.add_space_prefix": _adds_space(raw),
         }
     unknown = None if byte_level else tokenizer.unk_token
+    kinds = [_type(i, by_id, added, unknown, byte_level) for i in range(vocab_size)]
     keys |= {
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [_type(i, by_id, added, unknown) for i in range(vocab_size)],
-        "tokenizer.ggml.add_bos_token": tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.add_bos_token": tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id],
     }
     for ours, theirs in SPECIAL.items():
         if (id := getattr(tokenizer, f"{ours}_token_id")) is not None:
@@ -77,12 +87,8 @@ def splitting_rule(pre_tokenizer: Mapping[str, Any] | None, tokens: list[str]) -
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
         return "smollm"
-    if kinds == ["Split", "ByteLevel"]:
-        regex = parts[0]["pattern"].get("Regex", "")
-        if r"\p{N}{1,3}" in regex:
-            return "llama-bpe"
-        if r"\p{N}|" in regex:
-            return "qwen2"
+    if kinds == ["Split", "ByteLevel"] and (name := SPLITS.get(parts[0]["pattern"].get("Regex"))):
+        return name
     raise ValueError(f"llama.cpp's name for a tokenizer that splits text by {kinds} is not known here")
 
 
@@ -99,12 +105,14 @@ def _adds_space(raw: Mapping[str, Any]) -> bool:
     return '"Prepend"' in rules or '"prepend_scheme": "first"' in rules or '"prepend_scheme": "always"' in rules
 
 
-def _type(id: int, by_id: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], unknown: str | None) -> int:
+def _type(
+    id: int, by_id: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], unknown: str | None, byte_level: bool
+) -> int:
     if id not in by_id:
         return UNUSED
     if by_id[id] == unknown:
         return UNKNOWN
-    if unknown is not None and re.fullmatch("<0x[0-9A-F]{2}>", by_id[id]):
+    if not byte_level and re.fullmatch("<0x[0-9A-F]{2}>", by_id[id]):
         return BYTE
     if id in added:
         return CONTROL if added[id]["special"] else USER_DEFINED
