@@ -19,6 +19,7 @@ from pruneengine.experts import unfuse_experts
 from pruneengine.extras import needs
 from pruneengine.structure import auto_class
 
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -40,7 +41,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the folder holds no model, or several GGUF files; or a modelling file was changed.
+        ValueError: the folder holds no model, no tokenizer, or several GGUF files; or a modelling file was changed.
         ConnectionError: the hub does not answer, or has no such model.
         ImportError: the extra ``hf`` is not installed.
     """
@@ -124,6 +125,8 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
     with _one_line(f"{folder / 'config.json'} does not load"):
         shipped = runs_shipped_code(folder)
         opener = _opener(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
     if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
         raise ValueError(
             f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes; "

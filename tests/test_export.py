@@ -159,8 +159,10 @@ def test_outputs_are_complete_or_absent(tmp_path, monkeypatch):
     source = checkpoint(tmp_path)
     with pytest.raises(ValueError, match="must be a folder"):
         export(source, tmp_path / "model.gguf")
-    with pytest.raises(FileExistsError, match="other things than"):
+    with pytest.raises(ValueError, match="is the checkpoint itself"):
         export(source, source, overwrite=True)
+    with pytest.raises(ValueError, match="holds the checkpoint itself"):
+        export(source, tmp_path, overwrite=True)
     made = export(source, tmp_path / "out")
     with pytest.raises(FileExistsError, match="--overwrite"):
         export(source, tmp_path / "out")
@@ -191,6 +193,20 @@ def test_an_export_says_what_it_was_verified_with(tmp_path):
     if llama_cpp.missing():
         assert "not run in llama.cpp: llama-cpp-python is not installed" in card
     assert made.bytes == sum(file.stat().st_size for file in made.path.iterdir())
+
+
+def test_an_exported_file_is_not_replaced_by_its_own_export(tmp_path):
+    made = export(checkpoint(tmp_path), tmp_path / "out", proof=False)
+    (file,) = made.path.glob("*.gguf")
+    with pytest.raises(ValueError, match="holds the checkpoint itself"):
+        export(file, made.path, dtype="float32", overwrite=True)
+    assert file.exists()
+
+
+def test_the_source_of_an_export_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoint(tmp_path))
+    made = export(".", tmp_path / "out", proof=False)
+    assert json.loads((made.path / "export.json").read_text())["source"] == "ours"
 
 
 def test_a_proof_can_be_left_out(tmp_path):

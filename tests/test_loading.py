@@ -84,6 +84,9 @@ def test_what_is_no_model(tmp_path):
 
 def test_a_folder_without_weights_or_tokenizer_is_one_line(tmp_path):
     path = save(tiny_model(), None, tmp_path / "out", proof=False).path
+    with pytest.raises(ValueError, match=r"holds no tokenizer: expected tokenizer\.json"):
+        load_model(path)
+    (path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"the tokenizer of .* does not load") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)

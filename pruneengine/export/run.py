@@ -51,8 +51,8 @@ def export(
         trust_remote_code: run modelling code that comes with the model.
 
     Raises:
-        ValueError: an unknown format or dtype; the format cannot hold this model, with the reason; ``out`` is the
-            checkpoint itself, or a GGUF file's name.
+        ValueError: an unknown format or dtype; the format cannot hold this model, with the reason; ``out`` is or holds
+            the checkpoint itself, or is a GGUF file's name.
         FileExistsError, PermissionError: as :func:`pruneengine.checkpoint.check_output`.
         OSError: not enough space.
         ReloadError: the result does not give what the checkpoint gives; nothing was written.
@@ -61,9 +61,8 @@ def export(
     require_choice("dtype", dtype, DTYPES)
     if Path(out).suffix == ".gguf":
         raise ValueError(f"output {out} must be a folder; the .gguf file is written into it")
+    _check_apart(source, out)
     path = check_output(out, overwrite, mark=EXPORT_FILE)
-    if path == Path(source).expanduser().resolve():
-        raise ValueError(f"output folder {path} is the checkpoint itself; choose another")
     write, check, twin_of = FORMATS[format]
     layout = layout_of(load_skeleton(source, trust_remote_code))
     check(layout)
@@ -74,10 +73,24 @@ def export(
     with complete_or_nothing(path) as folder:
         written = write(twin, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
         written = replace(written, verified=(*same, *written.verified))
-        describe(folder, format, Path(source).name, path.name, written)
+        describe(folder, format, _name(source), path.name, written)
         share(folder)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Exported(path, format, size, written)
+
+
+def _check_apart(source: str | Path, out: str | Path) -> None:
+    """ValueError where the checkpoint would go with what ``out`` replaces."""
+    held, path = Path(source).expanduser().resolve(), Path(out).expanduser().resolve()
+    if held.exists() and path in (held, *held.parents):
+        what = "is" if path == held else "holds"
+        raise ValueError(f"output folder {path} {what} the checkpoint itself; choose another")
+
+
+def _name(source: str | Path) -> str:
+    """A folder's own name, also of "."; a hub name as it is."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else str(source)
 
 
 def _same(twin: nn.Module, model: nn.Module, layout: Layout) -> str:
