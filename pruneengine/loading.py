@@ -72,8 +72,10 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     place = str(source) if folder is None else folder
     trust = trust_remote_code or (folder is not None and gguf is None and runs_shipped_code(folder))
     options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
-    kind = ConnectionError if folder is None else ValueError
-    with _one_line(f"{source} gives no configuration", kind), torch.device("meta"):
+    kind, what = ValueError, f"{source} gives no configuration"
+    if folder is None:
+        kind, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
+    with _one_line(what, kind), torch.device("meta"):
         config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
         return unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
 

@@ -205,7 +205,8 @@ def test_an_exported_file_is_not_replaced_by_its_own_export(tmp_path):
 
 def test_the_source_of_an_export_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(checkpoint(tmp_path))
-    made = export(".", tmp_path / "out", proof=False)
+    made = export(".", tmp_path / "with space", proof=False)
+    assert "llama-cli -m 'with space-f16.gguf'" in made.written.opens_with
     assert json.loads((made.path / "export.json").read_text())["source"] == "ours"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pruneengine.cli.app import Model, Overwrite, Trust, out
+from pruneengine.cli.app import Model, Trust, out
 
 
 def export(
@@ -18,7 +18,7 @@ def export(
     ] = "gguf",
     dtype: Annotated[str, typer.Option(help="Matrices of a GGUF file: float16 or float32.")] = "float16",
     proof: Annotated[bool, typer.Option(help="Read the result back and compare before it appears.")] = True,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Write a checkpoint for llama.cpp, vLLM or any loader, and say what it was verified with."""

@@ -1,7 +1,8 @@
-"""The format gguf: one file for llama.cpp, a "llama" where all layers are as wide, a "deci" where they differ."""
+"""The format gguf: one file for llama.cpp, a "llama" where all layers have one width, a "deci" where they differ."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write(
     if layout.window:
         notes.append(window_remark(layout.window))
     verified, not_tried = found if found else ((), ())
-    opens = f"llama-cli -m {file.name}   # llama.cpp, architecture {architecture}"
+    opens = f"llama-cli -m {shlex.quote(file.name)}   # llama.cpp, architecture {architecture}"
     return Written(opens, tuple(verified), (*notes, *not_tried))
 
 
