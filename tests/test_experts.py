@@ -22,7 +22,7 @@ from pruneengine.samples import Samples
 from pruneengine.score import score
 from pruneengine.search.objective import Masked, Objective
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.structure import find_groups
+from pruneengine.structure import Group, find_groups
 from tests.families import FAMILIES, family_model
 from tests.tiny import logits, tiny_tokens
 
@@ -137,6 +137,15 @@ def test_a_layer_keeps_as_many_experts_as_a_token_is_sent_to(name, allocation):
     keep = {name: kept for name, kept in plan.keep.items() if name != f"layers.1.experts.{plan.kept_experts(1)[0]}.mlp"}
     with pytest.raises(ValueError, match="keeps 1 experts of layer 1, and a token is sent to 2"):
         mask(model, replace(plan, keep=keep)).__enter__()
+
+
+def test_many_experts_are_gathered_without_comparing_groups(monkeypatch):
+    structure = find_groups(family_model("qwen2_moe"))
+    monkeypatch.setattr(Group, "__eq__", lambda *_: pytest.fail("compared"))
+    assert structure.scored(("mlp", "experts"), range(1, 3)) == tuple(
+        g for g in structure.groups if g.layer and g.kind == "mlp"
+    )
+    assert [g.name for g in structure.scored(("experts",), range(1))] == [g.name for g in structure.experts(0)]
 
 
 def test_a_uniform_plan_takes_as_many_of_every_layer_and_widths_make_up_the_rest():

@@ -137,10 +137,12 @@ class Structure:
 
     def scored(self, kinds: Iterable[str], layers: Iterable[int]) -> tuple[Group, ...]:
         """The groups whose scores a prune of these kinds and layers reads: all kinds where whole layers compete."""
-        if "experts" in kinds and "layers" not in kinds:
-            chosen = self.of_kind(kinds, layers)
-            return tuple(g for g in self.groups if g in chosen or (g.layer in layers and g.part == "experts.mlp"))
-        return self.of_kind(("heads", "mlp") if "layers" in kinds else kinds, layers)
+        if "layers" in kinds:
+            return self.of_kind(("heads", "mlp"), layers)
+        if "experts" in kinds:
+            chosen = set(layers)
+            return tuple(g for g in self.groups if g.layer in chosen and (g.kind in kinds or g.part == "experts.mlp"))
+        return self.of_kind(kinds, layers)
 
     def prunable_params(self, kinds: Iterable[str]) -> int:
         """The denominator of a ratio: parameters that removing every unit of these kinds would remove."""
@@ -153,7 +155,15 @@ class Structure:
 
     def experts(self, layer: int) -> tuple[Group, ...]:
         """The channels of every expert that a layer's router chooses from."""
-        return tuple(g for g in self.groups if g.layer == layer and g.part == "experts.mlp")
+        return self._experts.get(layer, ())
+
+    @cached_property
+    def _experts(self) -> dict[int, tuple[Group, ...]]:
+        found: dict[int, list[Group]] = {}
+        for group in self.groups:
+            if group.part == "experts.mlp":
+                found.setdefault(group.layer, []).append(group)
+        return {layer: tuple(groups) for layer, groups in found.items()}
 
     def layer_path(self, layer: int) -> str:
         return f"{self.family.layers}.{layer}"
