@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pruneengine.score import Scores
-from pruneengine.structure import KINDS, Group, Structure
-from pruneengine.whole_experts import lowest_experts, spread_experts
+from pruneengine.structure import KINDS, Group, Structure, part_of
+from pruneengine.whole_experts import lowest_experts, spare_experts, spread_experts
 
 ALLOCATIONS = ("uniform", "global", "unstructured")
 PROTOCOLS = ("engine", "llm-pruner")
@@ -53,68 +54,122 @@ def allocate(
         ValueError: the target is more than the chosen kinds and layers can give, a profile is missing, or experts are
             asked of a model that has none.
     """
+    kinds, layers = tuple(kinds), layers if layers is not None else range(structure.num_layers)
+    _check(structure, kinds, allocation, protocol)
+    groups = structure.of_kind(kinds, layers)
+    if protocol == "llm-pruner":
+        return {group.name: ratio for group in groups}
+    target = _Target(structure, ratio, kinds, allocation, layers)
+    whole, left = _whole_layers(target, scores)
+    groups = tuple(g for g in groups if f"layers.{g.layer}" not in whole)
+    experts, gone, left = _whole_experts(target, scores, left, [i for i in layers if f"layers.{i}" not in whole])
+    spared = [g for g in groups if g.name in gone]
+    groups = tuple(g for g in groups if g.name not in gone)
+    _check_reach(target, groups, left, experts)
+    if not groups:
+        return whole | experts
+    widths = _widths(groups, scores, left, allocation, profile)
+    # Experts that a plan of equal numbers keeps after all lose channels as the others do.
+    others = [widths[g.name] for g in groups if g.part == "experts.mlp"] if spared else []
+    return whole | experts | widths | {g.name: sum(others) / len(others) for g in spared}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is asked of :func:`allocate`."""
+
+    structure: Structure
+    ratio: float
+    kinds: tuple[str, ...]
+    allocation: str
+    layers: range
+
+    @property
+    def budget(self) -> float:
+        """Parameters to remove."""
+        return self.ratio * self.structure.prunable_params(self.kinds)
+
+
+def _check(structure: Structure, kinds: tuple[str, ...], allocation: str, protocol: str) -> None:
     if allocation not in ALLOCATIONS:
         raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    kinds = tuple(kinds)
     if not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {kinds}")
-    layers = layers if layers is not None else range(structure.num_layers)
     if "experts" in kinds and not structure.experts_per_token:
         raise ValueError(f"kinds name experts, and {structure.model_type} has none")
-    groups = structure.of_kind(kinds, layers)
-    if protocol == "llm-pruner":
-        return {group.name: ratio for group in groups}
-    budget = ratio * structure.prunable_params(kinds)
-    ratios: dict[str, float] = {}
-    if "layers" in kinds:
-        share = budget / 2 if groups or "experts" in kinds else budget
-        dropped = _lowest_layers(structure, scores, share, layers)
-        budget -= sum(structure.layer_params[i] for i in dropped)
-        ratios |= {f"layers.{i}": 1.0 for i in dropped}
-        groups = tuple(g for g in groups if g.layer not in dropped)
-    spared: tuple[Group, ...] = ()
-    if "experts" in kinds:
-        share, left = budget / 2 if groups else budget, [i for i in layers if f"layers.{i}" not in ratios]
-        counts = spread_experts(structure, scores, share, left, even=allocation == "uniform")
-        lost = lowest_experts(structure, scores, counts)
-        budget -= sum(structure.expert_params[i][e] for i, gone in lost.items() for e in gone)
-        ratios |= {f"layers.{i}.experts": n / len(structure.expert_params[i]) for i, n in counts.items()}
-        names = {structure.experts(i)[e].name for i, gone in lost.items() for e in gone}
-        spared = tuple(g for g in groups if g.name in names)
-        groups = tuple(g for g in groups if g.name not in names)
+
+
+def _whole_layers(target: _Target, scores: Scores) -> tuple[dict[str, float], float]:
+    """The layers that go, and what is left of the budget."""
+    structure, budget = target.structure, target.budget
+    if "layers" not in target.kinds:
+        return {}, budget
+    share = budget / 2 if len(target.kinds) > 1 else budget
+    dropped = _lowest_layers(structure, scores, share, target.layers)
+    return {f"layers.{i}": 1.0 for i in dropped}, budget - sum(structure.layer_params[i] for i in dropped)
+
+
+def _whole_experts(
+    target: _Target, scores: Scores, budget: float, layers: Sequence[int]
+) -> tuple[dict[str, float], set[str], float]:
+    """The ratio of experts that go in each layer, the names of their groups, and what is left of the budget."""
+    if "experts" not in target.kinds:
+        return {}, set(), budget
+    structure, params = target.structure, target.structure.expert_params
+    share = budget / 2 if {"heads", "mlp"} & set(target.kinds) else budget
+    counts = spread_experts(structure, scores, share, layers, even=target.allocation == "uniform")
+    lost = [(i, e) for i, of_layer in lowest_experts(structure, scores, counts).items() for e in of_layer]
+    names = {structure.experts(i)[e].name for i, e in lost}
+    ratios = {f"layers.{i}.experts": n / len(params[i]) for i, n in counts.items()}
+    return ratios, names, budget - sum(params[i][e] for i, e in lost)
+
+
+def _check_reach(target: _Target, groups: Sequence[Group], left: float, experts: Mapping[str, float]) -> None:
+    """ValueError if the groups cannot give what whole layers and experts have left of the budget."""
+    structure, kinds, layers = target.structure, target.kinds, target.layers
     # One unit of every group must stay, and a whole layer can be off by half of one.
     available = sum((g.units - 1) * g.unit_params for g in groups)
     slack = max(structure.layer_params) / 2 if "layers" in kinds and not groups else 0
     if "experts" in kinds and not groups:
         # An even share takes one expert of every layer at a time.
-        step = max(map(max, structure.expert_params)) * (len(layers) if allocation == "uniform" else 1)
+        step = max(map(max, structure.expert_params)) * (len(layers) if target.allocation == "uniform" else 1)
         slack = max(slack, step / 2)
-    if budget > available + slack:
-        most = (ratio * structure.prunable_params(kinds) - budget + available) / structure.prunable_params(kinds)
-        why = f" ({structure.undivided_heads})" if "heads" in kinds and structure.undivided_heads else ""
-        if "experts" in kinds:
-            why += f" (a token is sent to {structure.experts_per_token} experts, so as many stay in every layer)"
-        raise ValueError(
-            f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
-            f"can give at most {most:.3f}{why}"
-        )
-    if not groups:
-        return ratios
+    if left <= available + slack:
+        return
+    most = (target.budget - left + available) / structure.prunable_params(kinds)
+    why = [structure.undivided_heads] if "heads" in kinds and structure.undivided_heads else []
+    if "experts" in kinds and not any(_spare(structure, name, of) for name, of in experts.items()):
+        why.append(f"a token is sent to {structure.experts_per_token} experts, so as many stay in every layer")
+    elif len(kinds) > 1 and (units := [kind for kind in ("layers", "experts") if kind in kinds]):
+        why.append(f"whole {' and '.join(units)} take no more than half of what they share with others")
+    reasons = f" ({'; '.join(why)})" if why else ""
+    raise ValueError(
+        f"ratio {target.ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
+        f"can give at most {most:.3f}{reasons}"
+    )
+
+
+def _spare(structure: Structure, name: str, ratio: float) -> int:
+    """How many experts ``layers.<i>.experts`` could lose beyond this ratio."""
+    layer = part_of(name)[0]
+    return spare_experts(structure, layer) - round(ratio * len(structure.expert_params[layer]))
+
+
+def _widths(
+    groups: Sequence[Group], scores: Scores, budget: float, allocation: str, profile: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The ratio of every group, so that together they give the budget."""
     if allocation == "uniform":
         even = budget / sum(g.params for g in groups)
-        found = {group.name: even for group in groups}
-    elif allocation == "unstructured":
+        return {group.name: even for group in groups}
+    if allocation == "unstructured":
         if missing := [g.name for g in groups if g.name not in (profile or {})]:
             raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
-        found = scale_to_budget(groups, profile, budget)
-    else:
-        densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
-        found = rank_to_budget(groups, densities, budget)
-    # Experts that a plan of equal numbers keeps after all lose channels as the others do.
-    others = [found[g.name] for g in groups if g.part == "experts.mlp"] if spared else []
-    return ratios | found | {g.name: sum(others) / len(others) for g in spared}
+        return scale_to_budget(groups, profile, budget)
+    densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
+    return rank_to_budget(groups, densities, budget)
 
 
 def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: range) -> list[int]:

@@ -139,6 +139,11 @@ def test_a_layer_keeps_as_many_experts_as_a_token_is_sent_to(name, allocation):
         mask(model, replace(plan, keep=keep)).__enter__()
 
 
+def test_a_share_that_experts_could_exceed_is_not_blamed_on_the_router():
+    with pytest.raises(ValueError, match=r"at most 0\.379 \(whole experts take no more than half of what they share"):
+        plan_of(family_model("mixtral"), 0.5, ("heads", "experts"))
+
+
 def test_many_experts_are_gathered_without_comparing_groups(monkeypatch):
     structure = find_groups(family_model("qwen2_moe"))
     monkeypatch.setattr(Group, "__eq__", lambda *_: pytest.fail("compared"))
