@@ -108,6 +108,18 @@ def test_a_folder_of_other_things_is_neither_used_nor_removed(tmp_path):
     assert (tmp_path / "notes").exists()
 
 
+def test_half_written_files_of_a_killed_prune_are_no_obstacle_and_go_with_the_rest(tmp_path):
+    config, work = SparseConfig("wanda", 0.5), tmp_path / "work"
+    work.mkdir()
+    torn = [work / ".job.json.x1y2", work / ".layer-00000.safetensors.x1y2"]
+    for path in torn:
+        path.write_bytes(b"half")
+    pruned(config, work)
+    assert (work / "layer-00000.safetensors").exists()
+    remove_partial(work)
+    assert not work.exists()
+
+
 def test_a_damaged_layer_is_named(tmp_path):
     config, work = SparseConfig("wanda", 0.5), tmp_path / "work"
     pruned(config, work)
@@ -137,7 +149,7 @@ def test_the_job_goes_on_and_removes_what_it_kept(folder, tmp_path, monkeypatch)
     out, lines = tmp_path / "out", []
     options = prune.JobOptions(str(folder / "model"), out, eval_text=None, proof=False)
     config = SparseConfig("wanda", 0.5, nsamples=4, seqlen=16)
-    monkeypatch.setattr(job, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(job, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         job.run(config, options)
     work = partial_folder(out)

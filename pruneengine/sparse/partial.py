@@ -35,10 +35,15 @@ def remove_partial(folder: Path) -> None:
     """Remove the layers of a prune that is over, and nothing else that may be there."""
     if not (folder / _JOB).exists():
         return
-    for path in (*folder.glob("layer-*.safetensors"), folder / _JOB):
+    for path in (*folder.glob("layer-*.safetensors"), *_torn(folder), folder / _JOB):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _torn(folder: Path) -> list[Path]:
+    """What was being written when a process was killed."""
+    return [*folder.glob(".layer-*.safetensors.*"), *folder.glob(f".{_JOB}.*")]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class PartialPrune:
         self._begun, self._waiting = time.monotonic(), []
         self.warnings: list[str] = []
         check_writable(folder)
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and set(folder.iterdir()) - set(_torn(folder)):
             self._check_same()
 
     def load(self, layer: int) -> KeptLayer | None:
