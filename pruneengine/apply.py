@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.experts import choose_among
-from pruneengine.narrowing import drop_experts, drop_layers, narrow, replace, set_counts
+from pruneengine.narrowing import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
 from pruneengine.plan import Plan
 from pruneengine.structure import (
     Group,
@@ -199,13 +199,13 @@ def compact(
     for linear, _group, correction in targets:
         _correct(linear, correction)
     _complete_biases(model, structure)
-    for layer, kept in _fewer_experts(plan).items():
-        drop_experts(model, structure, layer, kept)
+    drop_experts(model, structure, _fewer_experts(plan))
     if len(plan.kept_layers) < structure.num_layers:
         drop_layers(model, structure, plan.kept_layers)
     sync_config(model)
     after = find_groups(model)
     set_counts(model, after, layer_counts(after))
+    count_experts(model, after)
     return model
 
 

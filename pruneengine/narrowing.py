@@ -52,11 +52,25 @@ def drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -
             setattr(config, name, [getattr(config, name)[i] for i in kept])
 
 
-def drop_experts(model: nn.Module, structure: Structure, layer: int, kept: Sequence[int]) -> None:
-    """Leave these experts (ascending indices) of a layer, and their rows of its router."""
+def drop_experts(model: nn.Module, structure: Structure, kept: Mapping[int, Sequence[int]]) -> None:
+    """Leave these experts (ascending indices by layer), and their rows of the routers."""
     with needs("hf"):
         from pruneengine.modeling_pruned import keep_experts
-    keep_experts(model.get_submodule(structure.layer_path(layer)), kept)
+    for layer, experts in kept.items():
+        keep_experts(model.get_submodule(structure.layer_path(layer)), experts)
+
+
+def count_experts(model: nn.Module, structure: Structure) -> None:
+    """Bring the loss that balances experts in step: it reads how many every layer has, and wants equally many.
+
+    Where layers differ it is not asked for, even if the config did: a forward pass with it fails.
+    """
+    if structure.family.experts is None:
+        return
+    counts = {len(structure.experts(layer)) for layer in range(structure.num_layers)}
+    model.num_experts = max(counts)
+    if len(counts) > 1:
+        text_config(model.config).output_router_logits = False
 
 
 def set_counts(model: nn.Module, structure: Structure, layers: Sequence[Mapping[str, int]]) -> None:

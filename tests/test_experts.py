@@ -139,6 +139,16 @@ def test_a_layer_keeps_as_many_experts_as_a_token_is_sent_to(name, allocation):
         mask(model, replace(plan, keep=keep)).__enter__()
 
 
+@each_mixture
+@pytest.mark.parametrize("shape", ["uniform", "per-layer"])
+def test_the_loss_that_balances_experts_knows_how_many_are_left(name, shape):
+    model = family_model(name, output_router_logits=True)
+    compact(model, plan_of(model, 0.25, ("experts",), shape, "global", unequal(model)))
+    found = model(input_ids=TOKENS, labels=TOKENS)
+    assert found.loss.isfinite()
+    assert (found.aux_loss is None) == (shape == "per-layer") == (not model.config.output_router_logits)
+
+
 def test_a_share_that_experts_could_exceed_is_not_blamed_on_the_router():
     with pytest.raises(ValueError, match=r"at most 0\.379 \(whole experts take no more than half of what they share"):
         plan_of(family_model("mixtral"), 0.5, ("heads", "experts"))
