@@ -70,8 +70,8 @@ def calibrate(
     subsets = checked_subsets(subsets or {}, len(samples))
     if samples.tokens.shape[1] < 2 and (losses or wanted - ACTIVATIONS):
         raise ValueError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
-    check_tokens(model, samples)
     structure = structure or find_groups(model)
+    check_tokens(model, structure, samples)
     layers = layers if layers is not None else range(structure.num_layers)
     if not len(layers):
         raise ValueError(
@@ -229,8 +229,13 @@ def _require_gradient(_module, args):
     return (args[0].detach().requires_grad_(True), *args[1:])
 
 
-def check_tokens(model: nn.Module, samples: Samples) -> None:
-    """ValueError for a token id outside the model's vocabulary."""
+def check_tokens(model: nn.Module, structure: Structure, samples: Samples) -> None:
+    """ValueError for a token id outside the model's vocabulary, or samples of one token where experts may idle."""
+    if structure.family.experts is not None and samples.tokens.shape[1] < 2:
+        raise ValueError(
+            f"samples have {samples.tokens.shape[1]} token(s); a mixture of experts needs at least 2, for it runs no "
+            "idle expert where a text grows token by token"
+        )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if samples.tokens.shape[1] and not 0 <= int(samples.tokens.min()) <= int(samples.tokens.max()) < vocabulary:
         worst = int(samples.tokens.max()) if int(samples.tokens.min()) >= 0 else int(samples.tokens.min())

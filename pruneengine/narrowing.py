@@ -54,6 +54,8 @@ def drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -
 
 def drop_experts(model: nn.Module, structure: Structure, kept: Mapping[int, Sequence[int]]) -> None:
     """Leave these experts (ascending indices by layer), and their rows of the routers."""
+    if not kept:
+        return
     with needs("hf"):
         from pruneengine.modeling_pruned import keep_experts
     for layer, experts in kept.items():

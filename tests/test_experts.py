@@ -149,6 +149,14 @@ def test_the_loss_that_balances_experts_knows_how_many_are_left(name, shape):
     assert (found.aux_loss is None) == (shape == "per-layer") == (not model.config.output_router_logits)
 
 
+def test_samples_of_one_token_are_refused():
+    model, tokens = family_model("mixtral"), tiny_tokens(4, 1)
+    with pytest.raises(ValueError, match="samples have 1 token.* a mixture of experts needs at least 2"):
+        pruneengine.calibrate(model, tokens)
+    with pytest.raises(ValueError, match="a mixture of experts needs at least 2"):
+        pruneengine.sparsify(model, tokens, SparseConfig("wanda", 0.5))
+
+
 def test_a_share_that_experts_could_exceed_is_not_blamed_on_the_router():
     with pytest.raises(ValueError, match=r"at most 0\.379 \(whole experts take no more than half of what they share"):
         plan_of(family_model("mixtral"), 0.5, ("heads", "experts"))

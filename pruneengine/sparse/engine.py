@@ -237,6 +237,6 @@ def _checked(
         collected = ", ".join(sorted(statistics.tensors)) or "none"
         raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
     if batches is not None:
-        check_tokens(model, as_samples(batches))
+        check_tokens(model, structure, as_samples(batches))
     check_weights(model)
     return matrices
