@@ -96,6 +96,7 @@ class MixtureOfExperts(nn.Module):
         self.gate = fused.gate
         pairs = zip(experts.gate_up_proj, experts.down_proj)  # noqa: B905
         self.expert = nn.ModuleList(Expert(gate_up, down, experts.act_fn) for gate_up, down in pairs)
+        self.expert.requires_grad_(experts.gate_up_proj.requires_grad)
         self.shared_expert = getattr(fused, "shared_expert", None)
         self.shared_expert_gate = getattr(fused, "shared_expert_gate", None)
         self.jitter_noise = getattr(fused, "jitter_noise", 0)
@@ -129,7 +130,7 @@ class MixtureOfExperts(nn.Module):
 def unfuse(layer: nn.Module) -> None:
     """Give the experts of a decoder layer linears of their own; once."""
     if hasattr(layer.mlp, "experts"):
-        layer.mlp = MixtureOfExperts(layer.mlp)
+        layer.mlp = MixtureOfExperts(layer.mlp).train(layer.mlp.training)
 
 
 def keep_experts(layer: nn.Module, kept) -> None:

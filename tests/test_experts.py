@@ -79,6 +79,21 @@ def test_unfused_experts_compute_the_same_forward_and_backward(name):
     torch.testing.assert_close(model.model.layers[0].mlp.gate.weight.grad, router, rtol=1e-4, atol=1e-6)
 
 
+def test_unfused_experts_are_trained_or_not_as_the_fused_ones_were():
+    model = fused_model("mixtral").requires_grad_(False)
+    for layer in model.model.layers:
+        layer.mlp.jitter_noise = 0.5
+    expected = logits(model, TOKENS)
+    unfuse_experts(model)
+    torch.testing.assert_close(logits(model, TOKENS), expected, rtol=1e-6, atol=1e-6)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        model = unfuse_experts(fused_model("mixtral").train())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_model_without_experts_stays_as_it_is():
     model = family_model("llama")
     before = {name: id(module) for name, module in model.named_modules()}
@@ -151,7 +166,7 @@ def test_the_loss_that_balances_experts_knows_how_many_are_left(name, shape):
 
 def test_samples_of_one_token_are_refused():
     model, tokens = family_model("mixtral"), tiny_tokens(4, 1)
-    with pytest.raises(ValueError, match="samples have 1 token.* a mixture of experts needs at least 2"):
+    with pytest.raises(ValueError, match=r"samples have 1 token.* a mixture of experts needs at least 2"):
         pruneengine.calibrate(model, tokens)
     with pytest.raises(ValueError, match="a mixture of experts needs at least 2"):
         pruneengine.sparsify(model, tokens, SparseConfig("wanda", 0.5))
