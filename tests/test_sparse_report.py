@@ -105,6 +105,7 @@ def test_zeros_are_counted_and_compared():
 
 
 def test_zeros_of_saved_files_over_shards(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     save_file({"a.weight": torch.tensor([[0.0, -0.0, 1.0]]), "a.bias": torch.zeros(3)}, tmp_path / "x-1.safetensors")
     save_file({"b.weight": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x-2.safetensors")
     assert count_saved_zeros(tmp_path, ["a", "b", "c"]) == {"a": 2, "b": 0}
