@@ -63,6 +63,8 @@ def test_the_table_of_runtimes_is_what_happens(name, shape, tmp_path, proof_in_t
     assert with_code.opens
     same_logits(logits(opened(source, trust_remote_code=not plainly.opens), TOKENS), expected)
     said = {way.how.rpartition(" ")[2]: way for way in exports}
+    if foreseen.experts:
+        record_property("shown", "none")
     for format in ("gguf", "deci", "pad"):
         if format not in said or not said[format].opens:
             reason = said[format].why if format in said else NOTHING_TO_PAD
