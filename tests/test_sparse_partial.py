@@ -1,6 +1,7 @@
 """A prune that was stopped goes on behind the layers that it had finished, and ends as an unbroken one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from pruneengine import SparseConfig
 from pruneengine.jobs import prune
 from pruneengine.jobs import sparsify as job
+from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
 from pruneengine.samples import as_samples
 from pruneengine.sparse import engine, partial, pruners
@@ -28,7 +30,8 @@ def pruned(config, work, model=None, tokens=TOKENS):
     model = model or tiny_model(seed=3)
     structure = find_groups(model)
     report = engine.decide(model, structure, tokens, config)
-    return model.state_dict(), engine.carry_out(model, structure, tokens, report, Stopwatch(), work)
+    kept = None if work is None else engine.keep_layers(model, tokens, report, work)
+    return model.state_dict(), engine.carry_out(model, structure, tokens, report, Stopwatch(), kept)
 
 
 def killed(monkeypatch, layer, *arguments):
@@ -155,6 +158,10 @@ def test_the_job_goes_on_and_removes_what_it_kept(folder, tmp_path, monkeypatch)
     work = partial_folder(out)
     assert len(list(work.glob("layer-*"))) == 3
     monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(Yardstick, "measure", lambda *_: pytest.fail("evaluated before it was refused"))
+        with pytest.raises(ValueError, match="with other settings: "):
+            job.run(replace(config, sparsity=0.6), options)
     monkeypatch.setattr(pruners.Wanda, "prune", lambda *_: pytest.fail("pruned again"))
     result = job.run(config, options, lines.append)
     assert f"pruning by wanda, behind the layers in {work}" in lines

@@ -25,7 +25,7 @@ from pruneengine.report.sparse_values import sparse_details, sparse_hashes, spar
 from pruneengine.report.values import Measures
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import SparseReport, carry_out, decide
+from pruneengine.sparse.engine import SparseReport, carry_out, decide, keep_layers
 from pruneengine.sparse.functions.function import Function, is_function_file
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.partial import partial_folder, remove_partial
@@ -72,12 +72,13 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
         warnings += _keep(report, options.statistics)
     if options.out is None:
         return SparseResult(report, warnings=warnings + report.warnings, seconds=clock.seconds)
+    work = partial_folder(options.out)
+    partial = keep_layers(model, calibration, report, work)
     yardstick = Yardstick(evaluation, options.dtype, options.device)
     with clock("evaluate"):
         dense = yardstick.measure(model)
-    work = partial_folder(options.out)
     say(f"pruning by {config.method}" + (f", behind the layers in {work}" if work.exists() else ""))
-    report = carry_out(model, structure, calibration, report, clock, work)
+    report = carry_out(model, structure, calibration, report, clock, partial)
     warnings += report.warnings
     with clock("evaluate"):
         pruned, ruined = yardstick.measure_changed(model)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -144,13 +143,9 @@ def carry_out(
     batches: Samples | Tensor | Sequence[Tensor] | None,
     report: SparseReport,
     clock: Stopwatch,
-    work: Path | None = None,
+    partial: PartialPrune | None = None,
 ) -> SparseReport:
-    """What :func:`decide` decided, done to the model in place.
-
-    Layers that take long are kept in the folder ``work`` on the way. A call that finds some of the same prune there
-    goes on behind them, to the same weights; the folder is the caller's to remove.
-    """
+    """What :func:`decide` decided, done to the model in place, and behind the layers of ``partial`` if there are."""
     config, plan = report.config, report.plan
     matrices = find_matrices(model, structure, config.ignore)
     chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
@@ -161,9 +156,7 @@ def carry_out(
             _prune_from(model, chosen, config, plan, statistics)
         else:
             pruner = make_pruner(model, plan, config)
-            samples = as_samples(batches)
-            pieces = [*samples.batches(config.batch_size)]
-            partial = None if work is None else PartialPrune(work, _job(model, samples, config, plan))
+            pieces = [*as_samples(batches).batches(config.batch_size)]
             warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method, partial)
     if report.statistics is not None and _reads_dense_norms(config):
         warnings = idle_words(idle_experts(structure, report.statistics), IDLE)
@@ -172,14 +165,31 @@ def carry_out(
     return replace(report, plan=plan, warnings=report.warnings + warnings)
 
 
-def _job(model: nn.Module, samples: Samples, config: SparseConfig, plan: SparsePlan) -> dict[str, Any]:
-    """All that decides the weights of a prune that runs layers."""
+def keep_layers(
+    model: nn.Module, batches: Samples | Tensor | Sequence[Tensor] | None, report: SparseReport, folder: Path
+) -> PartialPrune | None:
+    """Where :func:`carry_out` keeps layers that take long, so that another call goes on behind them; None without need.
+
+    Args:
+        model: dense.
+        batches: as for :func:`carry_out`.
+        report: of :func:`decide`.
+        folder: the caller's to remove.
+
+    Raises:
+        ValueError, PermissionError: as :class:`PartialPrune`.
+    """
+    config, plan = report.config, report.plan
+    if config.method == "magnitude" or _reads_dense_norms(config):
+        return None
+    # All that decides the weights of a prune that runs layers.
     names = ("method", "pattern", "sparsity", "compared", "mode", "damp", "block", "batch_size")
-    return {name: getattr(config, name) for name in names} | {
+    job = {name: getattr(config, name) for name in names} | {
         "counts": hashlib.sha256(json.dumps(plan.removed).encode()).hexdigest()[:16],
         "model": model_fingerprint(model),
-        "calibration text": samples.hash[:16],
+        "calibration text": as_samples(batches).hash[:16],
     }
+    return PartialPrune(folder, job)
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:

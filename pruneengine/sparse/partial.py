@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class PartialPrune:
 
     def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
         self._folder, self._job = folder, json.loads(json.dumps(job))
-        self._begun, self._waiting = time.monotonic(), []
+        self._begun, self._waiting = math.inf, []
         self.warnings: list[str] = []
         check_writable(folder)
         if folder.exists() and set(folder.iterdir()) - set(_torn(folder)):
@@ -86,6 +87,7 @@ class PartialPrune:
         with needs("hf"):
             from safetensors import SafetensorError, safe_open
 
+        self._begun = min(self._begun, time.monotonic())
         path = self._path(layer)
         if not path.exists():
             return None
