@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.dsa_cells import Bench, Cell
 from benchmarks.options import add_places, check_texts, load_model, setting_of, settle_texts, study_parser
-from pruneengine.bench.record import write_lines
+from pruneengine.bench.record import read, write_lines
 from pruneengine.files import write_atomically
 from pruneengine.progress import set_progress
 from pruneengine.search.dsa.config import PRUNERS, SAMPLERS, DsaConfig
@@ -59,11 +59,24 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             Function.from_dict(found["function"]["fields"]).save(path, found["function"]["metadata"])
     if lines:
-        write_lines(options.results / "dsa.csv", lines, list(lines[0]))
         kept = {str(cell): {k: v for k, v in found.items() if k != "trials"} for cell, found in results.items()}
-        write_atomically(options.results / "dsa.json", json.dumps(kept, indent=1) + "\n")
+        write(options.results, lines, kept)
     for each in lines:
         print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in each.items()))
+
+
+def write(folder: Path, lines: list[dict[str, Any]], details: dict[str, Any]) -> None:
+    """``dsa.csv`` and ``dsa.json``; searches that are there and were not asked for stay."""
+    table, more = folder / "dsa.csv", folder / "dsa.json"
+    asked = {_place(line) for line in lines}
+    others = [line for line in (read(table) if table.exists() else []) if _place(line) not in asked]
+    write_lines(table, sorted([*others, *lines], key=_place), list(lines[0]))
+    known = json.loads(more.read_text()) if more.exists() else {}
+    write_atomically(more, json.dumps(known | details, indent=1) + "\n")
+
+
+def _place(line: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(line[name]) for name in ("pruner", "sparsity", "sampler", "seed"))
 
 
 def placeless(found: dict[str, Any]) -> dict[str, Any]:

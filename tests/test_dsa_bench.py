@@ -130,6 +130,16 @@ def test_the_script_lists_searches_writes_and_repeats_nothing(texts, tmp_path, c
     assert {each: each.read_bytes() for each in results.rglob("*") if each.is_file()} == written
 
 
+def test_results_of_other_searches_stay(tmp_path):
+    def line(sampler, loss):
+        return {"pruner": "wanda", "sparsity": 0.5, "sampler": sampler, "seed": 0, "full loss": loss}
+
+    dsa.write(tmp_path, [line("random", 1.0), line("evolution", 2.0)], {"a": 1, "b": 2})
+    dsa.write(tmp_path, [line("random", 3.0)], {"b": 3})
+    assert [(row["sampler"], row["full loss"]) for row in lines_of(tmp_path)] == [("evolution", "2"), ("random", "3")]
+    assert json.loads((tmp_path / "dsa.json").read_text()) == {"a": 1, "b": 3}
+
+
 def test_texts_are_files_of_a_folder_or_as_named_or_from_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["dsa.py", "--data", str(tmp_path)])
     options = dsa.arguments()
