@@ -62,7 +62,7 @@ def main() -> None:
     print(state, flush=True)
     failed: dict[Cell, str] = {}
     try:
-        failed = run(study, chosen, missing)
+        failed = {} if options.known else run(study, chosen, missing)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
     report(study, chosen, options)
@@ -89,6 +89,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seqlen", type=int, default=512, help="tokens a sample (published: 2048)")
     parser.add_argument("--window", type=int, default=2048, help="tokens a window of the perplexity")
     parser.add_argument("--windows", type=int, default=16, help="how many, from the start of the text")
+    parser.add_argument("--known", action="store_true", help="write what is there and measure nothing")
     parser.add_argument("--full", action="store_true", help="measure dense and --full-rows on all windows, too")
     parser.add_argument("--full-rows", nargs="*", choices=ROWS, default=["uniform", OURS], metavar="ROW")
     parser.add_argument("--batch-size", type=int, default=1, help="windows a forward of the perplexity")
