@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
+from pruneengine.bits import as_whole
 from pruneengine.experts import choose_among
 from pruneengine.narrowing import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
 from pruneengine.plan import Plan
@@ -30,8 +31,6 @@ from pruneengine.structure import (
     unit_slices,
 )
 from pruneengine.widths import layer_counts, sync_config
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,9 +220,9 @@ def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
     """Set the weights at True of a bool ``[out, in]`` to zero, in place."""
     weight = linear.weight.detach()
     if weight.device.type == "cpu":
-        # One AND with all bits or none: masked_fill_ is not vectorised there and takes six times as long.
-        bits = _BITS[weight.element_size()]
-        weight.view(bits).bitwise_and_(mask.to(bits) - 1)
+        # One AND with all bits or none: masked_fill_ is not vectorised there.
+        bits = as_whole(weight)
+        bits.bitwise_and_(mask.to(bits.dtype) - 1)
     else:
         weight.masked_fill_(mask, 0)
 

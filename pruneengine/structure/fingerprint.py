@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
+from pruneengine.bits import as_whole
+
 
 def model_fingerprint(model: nn.Module) -> str:
     """A short hash of architecture, shapes and weights: equal for equal models, on any device and thread count.
@@ -18,10 +20,9 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if parameter.device.type != "meta":
-            flat = parameter.detach().reshape(-1)
-            bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+            bits = as_whole(parameter.detach().reshape(-1))
             # In pieces: a sum in int64 makes a copy in int64 first.
             total = sum(piece.sum(dtype=torch.int64) for piece in bits.split(1 << 20))
             digest.update(str(int(total)).encode())
-            digest.update(bits[:: -(-flat.numel() // 4096)].cpu().numpy().tobytes())
+            digest.update(bits[:: -(-bits.numel() // 4096)].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
