@@ -57,7 +57,7 @@ def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) ->
         ReloadError: the checkpoint does not open, keys are missing, or dtype, logits or token ids differ.
     """
     start, folder = time.perf_counter(), Path(folder).resolve()
-    tokens = _fixed_tokens(text_config(model.config).vocab_size)
+    tokens = fixed_tokens(text_config(model.config).vocab_size)
     expected = _logits(model, tokens)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "logits.safetensors"
@@ -109,8 +109,10 @@ def reload_and_generate(folder: str | Path, prompt: str, max_new_tokens: int = 2
     return _run(Path(folder).resolve(), torch.device("cpu"), None, **job)["text"]
 
 
-def _fixed_tokens(vocab_size: int, rows: int = 2, length: int = 24) -> Tensor:
-    return (torch.arange(rows * length).reshape(rows, length) * 7919 + 11) % vocab_size
+def fixed_tokens(vocab_size: int, longest: int | None = None) -> Tensor:
+    """The same few token ids every time, int64 ``[2, 24]``, or ``[2, longest]`` where that is less."""
+    length = min(24, longest or 24)
+    return (torch.arange(2 * length).reshape(2, length) * 7919 + 11) % vocab_size
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -11,14 +11,6 @@ from torch import Tensor, nn
 
 from pruneengine.reload import TOLERANCE, ReloadError
 
-ROWS, LENGTH = 2, 24
-
-
-def fixed_tokens(layout_window: int | None, vocab_size: int) -> Tensor:
-    """Token ids, int64 ``(rows, length)``; no longer than an attention window, within which it changes nothing."""
-    length = min(LENGTH, layout_window or LENGTH)
-    return (torch.arange(ROWS * length).reshape(ROWS, length) * 7919 + 11) % vocab_size
-
 
 @torch.inference_mode()
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint_config import checkpoint_config
-from pruneengine.export.compare import agree, fixed_tokens, logits
+from pruneengine.export.compare import agree, logits
 from pruneengine.export.deci_proof import reopen
 from pruneengine.export.outcome import Written
 from pruneengine.export.pad import write_folder
 from pruneengine.export.padding import pad_model
 from pruneengine.layout import Layout
+from pruneengine.reload import fixed_tokens
 from pruneengine.runtimes import check_deci
 from pruneengine.structure import Family
 
@@ -35,7 +36,7 @@ def write(
     model: nn.Module, tokenizer: Any, layout: Layout, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
 ) -> Written:
     """Bring ``model`` into DeciLM's shape in place and write it; ``name`` and ``dtype`` are the other formats'."""
-    tokens = fixed_tokens(layout.window, model.config.vocab_size)
+    tokens = fixed_tokens(model.config.vocab_size, layout.window)
     expected = logits(model, tokens) if proof else None
     before = sum(parameter.numel() for parameter in model.parameters())
     heads, kv_heads = deci_heads(layout)

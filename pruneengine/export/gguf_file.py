@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.export.compare import fixed_tokens, logits
+from pruneengine.export.compare import logits
 from pruneengine.export.deci import window_remark
 from pruneengine.export.gguf_proof import prove
 from pruneengine.export.gguf_tensors import tensors
@@ -18,6 +18,7 @@ from pruneengine.export.outcome import Written
 from pruneengine.extras import needs
 from pruneengine.files import check_space
 from pruneengine.layout import Layout
+from pruneengine.reload import fixed_tokens
 from pruneengine.runtimes import gguf_architecture
 
 FILE_TYPE = {torch.float32: 0, torch.float16: 1}
@@ -34,7 +35,7 @@ def write(
     keys |= {"general.type": "model", "general.name": name, "general.file_type": FILE_TYPE[dtype]}
     file = folder / f"{name}-{'f16' if dtype == torch.float16 else 'f32'}.gguf"
     write_gguf(file, architecture, keys, model, layout, dtype)
-    tokens = fixed_tokens(layout.window, model.config.vocab_size)
+    tokens = fixed_tokens(model.config.vocab_size, layout.window)
     found = prove(file, model, layout, architecture, tokens, logits(model, tokens)) if proof else None
     notes = list(remarks)
     if layout.window:

@@ -11,11 +11,11 @@ from torch import nn
 
 from pruneengine.checkpoint import write_weights
 from pruneengine.checkpoint_config import checkpoint_config, loader_of
-from pruneengine.export.compare import agree, fixed_tokens, logits
+from pruneengine.export.compare import agree, logits
 from pruneengine.export.outcome import Written
 from pruneengine.export.padding import pad_units
 from pruneengine.layout import Layout
-from pruneengine.reload import prove_reload
+from pruneengine.reload import fixed_tokens, prove_reload
 from pruneengine.runtimes import check_pad
 from pruneengine.structure import find_groups, text_config
 from pruneengine.widths import by_config_alone
@@ -27,7 +27,7 @@ def write(
     model: nn.Module, tokenizer: Any, layout: Layout, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
 ) -> Written:
     """Pad ``model`` in place and write it into ``folder``; ``name`` and ``dtype`` are the other formats'."""
-    tokens = fixed_tokens(None, text_config(model.config).vocab_size)
+    tokens = fixed_tokens(text_config(model.config).vocab_size)
     expected = logits(model, tokens) if proof else None
     before = sum(parameter.numel() for parameter in model.parameters())
     pad_units(model, wanted_units(model))

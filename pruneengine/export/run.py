@@ -13,10 +13,11 @@ from torch import nn
 
 from pruneengine.checkpoint import check_output, complete_or_nothing, share
 from pruneengine.export import deci, gguf_file, pad
-from pruneengine.export.compare import agree, fixed_tokens, logits
+from pruneengine.export.compare import agree, logits
 from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
 from pruneengine.layout import Layout, layout_of
 from pruneengine.loading import load_model, load_skeleton
+from pruneengine.reload import fixed_tokens
 from pruneengine.twin import as_written, with_llamas_linears
 from pruneengine.validate import require_choice
 
@@ -94,7 +95,7 @@ def _name(source: str | Path) -> str:
 
 
 def _same(twin: nn.Module, model: nn.Module, layout: Layout) -> str:
-    tokens = fixed_tokens(layout.window, twin.config.vocab_size)
+    tokens = fixed_tokens(twin.config.vocab_size, layout.window)
     what = f"as a {twin.config.model_type}, shared linears split"
     return agree(what, logits(twin, tokens), logits(model, tokens))
 
