@@ -58,9 +58,10 @@ def prune_layers(
             continue
         before = len(pruner.warnings)
         found = _prune(model, structure, walk, layer, hidden, chosen, pruner, mode, advance=advance)
-        warnings += [*found, *pruner.warnings[before:]]
+        found = (*found, *pruner.warnings[before:])
+        warnings += found
         if partial and chosen:
-            partial.keep(model, chosen, [*found, *pruner.warnings[before:]])
+            partial.keep(model, chosen, found)
     return (*warnings, *(partial.warnings if partial else ()))
 
 
