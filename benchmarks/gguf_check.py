@@ -23,6 +23,7 @@ import torch
 import pruneengine
 from benchmarks.gguf_distance import Distance, distance
 from benchmarks.models import smollm2
+from benchmarks.options import settle_texts
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
 from pruneengine.export import export, llama_cpp
@@ -86,11 +87,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of llama.cpp")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "gguf_check", help="folder of the checkpoints")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
-    options = parser.parse_args()
-    data = options.data
-    options.calibration = str(data / "c4" / "c4_demo.jsonl") if data else "c4"
-    options.evaluation = str(data / "wikitext2" / "test_docs.jsonl") if data else "wikitext2"
-    return options
+    parser.set_defaults(calibration=None, evaluation=None)
+    return settle_texts(parser.parse_args())
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

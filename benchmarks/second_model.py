@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import pruneengine
 from benchmarks.gemma3 import gemma3
+from benchmarks.options import settle_texts
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
 from pruneengine.evaluate import PerplexityResult, model_size, paired_difference
@@ -55,11 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "second_model", help="folder of the GGUF file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
-    options = parser.parse_args()
-    data = options.data
-    options.calibration = str(data / "c4" / "c4_demo.jsonl") if data else "c4"
-    options.evaluation = str(data / "wikitext2" / "test_docs.jsonl") if data else "wikitext2"
-    return options
+    parser.set_defaults(calibration=None, evaluation=None)
+    return settle_texts(parser.parse_args())
 
 
 def measure(model: nn.Module, tokenizer: Any, name: str, options: argparse.Namespace) -> None:
