@@ -35,6 +35,7 @@ from benchmarks.quality_models import DENSE, ROWS, Models, recovery_config, reco
 from benchmarks.quality_report import tables, write_csv
 from pruneengine import harness
 from pruneengine.progress import set_progress
+from pruneengine.recipe_text import read_yaml
 
 TASKS = ("hellaswag_local", "piqa_local", "arc_easy_local", "winogrande_local", "openbookqa_local", "boolq_local")
 # Seconds on two cores, of a 135M model: what is said before anything was timed. A task's are for 200 items.
@@ -49,7 +50,7 @@ def main() -> None:
     set_progress(True)
     try:
         study = load(options)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"quality: {error}")
     chosen = cells(study.models, options.rows, options.ratios, options.seeds, options.tasks)
     chosen = [cell for cell in chosen if (cell.column if cell.column in EXPECTED else TASK) in options.columns]
@@ -135,8 +136,6 @@ def parse_plan(text: str) -> tuple[tuple[str, float], Path]:
 
 def recovery_options(given: list[str], data: Path | None) -> dict[str, Any]:
     """The short recovery, with what the command line says otherwise; values are read as YAML."""
-    import yaml
-
     options: dict[str, Any] = {"max_steps": 200, "batch": 8, "micro_batch": 8, "cutoff": 128}
     if data is not None:
         options["data"] = str(data / "alpaca" / "alpaca_cleaned_1000.jsonl")
@@ -144,7 +143,7 @@ def recovery_options(given: list[str], data: Path | None) -> dict[str, Any]:
         name, found, value = text.partition("=")
         if not found:
             raise ValueError(f"--recovery {text!r}: expected NAME=VALUE")
-        options[name] = yaml.safe_load(value)
+        options[name] = read_yaml(value)
     return options
 
 

@@ -23,6 +23,7 @@ from pruneengine.experts import plain_name
 from pruneengine.extras import needs
 from pruneengine.files import check_space, check_writable
 from pruneengine.model_card import model_card
+from pruneengine.recipe_text import write_yaml
 from pruneengine.reload import ReloadProof, prove_reload
 from pruneengine.structure import family_of, find_groups
 from pruneengine.twin import as_written
@@ -151,7 +152,7 @@ def save(
     loader = loader_of(config)
     texts = {"config.json": _json(config)}
     if recipe is not None:
-        texts["recipe.yaml"] = recipe if isinstance(recipe, str) else _yaml(recipe)
+        texts["recipe.yaml"] = recipe if isinstance(recipe, str) else write_yaml(recipe)
     if report is not None:
         texts["report.json"] = _json(report)
     if plan is not None:
@@ -182,12 +183,6 @@ def save(
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
-
-
-def _yaml(value: Mapping[str, Any]) -> str:
-    with needs("cli"):
-        import yaml
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
 
 
 def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mapping[str, str]:

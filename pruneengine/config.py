@@ -10,9 +10,9 @@ from typing import Any
 
 from pruneengine.allocate import ALLOCATIONS, PROTOCOLS
 from pruneengine.compensate import check_choice
-from pruneengine.extras import needs
 from pruneengine.fusion import FUSIONS, HyWIA, needs_of
 from pruneengine.plan import SHAPES
+from pruneengine.recipe_text import read_yaml
 from pruneengine.score import AGGREGATES, FOLDS
 from pruneengine.structure import KINDS
 from pruneengine.validate import from_known, require_choice, require_number, require_whole
@@ -203,13 +203,10 @@ def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
 
 def read_keys(path: str | Path) -> dict[str, Any]:
     """What a YAML file of keys and values holds; ValueError for anything else."""
-    with needs("cli"):
-        import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
+        content = read_yaml(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
     return content

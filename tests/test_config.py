@@ -96,6 +96,12 @@ def test_bad_recipes(tmp_path, text, message):
         PruneConfig.from_dict(read_recipe(tmp_path / "recipe.yaml"))
 
 
+@pytest.mark.parametrize("text", ["1e-1", "1.e-1", "+1E-01", "0.1"])
+def test_a_number_is_one_however_it_is_written(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(f"ratio: {text}")
+    assert PruneConfig.from_dict(read_recipe(tmp_path / "recipe.yaml")).ratio == 0.1
+
+
 def test_a_missing_recipe(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a recipe"):
         read_recipe(tmp_path / "absent.yaml")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.checkpoint import SavedCheckpoint
-from pruneengine.extras import needs
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.saving import proof_values, save_checkpoint
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
+from pruneengine.recipe_text import read_yaml
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
@@ -150,7 +150,5 @@ def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:
-    with needs("cli"):
-        import yaml
-    pruned = yaml.safe_load(carried.get("recipe.yaml", "{}"))
+    pruned = read_yaml(carried.get("recipe.yaml", "{}"))
     return pruned | {"recovery": report.recipe() | options.recipe()}
