@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from pruneengine.heap import reuse_freed_memory
 from pruneengine.loss import logit_options
 
 
@@ -32,6 +33,7 @@ def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, floa
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the training mode is put back at the end."""
+    reuse_freed_memory()
     training = model.training
     model.eval()
     try:
@@ -44,6 +46,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with weights that ask for no gradient; both are put back at the end."""
+    reuse_freed_memory()
     training = model.training
     required = [(p, p.requires_grad) for p in model.parameters()]
     model.eval().requires_grad_(False)
