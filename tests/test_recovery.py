@@ -262,6 +262,8 @@ def test_a_teacher_pulls_the_student_to_itself():
         ({"max_steps": 2.5}, "max_steps must be a whole number of at least 1, got 2.5"),
         ({"data": ""}, "spec ''"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing must be bool, got 1"),
+        ({"targets": " , "}, "targets must be names of linears"),
+        ({"targets": ["q_proj", " "]}, "targets must be names of linears"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -273,6 +275,10 @@ def test_a_config_survives_a_recipe_and_unknown_options_do_not():
     config = RecoverConfig(targets="q_proj,re:.*mlp.*", max_steps=3)
     assert config.targets == ("q_proj", "re:.*mlp.*")
     assert RecoverConfig.from_dict(config.to_dict()) == config
+    # One text, as YAML and a command line hold it: blanks part nothing, and a pattern keeps its commas.
+    for given in ("q_proj, v_proj", ["q_proj ", "v_proj"]):
+        assert RecoverConfig(targets=given).targets == ("q_proj", "v_proj")
+    assert RecoverConfig(targets="q_proj,re:.*layers.[0,1]{1,2}.*").targets == ("q_proj", "re:.*layers.[0,1]{1,2}.*")
     with pytest.raises(ValueError, match="unknown option 'rank'; known: batch"):
         RecoverConfig.from_dict({"rank": 3})
 

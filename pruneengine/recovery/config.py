@@ -13,7 +13,7 @@ from typing import Any
 from pruneengine.config import read_keys
 from pruneengine.data import parse_spec
 from pruneengine.text import check_source
-from pruneengine.validate import from_known, require_number, require_whole
+from pruneengine.validate import from_known, require_number, require_whole, split_names
 
 VAL_ROWS = 2000
 VAL_FRACTION = 0.1
@@ -32,7 +32,8 @@ class RecoverConfig:
             10% of the rows. ``val_rows=0``: no validation, the last step is kept.
         cutoff: tokens a window, and the most an instruction row keeps.
         targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths;
-            None for every linear of the decoder layers.
+            None for every linear of the decoder layers; as one text, parted by commas
+            (:func:`pruneengine.validate.split_names`).
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is ``alpha / r`` times B A x) and dropout of x.
         lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows a step, gradients clipped to
             norm 1; the rate rises over ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
@@ -71,8 +72,9 @@ class RecoverConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        targets = self.targets.split(",") if isinstance(self.targets, str) else self.targets
-        object.__setattr__(self, "targets", None if targets is None else tuple(targets))
+        # A command line and YAML write these as text or lists.
+        targets = split_names(self.targets) if isinstance(self.targets, str) else self.targets
+        object.__setattr__(self, "targets", None if targets is None else tuple(part.strip() for part in targets))
         if not isinstance(self.data, str):
             raise TypeError(f"data must be a text spec, got {self.data!r}")
         parse_spec(self.data, self.rows)
@@ -96,7 +98,7 @@ class RecoverConfig:
             raise ValueError(f"val_rows {self.val_rows} and val_fraction {self.val_fraction}: give one of them")
         if self.batch % self.micro_batch:
             raise ValueError(f"batch must be a multiple of micro_batch {self.micro_batch}, got {self.batch}")
-        if self.targets is not None and not all(self.targets):
+        if self.targets is not None and not (self.targets and all(self.targets)):
             raise ValueError(f"targets must be names of linears, got {self.targets!r}")
         for pattern in (t.removeprefix("re:") for t in self.targets or () if t.startswith("re:")):
             try:
