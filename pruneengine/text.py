@@ -114,7 +114,8 @@ def instructions(name: str) -> list[tuple[str, str]] | None:
     """Prompt and answer of every row of an instruction data set; None where the source holds running text.
 
     Args:
-        name: ``alpaca``, or a .json, .jsonl or .parquet file with columns instruction, output and optionally input.
+        name: ``alpaca``, or a .json, .jsonl or .parquet file with columns instruction, output and optionally input,
+            whatever other columns it has.
 
     Raises:
         ValueError: no rows; columns that are neither instructions nor text (it names those found and expected); a row
@@ -128,9 +129,10 @@ def instructions(name: str) -> list[tuple[str, str]] | None:
     if not rows:
         raise ValueError(f"{name}: no rows")
     columns = set(rows[0]) if isinstance(rows[0], Mapping) else set()
-    if isinstance(rows[0], str) or columns & set(TEXT_COLUMNS):
-        return None
+    # Asked first: Stanford Alpaca's own rows hold their rendered text beside the columns it is made of.
     if not {"instruction", "output"} <= columns:
+        if isinstance(rows[0], str) or columns & set(TEXT_COLUMNS):
+            return None
         raise ValueError(
             f"{name}: columns {', '.join(sorted(columns)) or 'none'}; expected instruction, output and optionally "
             f"input, or text in one of {', '.join(TEXT_COLUMNS)}"
@@ -144,6 +146,9 @@ def instructions(name: str) -> list[tuple[str, str]] | None:
 
 def rows_to_text(rows: Sequence[Any], name: str) -> Sequence[str]:
     """One document a row: the row itself if it is a string, a text column, or the rendered alpaca columns.
+
+    Where a row holds both, the text column is running text as its author wrote it; only where prompts are told from
+    answers (:func:`instructions`) do the columns win.
 
     Raises:
         ValueError: no rows, no known column, or a row whose text is missing or not a string; the message names the row.

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from pruneengine.loss import IGNORED
 from pruneengine.recovery import RecoverConfig, TokenRows, load_rows, read_recovery_recipe
 from pruneengine.recovery.rows import collate, training_order
-from pruneengine.text import alpaca_prompt
+from pruneengine.text import alpaca_prompt, rows_to_text
 
 PAIR = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 
@@ -42,6 +42,18 @@ def test_prompts_are_masked_up_to_the_first_token_of_the_answer(tmp_path, tokeni
     assert trained == ["\nBlue.</s>", "red</s>"]
     assert tokenizer.decode(rows.tokens[0]) == prompt + answer + "</s>"
     assert rows.predicted == len("nlue.") + 1 + len("red") + 1
+
+
+def test_a_text_column_beside_the_instructions_does_not_unmask_the_prompt(tmp_path, tokenizer):
+    plain = load_rows(RecoverConfig(data=write(tmp_path, PAIR, PAIR), cutoff=400), tokenizer)
+    rendered = PAIR | {"text": "".join(alpaca_prompt(PAIR))}
+    both = load_rows(RecoverConfig(data=write(tmp_path, rendered, rendered), cutoff=400), tokenizer)
+    assert both.masked == plain.masked
+    assert both.hash == plain.hash
+    # As running text, for calibration, the column is taken as it stands.
+    assert rows_to_text([PAIR | {"text": "written"}], "x") == ["written"]
+    only = {"instruction": "Name a colour.", "text": "word " * 200}
+    assert set(load_rows(RecoverConfig(data=write(tmp_path, only), cutoff=16), tokenizer).masked) == {1}
 
 
 def test_long_rows_are_cut_and_rows_without_room_left_out(tmp_path, tokenizer):
