@@ -1,6 +1,7 @@
 """The recovery from the command line: recover DIR, and prune --recover."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -123,6 +124,23 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
     assert "training on" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_runs_its_own_code_where_that_is_allowed(pruned, folder, tmp_path):
+    teacher, recipe = tmp_path / "teacher", tmp_path / "lora.yaml"
+    shutil.copytree(pruned, teacher)
+    with (teacher / "modeling_pruned.py").open("a") as file:
+        file.write("# no longer the file that needs no permission\n")
+    recipe.write_text(f"cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nmax_steps: 1\nteacher: {teacher}\n")
+    small = ("--recover-recipe", recipe, "--recover-data", folder / "text.txt", "--method", "magnitude_l1")
+    for name, arguments in {
+        "recovered": recover_arguments(pruned, folder, "--teacher", teacher, "--max-steps", 1, "--no-proof"),
+        "pruned": prune_arguments(folder, "--ratio", 0.4, "--recover", *small, "--no-proof"),
+    }.items():
+        refused = run(*arguments, "--out", tmp_path / f"no-{name}")
+        assert (refused.returncode, "then pass trust_remote_code=True" in refused.stderr) == (2, True), refused.stderr
+        done = run(*arguments, "--trust-remote-code", "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
 
 
 def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):

@@ -86,7 +86,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     structure = find_groups(model)
     rehearse(structure, config)
     if options.recover is not None:
-        check_recovery(model, options.recover)
+        check_recovery(model, options.recover, trust_remote_code=options.trust_remote_code)
     if held is not None:
         held.check(model=model_fingerprint(model))
     with clock("text"):
@@ -137,6 +137,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         found = recover_pruned(
             model, tokenizer, options.recover, rows, work_folder(options.out),
             before=pruned, yardstick=yardstick, store=lambda: store().path, clock=clock,
+            trust_remote_code=options.trust_remote_code,
         )  # fmt: skip
         recovery, recovered = found.report, found.after
         warnings += found.warnings

@@ -68,7 +68,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     clock = Stopwatch()
     options = _checked(config, options)
     model, tokenizer = options.load(clock, say)
-    check_recovery(model, config)
+    check_recovery(model, config, trust_remote_code=options.trust_remote_code)
     with clock("text"):
         rows = load_rows(config, tokenizer, model)
         evaluation = load_evaluation(options, tokenizer)
@@ -77,7 +77,9 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     with clock("evaluate"):
         before = yardstick.measure(model)
     say(f"training on {len(rows)} rows; checkpoints in {options.work}, from which the same command goes on")
-    report = recover(model, tokenizer, config, data=rows, work_dir=options.work)
+    report = recover(
+        model, tokenizer, config, data=rows, work_dir=options.work, trust_remote_code=options.trust_remote_code
+    )
     for stage, seconds in report.seconds.items():
         clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     with clock("evaluate"):

@@ -49,6 +49,7 @@ def recover_pruned(
     yardstick: Yardstick,
     store: Callable[[], Path],
     clock: Stopwatch,
+    trust_remote_code: bool = False,
 ) -> Recovered:
     """Train a pruned model in place, and measure it.
 
@@ -62,13 +63,14 @@ def recover_pruned(
         yardstick: what they were taken by.
         store: saves the pruned model where the training fails, and says where.
         clock: gains "recover", and adds to "evaluate".
+        trust_remote_code: as of :func:`pruneengine.recovery.recover`.
 
     Raises:
         ArithmeticError, OSError, RuntimeError: as :func:`pruneengine.recovery.recover`, once the pruned model is saved.
     """
     try:
         with clock("recover"):
-            report = recover(model, tokenizer, config, data=rows, work_dir=work)
+            report = recover(model, tokenizer, config, data=rows, work_dir=work, trust_remote_code=trust_remote_code)
     except (ArithmeticError, OSError, RuntimeError) as error:
         # The weights are as pruned; what was computed so far must not be lost.
         raise type(error)(f"{error}. The pruned model without recovery is saved in {store()}") from error

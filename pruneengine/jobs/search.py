@@ -54,7 +54,7 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     model, tokenizer = options.load(clock, say)
     rehearse(find_groups(model), config.prune_config)
     if options.recover is not None:
-        check_recovery(model, options.recover)
+        check_recovery(model, options.recover, trust_remote_code=options.trust_remote_code)
     with clock("text"):
         texts, report = search_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
@@ -89,6 +89,7 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     found = recover_pruned(
         model, tokenizer, options.recover, rows, work,
         before=pruned, yardstick=yardstick, store=lambda: store(job).saved.path, clock=clock,
+        trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     job = store(replace(job, recovered=found, warnings=job.warnings + found.warnings))
     shutil.rmtree(work, ignore_errors=True)

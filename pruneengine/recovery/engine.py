@@ -96,6 +96,7 @@ def recover(
     data: TokenRows | Samples | Tensor | Sequence[Tensor] | None = None,
     teacher: nn.Module | None = None,
     work_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> RecoverReport:
     """Train LoRA adapters on a pruned model and merge them into its weights, in place.
 
@@ -110,6 +111,7 @@ def recover(
         teacher: a dense model to imitate, on the same device, in place of ``config.teacher``.
         work_dir: folder of the checkpoints; it stays, for whoever gave it. None for a temporary one, which stays only
             if the run fails after its first checkpoint (the error's note says where).
+        trust_remote_code: run modelling code that comes with ``config.teacher``.
 
     Raises:
         ValueError: before training, for anything that cannot be done as asked.
@@ -124,7 +126,7 @@ def recover(
         from pruneengine.recovery.training import train
     clock = Stopwatch()
     unfuse_experts(model)
-    check_recovery(model, config, teacher)
+    check_recovery(model, config, teacher, trust_remote_code)
     if data is None and tokenizer is None:
         raise ValueError(f"recovery on {config.data!r} needs a tokenizer, got None")
     with clock("text"):
@@ -133,8 +135,8 @@ def recover(
         _check_tokens(rows, model)
     if teacher is None and config.teacher is not None:
         with clock("teacher"):
-            dtype = next(model.parameters()).dtype
-            teacher, _ = load_model(config.teacher, dtype, next(model.parameters()).device)
+            weight = next(model.parameters())
+            teacher, _ = load_model(config.teacher, weight.dtype, weight.device, trust_remote_code)
     objective = Objective(model, config, teacher.eval() if teacher is not None else None)
     run = config.to_dict() | {"rows hash": rows.hash, "model": model_fingerprint(model)}
     if teacher is not None:
@@ -155,7 +157,9 @@ def recover(
     )  # fmt: skip
 
 
-def check_recovery(model: nn.Module, config: RecoverConfig, teacher: nn.Module | None = None) -> None:
+def check_recovery(
+    model: nn.Module, config: RecoverConfig, teacher: nn.Module | None = None, trust_remote_code: bool = False
+) -> None:
     """Refuse what :func:`recover` would refuse of a model or of its pruned self, for before any work is spent on it.
 
     Raises:
@@ -167,7 +171,7 @@ def check_recovery(model: nn.Module, config: RecoverConfig, teacher: nn.Module |
         raise ValueError(f"a model in {dtype} cannot be trained safely: load it in float32 or bfloat16")
     find_targets(find_groups(model), config.targets)
     if teacher is None and config.teacher is not None:
-        load_skeleton(config.teacher)
+        load_skeleton(config.teacher, trust_remote_code)
     if teacher is None and config.teacher is None:
         for name in ("distill_weight", "distill_temperature", "distill_topk"):
             if getattr(config, name) != getattr(RecoverConfig, name):
