@@ -1,6 +1,7 @@
 """Recovery: what is trained, what is left, and what happens when it stops in the middle."""
 
 import contextlib
+import shutil
 from unittest import mock
 
 import pytest
@@ -139,6 +140,31 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
     again = tiny_model()
     assert recover(again, config=config, data=WINDOWS, work_dir=tmp_path / "work").resumed_from == 7
     assert not changed(again, weights(whole))
+
+
+def test_a_work_folder_that_was_moved_keeps_the_best_step(tmp_path):
+    # So high a rate that step 2 is the best of 6.
+    config = RecoverConfig(**QUICK | {"lr": 0.1})
+    whole = tiny_model()
+    assert recover(whole, config=config, data=WINDOWS, work_dir=tmp_path / "whole").best_step == 2
+
+    def moved(name):
+        model = tiny_model()
+        (tmp_path / name).rename(tmp_path / "moved")
+        report = recover(model, config=config, data=WINDOWS, work_dir=tmp_path / "moved")
+        assert report.best_step == 2
+        assert not changed(model, weights(whole))
+        return report.resumed_from
+
+    assert moved("whole") == 6
+    shutil.rmtree(tmp_path / "moved" / "checkpoint-2")
+    with pytest.raises(FileNotFoundError, match=r"adapters of the best step are gone: expected .*moved/checkpoint-2/"):
+        recover(tiny_model(), config=config, data=WINDOWS, work_dir=tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved")
+    with at_micro_batch(11, stop), pytest.raises(KeyboardInterrupt):
+        recover(tiny_model(), config=config, data=WINDOWS, work_dir=tmp_path / "half")
+    assert moved("half") == 4
+    assert [path.name for path in list_checkpoints(tmp_path / "moved")] == ["checkpoint-2", "checkpoint-6"]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):

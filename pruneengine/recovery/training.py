@@ -30,6 +30,7 @@ from pruneengine.recovery.work import list_checkpoints, step_of, whole_or_nothin
 
 SAVE_AFTER_S = 600.0
 LOGGED_STEPS = 1000
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def train(
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; it names the step and the last good state.
-        OSError: a checkpoint could not be written; the earlier ones are kept.
+        OSError: a checkpoint could not be written, the earlier ones are kept; or that of the best step is gone.
     """
     epochs = None if config.max_steps else config.epochs
     steps = config.steps(len(rows))
@@ -172,12 +173,31 @@ def train(
                 trainer._ticks.close()
     history = trainer.state.log_history
     checked = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    best = min(checked, key=checked.get) if checked else steps
+    if best not in (0, steps):
+        _load_adapters(wrapped, work / f"checkpoint-{best}")
     return Trained(
         steps=steps,
-        best_step=min(checked, key=checked.get) if checked else steps,
+        best_step=best,
         losses={entry["step"]: entry["loss"] for entry in history if "loss" in entry},
         validation=checked,
     )
+
+
+def _load_adapters(wrapped: Any, checkpoint: Path) -> None:
+    """Take the adapters of a checkpoint; FileNotFoundError where they are not.
+
+    Not left to Trainer, which knows the best checkpoint by an absolute path and silently goes without one that moved.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = checkpoint / ADAPTER_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"the adapters of the best step are gone: expected {file}; delete {checkpoint.parent} to begin anew"
+        )
+    set_peft_model_state_dict(wrapped, load_file(file))
 
 
 @contextmanager
@@ -214,7 +234,7 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=validates,
+        # With it the checkpoint of the best step outlives the newer ones.
         metric_for_best_model="loss" if validates else None,
         greater_is_better=False if validates else None,
         logging_steps=max(1, steps // LOGGED_STEPS),
