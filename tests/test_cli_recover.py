@@ -163,10 +163,24 @@ def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):
+    arguments = recover_arguments(pruned, folder, "--eval-text", "none", "--no-proof", "--lr", 0.01)
+    out, work = tmp_path / "out", tmp_path / "out.recovery"
     with at_micro_batch(7, lambda loss: loss * float("nan")):
-        done = run(*recover_arguments(pruned, folder, "--eval-text", "none", "--out", tmp_path / "out"))
-    assert done.returncode == 2
-    assert "gradient of step 4 is not finite: stopped; last good state: step 2" in done.stderr
+        done = run(*arguments, "--val-rows", 0, "--out", out)
+    assert (done.returncode, [path.name for path in tmp_path.iterdir()]) == (2, [work.name])
+    expected = "gradient of step 4 is not finite: training stopped; last good state: step 2"
+    assert expected in done.stderr
+    assert f"delete {work} and begin anew" in done.stderr
+
+    shutil.rmtree(work)
+    with at_micro_batch(7, lambda loss: loss * float("nan")):
+        done = run(*arguments, "--out", out)
+    assert (done.returncode, [path.name for path in tmp_path.iterdir()]) == (0, [out.name]), done.stderr
+    assert "warning: the gradient of step 4 is not finite: the training stopped there" in done.stderr
+    found = json.loads((out / "report.json").read_text())["recovery"]
+    assert (found["steps"], found["best step"]) == (3, 2)
+    assert found["stopped early"] == "the gradient of step 4 is not finite"
+    assert "the training stopped there; the weights are those of step 2" in read((out / "report.html").read_text()).text
 
 
 def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
-"""Recovery: what is trained, what is left, and what happens when it stops in the middle."""
+"""Recovery: what is trained, and what is left."""
 
 import contextlib
-import shutil
 from unittest import mock
 
 import pytest
@@ -12,7 +11,6 @@ from pruneengine import PruneConfig, find_groups, prune
 from pruneengine.recovery import RecoverConfig, TokenRows, recover, training
 from pruneengine.recovery.dropout import SixteenBitDropout
 from pruneengine.recovery.lora import attach, detach, find_targets
-from pruneengine.recovery.work import list_checkpoints
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 QUICK = {"batch": 4, "micro_batch": 2, "max_steps": 6, "eval_every": 2, "lr": 1e-2, "val_rows": 3}
@@ -115,115 +113,6 @@ def test_layers_of_different_widths_and_removed_layers(kinds):
     report = recover(model, config=RecoverConfig(**QUICK), data=WINDOWS[:1].repeat(9, 1))
     assert report.validation[report.best_step] < report.validation[0]
     assert {name: p.shape for name, p in model.named_parameters()} == shapes
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
-    config = RecoverConfig(**QUICK | {"lora_dropout": 0.3, "max_steps": 7})
-    whole = tiny_model()
-    expected = recover(whole, config=config, data=WINDOWS, work_dir=tmp_path / "whole")
-    model = tiny_model()
-    before = weights(model)
-    with at_micro_batch(11, stop), pytest.raises(KeyboardInterrupt):
-        recover(model, config=config, data=WINDOWS, work_dir=tmp_path / "work")
-    assert not changed(model, before)
-    assert not model.training
-    # A kill in the middle of a write leaves a folder without its last file.
-    (tmp_path / "work" / "checkpoint-5").mkdir()
-    state = torch.random.get_rng_state()
-    with at_micro_batch(10**9, stop) as calls:
-        report = recover(model, config=config, data=WINDOWS, work_dir=tmp_path / "work")
-    assert len(calls) == 2 * (7 - 4)
-    assert report.resumed_from == 4
-    assert (report.losses, report.validation) == (expected.losses, expected.validation)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert not changed(model, weights(whole))
-    again = tiny_model()
-    assert recover(again, config=config, data=WINDOWS, work_dir=tmp_path / "work").resumed_from == 7
-    assert not changed(again, weights(whole))
-
-
-def test_a_work_folder_that_was_moved_keeps_the_best_step(tmp_path):
-    # So high a rate that step 2 is the best of 6.
-    config = RecoverConfig(**QUICK | {"lr": 0.1})
-    whole = tiny_model()
-    assert recover(whole, config=config, data=WINDOWS, work_dir=tmp_path / "whole").best_step == 2
-
-    def moved(name):
-        model = tiny_model()
-        (tmp_path / name).rename(tmp_path / "moved")
-        report = recover(model, config=config, data=WINDOWS, work_dir=tmp_path / "moved")
-        assert report.best_step == 2
-        assert not changed(model, weights(whole))
-        return report.resumed_from
-
-    assert moved("whole") == 6
-    shutil.rmtree(tmp_path / "moved" / "checkpoint-2")
-    with pytest.raises(FileNotFoundError, match=r"adapters of the best step are gone: expected .*moved/checkpoint-2/"):
-        recover(tiny_model(), config=config, data=WINDOWS, work_dir=tmp_path / "moved")
-    shutil.rmtree(tmp_path / "moved")
-    with at_micro_batch(11, stop), pytest.raises(KeyboardInterrupt):
-        recover(tiny_model(), config=config, data=WINDOWS, work_dir=tmp_path / "half")
-    assert moved("half") == 4
-    assert [path.name for path in list_checkpoints(tmp_path / "moved")] == ["checkpoint-2", "checkpoint-6"]
-
-
-def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
-    config = RecoverConfig(**QUICK)
-    recover(tiny_model(), config=config, data=WINDOWS, work_dir=tmp_path / "work")
-    other = RecoverConfig(**QUICK | {"lr": 0.5, "lora_r": 4})
-    with pytest.raises(ValueError, match=r"other settings: lora_r 8, now 4, lr 0\.01, now 0\.5"):
-        recover(tiny_model(), config=other, data=WINDOWS, work_dir=tmp_path / "work")
-    with pytest.raises(ValueError, match="other settings: model '"):
-        recover(tiny_model(seed=4), config=config, data=WINDOWS, work_dir=tmp_path / "work")
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds other things than a recovery"):
-        recover(tiny_model(), config=config, data=WINDOWS, work_dir=tmp_path)
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
-    model = tiny_model()
-    before = weights(model)
-    with (
-        at_micro_batch(9, lambda loss: loss * torch.nan),
-        mock.patch.object(training.torch, "isfinite", return_value=torch.tensor(True)),
-        pytest.raises(FloatingPointError, match=r"gradient of step 5 is not finite: .*step 4, adapters in .*point-4"),
-    ):
-        recover(model, config=RecoverConfig(**QUICK), data=WINDOWS, work_dir=tmp_path / "work")
-    assert not changed(model, before)
-    assert (tmp_path / "work" / "checkpoint-4" / "adapter_model.safetensors").is_file()
-    broken = tiny_model()
-    broken.model.layers[2].mlp.down_proj.weight.data[0, 0] = torch.inf
-    with pytest.raises(FloatingPointError, match=r"loss of step 1 is nan: .*good state: none"):
-        recover(broken, config=RecoverConfig(**QUICK | {"val_rows": 0}), data=WINDOWS)
-
-
-def test_a_full_disk_names_the_state_that_is_kept(tmp_path):
-    model = tiny_model()
-    save, calls = torch.save, []
-
-    def full(*arguments, **options):
-        calls.append(1)
-        if training_step["step"] >= 4:
-            raise RuntimeError("PytorchStreamWriter failed writing file")
-        return save(*arguments, **options)
-
-    training_step = {"step": 0}
-    original = training.LoraTrainer._save_checkpoint
-
-    def noted(self, *arguments, **options):
-        training_step["step"] = self.state.global_step
-        return original(self, *arguments, **options)
-
-    with (
-        mock.patch.object(torch, "save", full),
-        mock.patch.object(training.LoraTrainer, "_save_checkpoint", noted),
-        pytest.raises(OSError, match=r"checkpoint of step 4 could not be written .*the state of step 2 is kept in"),
-    ):
-        recover(model, config=RecoverConfig(**QUICK), data=WINDOWS, work_dir=tmp_path)
-    assert calls
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
-    assert not (tmp_path / "checkpoint-4").exists()
-    assert recover(model, config=RecoverConfig(**QUICK), data=WINDOWS, work_dir=tmp_path).resumed_from == 2
 
 
 def test_weights_stay_where_no_step_is_better():

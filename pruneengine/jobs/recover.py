@@ -22,10 +22,10 @@ from pruneengine.recovery import (
     RecoverReport,
     check_recovery,
     load_rows,
-    no_gain_warnings,
     overlap_warnings,
     recover,
     summarise,
+    training_warnings,
     work_folder,
 )
 from pruneengine.report import write_report
@@ -84,7 +84,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     with clock("evaluate"):
         after, ruined = yardstick.measure_changed(model)
-    warnings += no_gain_warnings(report) + ruined
+    warnings += training_warnings(report) + ruined
     carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)
     numbers = json.loads(carried.get("report.json", "{}"))

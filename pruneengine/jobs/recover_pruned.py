@@ -15,10 +15,10 @@ from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
     TokenRows,
-    no_gain_warnings,
     overlap_warnings,
     recover,
     summarise,
+    training_warnings,
 )
 from pruneengine.report.values import Measures
 
@@ -77,6 +77,6 @@ def recover_pruned(
     with clock("evaluate"):
         measured, ruined = yardstick.measure_changed(model)
     after = replace(before, perplexity=measured.perplexity)
-    warnings = overlap_warnings(rows, yardstick.text) + no_gain_warnings(report) + ruined
+    warnings = overlap_warnings(rows, yardstick.text) + training_warnings(report) + ruined
     numbers = summarise(report, before.perplexity, after.perplexity, warnings)
     return Recovered(report, after, numbers, warnings)

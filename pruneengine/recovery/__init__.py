@@ -4,7 +4,7 @@ from pruneengine.recovery.config import RecoverConfig, read_recovery_recipe
 from pruneengine.recovery.engine import RecoverReport, check_recovery, recover
 from pruneengine.recovery.instructions import load_rows
 from pruneengine.recovery.rows import TokenRows
-from pruneengine.recovery.summary import no_gain_warnings, overlap_warnings, summarise
+from pruneengine.recovery.summary import overlap_warnings, summarise, training_warnings
 from pruneengine.recovery.work import work_folder
 
 __all__ = [
@@ -13,10 +13,10 @@ __all__ = [
     "TokenRows",
     "check_recovery",
     "load_rows",
-    "no_gain_warnings",
     "overlap_warnings",
     "read_recovery_recipe",
     "recover",
     "summarise",
+    "training_warnings",
     "work_folder",
 ]

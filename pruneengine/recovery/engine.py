@@ -34,13 +34,14 @@ class RecoverReport:
 
     Attributes:
         config: how.
-        steps: optimizer steps of the run; ``best_step`` of them are in the weights (0: none was better than none).
+        steps: optimizer steps that were taken; ``best_step`` of them are in the weights (0: none was better than none).
         losses: training loss by step, nats a token (with a teacher: the mixed loss).
         validation: loss of the validation rows by step, 0 before training; empty without validation.
         trained: parameters of the adapters.
         rows, validation_rows, tokens: rows trained on and kept, and tokens predicted in one pass over the former.
         data_hash: of all rows.
         resumed_from: the step that a stopped run went on from, or None.
+        stopped: why the training ended before its last step, or None: a loss or gradient that was not finite.
         text: what was read, by source.
         seconds: by stage.
     """
@@ -56,6 +57,7 @@ class RecoverReport:
     tokens: int
     data_hash: str
     resumed_from: int | None = None
+    stopped: str | None = None
     text: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ class RecoverReport:
         if self.validation:
             before, after = self.validation[0], self.validation[self.best_step]
             checked = f", validation loss {before:.4f} -> {after:.4f} at step {self.best_step}"
+        if self.stopped:
+            checked += f", stopped early: {self.stopped}"
         return f"{self.steps} steps over {self.rows} rows, {self.trained:,} parameters trained{checked} ({spent})"
 
     def recipe(self) -> dict[str, Any]:
@@ -81,6 +85,7 @@ class RecoverReport:
             "validation rows": self.validation_rows,
             "tokens": self.tokens,
             "resumed from step": self.resumed_from,
+            "stopped early": self.stopped,
             "loss by step": list(self.losses.items()),
             "validation loss by step": list(self.validation.items()),
             "text": self.text,
@@ -101,7 +106,8 @@ def recover(
     """Train LoRA adapters on a pruned model and merge them into its weights, in place.
 
     The model keeps its shape and is left in evaluation mode; if anything fails its weights are as before. A run that
-    was stopped goes on with the same arguments and the same ``work_dir``, to the same weights.
+    was stopped goes on with the same arguments and the same ``work_dir``, to the same weights. A loss or gradient that
+    is not finite ends the training; the best validated step is kept all the same, and the report says so.
 
     Args:
         model: a causal language model of the Llama family in float32 or bfloat16, of any widths.
@@ -115,7 +121,8 @@ def recover(
 
     Raises:
         ValueError: before training, for anything that cannot be done as asked.
-        FloatingPointError: a loss or gradient was not finite; the message names the step and the last good state.
+        FloatingPointError: a loss or gradient was not finite, and no validated step was better than the start; the
+            message names the step, the last good state, and what to delete to begin anew.
         OSError: a checkpoint could not be written; earlier ones are kept.
         ImportError: the extra ``recover`` is not installed.
     """
@@ -153,7 +160,7 @@ def recover(
         config, done.steps, done.best_step, done.losses, done.validation,
         trained=sum(p.numel() for p in trained), rows=len(training), tokens=training.predicted,
         validation_rows=0 if validation is None else len(validation), data_hash=rows.hash, text=rows.report,
-        resumed_from=None if checkpoint is None else step_of(checkpoint), seconds=clock.seconds,
+        resumed_from=None if checkpoint is None else step_of(checkpoint), stopped=done.stopped, seconds=clock.seconds,
     )  # fmt: skip
 
 

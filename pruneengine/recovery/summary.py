@@ -47,8 +47,16 @@ def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, 
     )
 
 
-def no_gain_warnings(report: RecoverReport) -> tuple[str, ...]:
-    """Whether the training was for nothing."""
-    if report.best_step:
-        return ()
-    return (f"no step had a lower validation loss than the start ({report.validation[0]:.4f}): weights unchanged",)
+def training_warnings(report: RecoverReport) -> tuple[str, ...]:
+    """Whether the training was cut short, or for nothing."""
+    warnings = []
+    if report.stopped:
+        warnings.append(
+            f"{report.stopped}: the training stopped there; the weights are those of step {report.best_step}, the best "
+            "that was validated before it"
+        )
+    if not report.best_step:
+        warnings.append(
+            f"no step had a lower validation loss than the start ({report.validation[0]:.4f}): weights unchanged"
+        )
+    return tuple(warnings)

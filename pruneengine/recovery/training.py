@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,13 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished loop leaves: the adapters of ``best_step`` are in the model."""
+    """What a loop leaves: the adapters of ``best_step`` are in the model; ``stopped`` says why it ended early."""
 
     steps: int
     best_step: int
     losses: dict[int, float]
     validation: dict[int, float]
+    stopped: str | None = None
 
 
 class RunRows(Dataset):
@@ -139,6 +140,8 @@ def train(
 ) -> Trained:
     """Train the adapters of a ``peft.PeftModel``; at the end it holds those of the best step.
 
+    A loss or gradient that is not finite ends the training: where a validated step was better than the start, with it.
+
     Args:
         wrapped: the model with adapters, on the device it shall train on.
         objective: its losses.
@@ -149,7 +152,8 @@ def train(
         checkpoint: the one to go on from.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; it names the step and the last good state.
+        FloatingPointError: a loss or gradient is not finite and no validated step is better than the start; it names
+            the step, the last good state, and what to delete to begin anew.
         OSError: a checkpoint could not be written, the earlier ones are kept; or that of the best step is gone.
     """
     epochs = None if config.max_steps else config.epochs
@@ -162,26 +166,35 @@ def train(
             model=wrapped, args=_arguments(config, steps, device, work, validation is not None, checkpoint is None),
             train_dataset=RunRows(rows, order), eval_dataset=validation, data_collator=collate,
         )  # fmt: skip
+        stopped = None
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FloatingPointError as error:
-            kept = list_checkpoints(work)
-            where = f"step {step_of(kept[-1])}, adapters in {kept[-1]}" if kept else "none, no checkpoint before it"
-            raise FloatingPointError(f"{error}: stopped; last good state: {where}. A smaller lr may help") from None
+            stopped = str(error)
         finally:
             if trainer._ticks is not None:
                 trainer._ticks.close()
-    history = trainer.state.log_history
+    done, history = trainer.state.global_step, trainer.state.log_history
     checked = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    best = min(checked, key=checked.get) if checked else steps
-    if best not in (0, steps):
+    best = min(checked, key=checked.get, default=0) if validation is not None else done
+    if stopped is not None and (validation is None or best == 0):
+        raise FloatingPointError(f"{stopped}: training stopped; {_advice(work, done, checked)}")
+    if best not in (0, done):
         _load_adapters(wrapped, work / f"checkpoint-{best}")
-    return Trained(
-        steps=steps,
-        best_step=best,
-        losses={entry["step"]: entry["loss"] for entry in history if "loss" in entry},
-        validation=checked,
-    )
+    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    return Trained(done, best, losses, checked, stopped)
+
+
+def _advice(work: Path, done: int, checked: Mapping[int, float]) -> str:
+    """Where the last good state lies after ``done`` steps led to a loss that is not finite, and how to begin anew.
+
+    Good is a state that gave a finite loss itself: in validation, or in a whole later step.
+    """
+    kept = list_checkpoints(work)
+    good = [path for path in kept if step_of(path) in checked or step_of(path) < done]
+    state = f"step {step_of(good[-1])}, adapters in {good[-1]}" if good else "none"
+    anew = f"the same settings would stop there again: delete {work} and" if kept else "no checkpoint was written:"
+    return f"last good state: {state}; {anew} begin anew, with a smaller lr where that is the reason"
 
 
 def _load_adapters(wrapped: Any, checkpoint: Path) -> None:
