@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pruneengine import PruneConfig, find_groups, prune
-from pruneengine.recovery import RecoverConfig, TokenRows, recover, training
+from pruneengine.recovery import RecoverConfig, TokenRows, recover, training, training_warnings
 from pruneengine.recovery.dropout import SixteenBitDropout
 from pruneengine.recovery.lora import attach, detach, find_targets
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
@@ -121,6 +121,16 @@ def test_weights_stay_where_no_step_is_better():
     report = recover(model, config=RecoverConfig(**QUICK | {"lr": 5.0, "max_steps": 1, "eval_every": 1}), data=WINDOWS)
     assert report.best_step == 0
     assert not changed(model, before)
+
+
+def test_a_run_without_validation_that_nobody_asked_for_is_warned_of():
+    config = RecoverConfig(**QUICK | {"max_steps": 1, "val_rows": None})
+    (warning,) = training_warnings(recover(tiny_model(), config=config, data=WINDOWS[:9]))
+    assert warning.startswith("9 rows are too few to keep any for validation: the last step is kept, unchecked")
+    asked = RecoverConfig(**QUICK | {"max_steps": 1, "val_rows": 0})
+    assert training_warnings(recover(tiny_model(), config=asked, data=WINDOWS[:9])) == ()
+    enough = recover(tiny_model(), config=config, data=WINDOWS[:10])
+    assert (enough.validation_rows, training_warnings(enough)) == (1, ())
 
 
 def test_micro_batches_do_not_change_the_result_and_checkpointing_neither():

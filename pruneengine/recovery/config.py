@@ -29,7 +29,7 @@ class RecoverConfig:
             or a file with columns instruction, output and optionally input), whose prompts are not trained on.
         rows: at most this many rows or windows, chosen by ``seed``; None for all, or the counts in ``data``.
         val_rows, val_fraction: rows kept for validation, by number or as a fraction of all; None for 2,000, capped to
-            10% of the rows. ``val_rows=0``: no validation, the last step is kept.
+            10% of the rows (which of fewer than 10 is none). ``val_rows=0``: no validation, the last step is kept.
         cutoff: tokens a window, and the most an instruction row keeps.
         targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths;
             None for every linear of the decoder layers; as one text, parted by commas

@@ -48,8 +48,13 @@ def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, 
 
 
 def training_warnings(report: RecoverReport) -> tuple[str, ...]:
-    """Whether the training was cut short, or for nothing."""
+    """Whether the training was cut short, for nothing, or checked by nobody."""
     warnings = []
+    if not report.validation_rows and report.config.val_rows is None:
+        warnings.append(
+            f"{report.rows} rows are too few to keep any for validation: the last step is kept, unchecked; give more "
+            "rows, or --val-rows"
+        )
     if report.stopped:
         warnings.append(
             f"{report.stopped}: the training stopped there; the weights are those of step {report.best_step}, the best "
