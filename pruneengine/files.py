@@ -21,7 +21,14 @@ def check_space(folder: Path, needed: int) -> None:
     """OSError if ``needed`` bytes do not fit on the disk of ``folder``."""
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02:
-        raise OSError(f"{needed / 1e9:.2f} GB of weights do not fit in {folder.parent}: {free / 1e9:.2f} GB free")
+        raise OSError(f"{in_words(needed)} of weights do not fit in {folder.parent}: {in_words(free)} free")
+
+
+def in_words(size: float) -> str:
+    """Bytes as ``12.3 kB``, ``538.1 MB`` or ``1.10 GB``, decimal."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

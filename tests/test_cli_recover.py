@@ -1,13 +1,18 @@
 """The recovery from the command line: recover DIR, and prune --recover."""
 
+import contextlib
 import json
+import re
 import shutil
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from pruneengine.files import check_space
 from tests.pages import read
 from tests.test_cli import prune_arguments, run
 from tests.test_recovery import at_micro_batch
@@ -22,6 +27,10 @@ def pruned(folder, tmp_path_factory):
     done = run(*prune_arguments(folder, *options, "--no-proof", "--out", out))
     assert done.returncode == 0, done.stderr
     return out
+
+
+def fail(_loss):
+    raise OSError("the machine went away")
 
 
 def recover_arguments(pruned, folder, *more):
@@ -71,10 +80,6 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
 
 def test_a_stopped_command_goes_on_and_another_recipe_does_not(pruned, folder, tmp_path):
     arguments = recover_arguments(pruned, folder, "--no-proof", "--out", tmp_path / "out")
-
-    def fail(_loss):
-        raise OSError("the machine went away")
-
     with at_micro_batch(7, fail):
         assert "went away" in run(*arguments).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.recovery"]
@@ -124,6 +129,35 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
     assert "training on" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@contextlib.contextmanager
+def full_disk_for_weights():
+    def check(folder, needed):
+        with mock.patch("shutil.disk_usage", return_value=SimpleNamespace(free=4096)):
+            check_space(folder, needed)
+
+    with mock.patch("pruneengine.checkpoint.check_space", check):
+        yield
+
+
+@pytest.mark.parametrize("verb", ["recover", "prune"])
+def test_a_full_disk_at_the_end_says_where_the_training_is_kept(pruned, folder, tmp_path, verb):
+    out, work, recipe = (tmp_path / name for name in ("out", "out.recovery", "lora.yaml"))
+    recipe.write_text("cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nmax_steps: 2\n")
+    if verb == "recover":
+        arguments = recover_arguments(pruned, folder, "--eval-text", "none", "--no-proof", "--out", out)
+    else:
+        recovery = ("--recover", "--recover-data", folder / "text.txt", "--recover-recipe", recipe)
+        arguments = prune_arguments(folder, "--method", "magnitude_l1", "--ratio", 0.4, *recovery, "--out", out)
+    with full_disk_for_weights():
+        done = run(*arguments)
+    assert (done.returncode, out.exists()) == (2, False)
+    expected = rf"[\d.]+ kB of weights do not fit in {tmp_path}: 4\.1 kB free\. The training is kept in {work}: make"
+    assert re.search(expected, done.stderr), done.stderr
+    with at_micro_batch(1, fail):
+        again = run(*arguments)
+    assert (again.returncode, out.exists(), work.exists()) == (0, True, False), again.stderr
 
 
 def test_a_teacher_runs_its_own_code_where_that_is_allowed(pruned, folder, tmp_path):

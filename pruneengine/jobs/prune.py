@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pruneengine.files import check_writable
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.recover_pruned import recover_pruned
-from pruneengine.jobs.saving import proof_values, save_checkpoint
+from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_texts
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
@@ -143,9 +143,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         warnings += found.warnings
         numbers["recovery"] = found.numbers
         recipe["recovery"] = recovery.recipe()
-    saved = store()
-    if rows is not None:
-        shutil.rmtree(work_folder(options.out), ignore_errors=True)
+    with training_kept(work_folder(options.out)) if rows is not None else nullcontext():
+        saved = store()
     text = None
     if options.prompt:
         with clock("generate"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from pruneengine.checkpoint import SavedCheckpoint
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
-from pruneengine.jobs.saving import proof_values, save_checkpoint
+from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
@@ -89,11 +88,11 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     recipe = _recipe(carried, options, report)
     numbers = json.loads(carried.get("report.json", "{}"))
     numbers |= {"recovery": summarise(report, before.perplexity, after.perplexity, warnings)}
-    saved = save_checkpoint(
-        model, tokenizer, options, clock, say, recipe=recipe, report=numbers,
-        extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
-    )  # fmt: skip
-    shutil.rmtree(options.work, ignore_errors=True)
+    with training_kept(options.work):
+        saved = save_checkpoint(
+            model, tokenizer, options, clock, say, recipe=recipe, report=numbers,
+            extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
+        )  # fmt: skip
     result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
     own = numbers["recovery"] | _own_values(result, recipe["recovery"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -37,6 +40,21 @@ def save_checkpoint(
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     with clock("save"):
         return save(model, tokenizer, options.out, overwrite=options.overwrite, proof=options.proof, **contents)
+
+
+@contextmanager
+def training_kept(work: Path) -> Iterator[None]:
+    """Remove the work folder of a training once its model is saved in the block; say where it is if that fails.
+
+    Raises:
+        OSError, RuntimeError: whatever the block raises, with what is kept.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind, mended = (OSError, "make room") if isinstance(error, OSError) else (RuntimeError, "mend that")
+        raise kind(f"{error}. The training is kept in {work}: {mended} and repeat the command") from error
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def proof_values(saved: SavedCheckpoint) -> dict[str, Any]:

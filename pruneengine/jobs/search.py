@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from pruneengine.checkpoint import SavedCheckpoint
 from pruneengine.data import check_spec
 from pruneengine.engine import rehearse
 from pruneengine.jobs.recover_pruned import Recovered, recover_pruned
-from pruneengine.jobs.saving import proof_values, save_checkpoint
+from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.search_options import SearchOptions, with_search
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
@@ -91,9 +90,8 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         before=pruned, yardstick=yardstick, store=lambda: store(job).saved.path, clock=clock,
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    job = store(replace(job, recovered=found, warnings=job.warnings + found.warnings))
-    shutil.rmtree(work, ignore_errors=True)
-    return job
+    with training_kept(work):
+        return store(replace(job, recovered=found, warnings=job.warnings + found.warnings))
 
 
 def _checked(config: SearchConfig, options: SearchOptions) -> SearchRun:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pruneengine.files import check_writable, write_atomically
+from pruneengine.files import check_writable, in_words, write_atomically
 
 RUN_FILE = "run.json"
 # transformers' Trainer writes this file last of a checkpoint.
@@ -84,7 +84,7 @@ def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
         where = f"the state of step {step_of(kept[-1])} is kept in {kept[-1]}" if kept else "no earlier state was kept"
         free = shutil.disk_usage(checkpoint.parent).free
         raise OSError(
-            f"the checkpoint of step {step_of(checkpoint)} could not be written ({free / 1e6:.0f} MB free): {error}; "
+            f"the checkpoint of step {step_of(checkpoint)} could not be written ({in_words(free)} free): {error}; "
             f"{where}; make room and repeat the command to go on"
         ) from error
 
@@ -97,7 +97,7 @@ def check_room(folder: Path, trained_bytes: int) -> None:
     """
     needed, free = 9 * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"checkpoints of {needed / 1e6:.0f} MB do not fit in {folder}: {free / 1e6:.0f} MB free")
+        raise OSError(f"checkpoints of {in_words(needed)} do not fit in {folder}: {in_words(free)} free")
 
 
 def _check_same(file: Path, plain: Mapping[str, Any]) -> None:

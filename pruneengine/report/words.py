@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pruneengine.files import in_words
+
 NOTHING = "–"
 
 
@@ -22,9 +24,7 @@ def short_count(value: float) -> str:
 
 def size(value: float | None) -> str:
     """Bytes as ``538.1 MB`` or ``1.10 GB``, decimal."""
-    if value is None:
-        return NOTHING
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+    return NOTHING if value is None else in_words(value)
 
 
 def duration(seconds: float | None) -> str:
