@@ -131,6 +131,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_recovery_keeps_what_is_known_of_the_first(pruned, folder, tmp_path):
+    source = pruned
+    for number, rate in enumerate((0.01, 0.02, 0.03), 1):
+        options = ("--no-proof", "--max-steps", number, "--lr", rate, "--out", tmp_path / str(number))
+        done = run(*recover_arguments(source, folder, *options))
+        assert done.returncode == 0, done.stderr
+        source = tmp_path / str(number)
+    recipe = yaml.safe_load((source / "recipe.yaml").read_text())
+    assert recipe["config"]["method"] == "magnitude_l1"
+    rates = [found["config"]["lr"] for found in (*recipe["recovery"]["previous"], recipe["recovery"])]
+    assert rates == [0.01, 0.02, 0.03]
+    report = json.loads((source / "report.json").read_text())
+    before, last = report["recovery"]["previous"], report["recovery"]
+    assert [found["steps"] for found in (*before, last)] == [1, 2, 3]
+    assert [found["recipe"]["config"]["lr"] for found in (*before, last)] == rates
+    assert before[0]["perplexity"] == json.loads((tmp_path / "1" / "report.json").read_text())["recovery"]["perplexity"]
+    assert not any("previous" in found or "loss by step" in found for found in (*before, last["recipe"]))
+    words = read((source / "report.html").read_text()).text
+    assert "Recovery 1 before it" in words
+    assert "2 steps of training; step" in words
+    assert "config.lr 0.01" in words
+
+
 @contextlib.contextmanager
 def full_disk_for_weights():
     def check(folder, needed):

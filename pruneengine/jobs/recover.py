@@ -87,7 +87,8 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)
     numbers = json.loads(carried.get("report.json", "{}"))
-    numbers |= {"recovery": summarise(report, before.perplexity, after.perplexity, warnings)}
+    summary = summarise(report, before.perplexity, after.perplexity, warnings)
+    numbers |= {"recovery": summary | _earlier(numbers)}
     with training_kept(options.work):
         saved = save_checkpoint(
             model, tokenizer, options, clock, say, recipe=recipe, report=numbers,
@@ -118,6 +119,14 @@ def _carried(source: Path) -> dict[str, str]:
     return {name: (source / name).read_text() for name in names if (source / name).is_file()}
 
 
+def _earlier(values: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe or a report holds of recoveries before this one, the first one first: all but their curves."""
+    if not isinstance(last := values.get("recovery"), dict):
+        return {}
+    kept = {name: value for name, value in last.items() if name != "previous" and not name.endswith("loss by step")}
+    return {"previous": [*last.get("previous", ()), kept]}
+
+
 def _curves(result: RecoverResult) -> dict[str, Any]:
     """What a report has of a recovery alone: losses by step, and both sides."""
     report, sides = result.report, {"before": {}, "after": {}}
@@ -141,7 +150,7 @@ def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]
         hashes["evaluation text"] = result.before.perplexity.samples
     return {
         "source": recipe["source"],
-        "recipe": {name: value for name, value in recipe.items() if name != "versions"},
+        "recipe": {name: value for name, value in recipe.items() if name not in ("versions", "previous")},
         "versions": recipe["versions"],
         "seed": result.report.config.seed,
         "hashes": hashes,
@@ -152,4 +161,4 @@ def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:
     pruned = read_yaml(carried.get("recipe.yaml", "{}"))
-    return pruned | {"recovery": report.recipe() | options.recipe()}
+    return pruned | {"recovery": report.recipe() | options.recipe() | _earlier(pruned)}

@@ -19,7 +19,8 @@ def recover_page(values: Mapping[str, Any]) -> Page:
     Args:
         values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
             number, or mappings of them), and under "recovery" "recipe", "seconds", "source", "versions", "seed",
-            "hashes", "warnings" and "proof"; by the same names the values may hold those of the prune before it.
+            "hashes", "warnings", "proof" and "previous" (the like of recoveries before it); by the same names the
+            values may hold those of the prune before it.
             Without "recovery" they are the recovery's.
     """
     own = values.get("recovery") or values
@@ -39,9 +40,19 @@ def recover_page(values: Mapping[str, Any]) -> Page:
             _curves(losses, validation, values.get("best_step")),
             proof_section({"proof": own.get("proof")}),
             *recipe.sections(times(own.get("seconds")), own.get("hashes"), own.get("seed")),
+            *(_earlier(place, found) for place, found in enumerate(own.get("previous") or (), 1)),
             *(() if own is values else (_prune(values),)),
         ),
     )
+
+
+def _earlier(place: int, found: Mapping[str, Any]) -> Section:
+    """A recovery before this one, of the same checkpoint."""
+    text = f"{int(found.get('steps') or 0):,} steps of training" + _kept(found.get("best step")) + "."
+    if sides := found.get("perplexity"):
+        text += f" Perplexity {number(sides['before'])} before, {number(sides['after'])} after."
+    recipe = pairs(found.get("recipe") or {}, "Recipe")
+    return Section(f"Recovery {place} before it", (text, *found.get("warnings", ())), (recipe,))
 
 
 def _prune(values: Mapping[str, Any]) -> Section:
