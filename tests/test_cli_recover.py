@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pruneengine.files import check_space
 from tests.pages import read
 from tests.test_cli import prune_arguments, run
-from tests.test_recovery import at_micro_batch
+from tests.test_recovery import at_micro_batch, stop
 
 SMALL = ("--cutoff", 24, "--batch", 4, "--micro-batch", 2, "--max-steps", 4, "--eval-every", 2, "--val-rows", 4)
 
@@ -240,19 +240,65 @@ def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):
     assert "the training stopped there; the weights are those of step 2" in read((out / "report.html").read_text()).text
 
 
-def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, monkeypatch):
-    def fail(*_arguments, **_options):
-        raise FloatingPointError("the loss of step 2 is nan")
-
-    monkeypatch.setattr("pruneengine.jobs.recover_pruned.recover", fail)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FloatingPointError("the loss of step 2 is nan"), "the loss of step 2 is nan"),
+        (ValueError("no such run"), "no such run"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["nan", "value", "memory"],
+)
+def test_a_recovery_that_fails_leaves_the_pruned_model(folder, tmp_path, error, said):
     out = tmp_path / "out"
     options = ("--method", "magnitude_l1", "--ratio", 0.4, "--recover", "--recover-data", folder / "text.txt")
-    done = run(*prune_arguments(folder, *options, "--no-proof", "--out", out))
-    assert done.returncode == 2
-    assert f"the loss of step 2 is nan. The pruned model without recovery is saved in {out}" in done.stderr
-    plan, report = (json.loads((out / name).read_text()) for name in ("plan.json", "report.json"))
-    assert sum(t.numel() for t in load_file(out / "model.safetensors").values()) == plan["params_after"]
-    assert "recovery" not in report
+    arguments = prune_arguments(folder, *options, "--no-proof", "--out", out)
+    with mock.patch("pruneengine.jobs.recover_pruned.recover", side_effect=error):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert f"error: {said}. The pruned model without recovery is saved in {out}; to try again" in done.stderr
+        plan, report = (json.loads((out / name).read_text()) for name in ("plan.json", "report.json"))
+        assert sum(t.numel() for t in load_file(out / "model.safetensors").values()) == plan["params_after"]
+        assert "recovery" not in report
+        if isinstance(error, ValueError):
+            with full_disk_for_weights():
+                done = run(*arguments, "--overwrite")
+            assert f"error: {said}. Nor could the pruned model without recovery be saved: " in done.stderr
+            assert "do not fit" in done.stderr
+
+
+def test_a_work_folder_is_refused_before_the_prune_and_an_interrupted_training_goes_on(folder, tmp_path):
+    out, work, recipe = (tmp_path / name for name in ("out", "out.recovery", "lora.yaml"))
+    recipe.write_text("cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\neval_every: 2\n")
+    recovery = ("--recover", "--recover-data", folder / "text.txt", "--recover-recipe", recipe)
+
+    def pruning(steps=4, ratio=0.4):
+        more = ("--method", "magnitude_l1", "--ratio", ratio, *recovery, "--recover-steps", steps, "--no-proof")
+        done = run(*prune_arguments(folder, *more, "--out", out))
+        return done, "deciding what to remove" in done.stderr
+
+    work.mkdir()
+    (work / "notes.txt").write_text("mine")
+    done, pruned = pruning()
+    assert (done.returncode, pruned, out.exists()) == (2, False, False)
+    assert f"work folder {work} holds other things than a recovery" in done.stderr
+    shutil.rmtree(work)
+
+    with at_micro_batch(7, stop):
+        done, _ = pruning()
+    assert done.returncode != 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [recipe.name, work.name]
+    done, pruned = pruning(steps=5)
+    assert (done.returncode, pruned, out.exists()) == (2, False, False)
+    assert "other settings: max_steps 4, now 5;" in done.stderr
+    # Only the pruned model tells that it is another one.
+    done, _ = pruning(ratio=0.2)
+    assert (done.returncode, "other settings: model " in done.stderr) == (2, True)
+    assert json.loads((out / "plan.json").read_text())["asked"] == 0.2
+    shutil.rmtree(out)
+    done, _ = pruning()
+    assert (done.returncode, work.exists()) == (0, False), done.stderr
+    assert json.loads((out / "report.json").read_text())["recovery"]["resumed from step"] == 2
 
 
 def test_the_page_of_a_prune_shows_its_compensation(folder, tmp_path):

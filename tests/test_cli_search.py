@@ -149,6 +149,15 @@ def test_a_recovery_that_fails_leaves_the_found_model_and_its_report(texts, tmp_
     assert "recovery" not in yaml.safe_load((out / "recipe.yaml").read_text())
 
 
+def test_a_foreign_work_folder_is_refused_before_the_search(texts, tmp_path):
+    work = tmp_path / "out.recovery"
+    work.mkdir()
+    (work / "notes.txt").write_text("mine")
+    done = run(*recovered_arguments(texts, tmp_path / "out"))
+    assert (done.returncode, f"work folder {work} holds other things" in done.stderr) == (2, True), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.yaml", "out.recovery"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

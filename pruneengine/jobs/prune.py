@@ -21,12 +21,12 @@ from pruneengine.evaluate import best_dtype, measure_speed_pair
 from pruneengine.files import check_writable
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
-from pruneengine.jobs.recover_pruned import recover_pruned
+from pruneengine.jobs.recover_pruned import recover_pruned, recovering
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_texts
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
-from pruneengine.recovery import RecoverConfig, RecoverReport, check_recovery, load_rows, work_folder
+from pruneengine.recovery import RecoverConfig, RecoverReport, check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.reload import reload_and_generate
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures, details, hashes, summary
@@ -94,6 +94,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             config, options, model, tokenizer, calibrates=bool(config.needs or config.compensates)
         )
         rows = load_rows(options.recover, tokenizer, model) if options.recover and options.out else None
+    if rows is not None:
+        check_work_folder(work_folder(options.out), options.recover, rows)
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
     statistics = held
     if options.statistics is not None and calibration is not None:
@@ -133,7 +135,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         )  # fmt: skip
 
     if rows is not None:
-        say(f"recovering on {len(rows)} rows; checkpoints in {work_folder(options.out)}")
+        say(recovering(rows, work_folder(options.out)))
         found = recover_pruned(
             model, tokenizer, options.recover, rows, work_folder(options.out),
             before=pruned, yardstick=yardstick, store=lambda: store().path, clock=clock,

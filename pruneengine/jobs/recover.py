@@ -20,6 +20,7 @@ from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
     check_recovery,
+    check_work_folder,
     load_rows,
     overlap_warnings,
     recover,
@@ -71,6 +72,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     with clock("text"):
         rows = load_rows(config, tokenizer, model)
         evaluation = load_evaluation(options, tokenizer)
+    check_work_folder(options.work, config, rows)
     warnings = overlap_warnings(rows, evaluation)
     yardstick = Yardstick(evaluation, options.dtype, options.device)
     with clock("evaluate"):

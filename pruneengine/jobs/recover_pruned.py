@@ -38,6 +38,11 @@ class Recovered:
     warnings: tuple[str, ...]
 
 
+def recovering(rows: TokenRows, work: Path) -> str:
+    """What to say at the start of the training."""
+    return f"recovering on {len(rows)} rows; checkpoints in {work}, from which the same command goes on if interrupted"
+
+
 def recover_pruned(
     model: nn.Module,
     tokenizer: Any,
@@ -53,6 +58,9 @@ def recover_pruned(
 ) -> Recovered:
     """Train a pruned model in place, and measure it.
 
+    A training that fails costs the recovery alone. One that is interrupted leaves nothing but its checkpoints: the same
+    command prunes again and goes on from them, for which the output folder must be free.
+
     Args:
         model: as pruned.
         tokenizer: its tokenizer.
@@ -66,17 +74,24 @@ def recover_pruned(
         trust_remote_code: as of :func:`pruneengine.recovery.recover`.
 
     Raises:
-        ArithmeticError, OSError, RuntimeError: as :func:`pruneengine.recovery.recover`, once the pruned model is saved.
+        RuntimeError: whatever :func:`pruneengine.recovery.recover` raised, once the pruned model is saved, with where.
     """
     try:
         with clock("recover"):
             report = recover(model, tokenizer, config, data=rows, work_dir=work, trust_remote_code=trust_remote_code)
-    except (ArithmeticError, OSError, RuntimeError) as error:
-        # The weights are as pruned; what was computed so far must not be lost.
-        raise type(error)(f"{error}. The pruned model without recovery is saved in {store()}") from error
+    except Exception as error:
+        raise RuntimeError(f"{str(error) or type(error).__name__}. {_stored(store)}") from error
     with clock("evaluate"):
         measured, ruined = yardstick.measure_changed(model)
     after = replace(before, perplexity=measured.perplexity)
     warnings = overlap_warnings(rows, yardstick.text) + training_warnings(report) + ruined
     numbers = summarise(report, before.perplexity, after.perplexity, warnings)
     return Recovered(report, after, numbers, warnings)
+
+
+def _stored(store: Callable[[], Path]) -> str:
+    """What became of the pruned model after a training that failed. The weights are as pruned, and must not be lost."""
+    try:
+        return f"The pruned model without recovery is saved in {store()}; to try again, add --overwrite to the command"
+    except Exception as error:
+        return f"Nor could the pruned model without recovery be saved: {error}"

@@ -10,13 +10,13 @@ from pruneengine.apply import compact
 from pruneengine.checkpoint import SavedCheckpoint
 from pruneengine.data import check_spec
 from pruneengine.engine import rehearse
-from pruneengine.jobs.recover_pruned import Recovered, recover_pruned
+from pruneengine.jobs.recover_pruned import Recovered, recover_pruned, recovering
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.search_options import SearchOptions, with_search
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
-from pruneengine.recovery import check_recovery, load_rows, work_folder
+from pruneengine.recovery import check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
 from pruneengine.report.values import Measures, plan_columns
 from pruneengine.search.adapruner import SearchRun, search
@@ -58,6 +58,8 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         texts, report = search_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
         rows = load_rows(options.recover, tokenizer, model) if options.recover else None
+    if rows is not None:
+        check_work_folder(work_folder(options.out), options.recover, rows)
     yardstick = Yardstick(report, options.dtype, options.device)
     result = search(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
     if report is not None:
@@ -84,7 +86,7 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     if rows is None:
         return store(job)
     work = work_folder(options.out)
-    say(f"recovering on {len(rows)} rows; checkpoints in {work}")
+    say(recovering(rows, work))
     found = recover_pruned(
         model, tokenizer, options.recover, rows, work,
         before=pruned, yardstick=yardstick, store=lambda: store(job).saved.path, clock=clock,

@@ -24,8 +24,11 @@ from pruneengine.recovery.instructions import as_rows, load_rows
 from pruneengine.recovery.lora import attach, detach, find_targets
 from pruneengine.recovery.objective import Objective
 from pruneengine.recovery.rows import TokenRows
-from pruneengine.recovery.work import check_room, list_checkpoints, open_work, step_of
+from pruneengine.recovery.work import check_room, check_work, list_checkpoints, open_work, step_of
 from pruneengine.structure import find_groups, model_fingerprint
+
+# Names in the work folder's run file.
+MODEL, TEACHER = "model", "teacher model"
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,6 @@ def recover(
         ImportError: the extra ``recover`` is not installed.
     """
     config = config or RecoverConfig()
-    with needs("recover"):
-        import peft  # noqa: F401
     with needs("hf"):
         from pruneengine.recovery.training import train
     clock = Stopwatch()
@@ -145,9 +146,9 @@ def recover(
             weight = next(model.parameters())
             teacher, _ = load_model(config.teacher, weight.dtype, weight.device, trust_remote_code)
     objective = Objective(model, config, teacher.eval() if teacher is not None else None)
-    run = config.to_dict() | {"rows hash": rows.hash, "model": model_fingerprint(model)}
+    run = _run(config, rows) | {MODEL: model_fingerprint(model)}
     if teacher is not None:
-        run["teacher model"] = model_fingerprint(teacher)
+        run[TEACHER] = model_fingerprint(teacher)
     with _work(work_dir) as work, _adapted(model, config) as adapters:
         trained = [p for p in adapters.wrapped.parameters() if p.requires_grad]
         checkpoint = open_work(work, run)
@@ -172,7 +173,10 @@ def check_recovery(
     Raises:
         ValueError: a dtype that cannot be trained, a target that matches nothing, options of a teacher without one.
         FileNotFoundError: there is no such teacher.
+        ImportError: the extra ``recover`` is not installed.
     """
+    with needs("recover"):
+        import peft  # noqa: F401
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"a model in {dtype} cannot be trained safely: load it in float32 or bfloat16")
@@ -183,6 +187,20 @@ def check_recovery(
         for name in ("distill_weight", "distill_temperature", "distill_topk"):
             if getattr(config, name) != getattr(RecoverConfig, name):
                 raise ValueError(f"{name} is {getattr(config, name)!r}: an option of a teacher, and there is none")
+
+
+def check_work_folder(folder: Path, config: RecoverConfig, rows: TokenRows) -> None:
+    """Refuse a work folder that :func:`recover` would refuse of any model, for before the model is pruned.
+
+    Raises:
+        ValueError, PermissionError: as :func:`pruneengine.recovery.work.open_work`.
+    """
+    check_work(folder, _run(config, rows), unknown=(MODEL, TEACHER))
+
+
+def _run(config: RecoverConfig, rows: TokenRows) -> dict[str, Any]:
+    """What makes a run, whatever the model."""
+    return config.to_dict() | {"rows hash": rows.hash}
 
 
 def _check_tokens(rows: TokenRows, model: nn.Module) -> None:

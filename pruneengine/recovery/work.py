@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,35 @@ def open_work(folder: Path, run: Mapping[str, Any]) -> Path | None:
         ValueError: the folder holds another run (it says what differs), or files that are no run at all.
         PermissionError: it cannot be written to.
     """
-    check_writable(folder)
-    plain = json.loads(json.dumps(run))
-    file = folder / RUN_FILE
-    if not file.exists() and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"work folder {folder} holds other things than a recovery; it is not used")
+    check_work(folder, run)
     whole = list_checkpoints(folder)
-    if whole:
-        _check_same(file, plain)
-    else:
-        write_atomically(file, json.dumps(plain, indent=2) + "\n")
+    if not whole:
+        write_atomically(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
     for path in folder.glob("checkpoint-*"):
         if path not in whole:
             shutil.rmtree(path)
     return whole[-1] if whole else None
+
+
+def check_work(folder: Path, run: Mapping[str, Any], unknown: Collection[str] = ()) -> None:
+    """Refuse a folder that :func:`open_work` would refuse; nothing is written.
+
+    Args:
+        folder: the work folder.
+        run: as of :func:`open_work`.
+        unknown: names of values that are not known yet, and not compared.
+
+    Raises:
+        ValueError, PermissionError: as :func:`open_work`.
+    """
+    check_writable(folder)
+    file = folder / RUN_FILE
+    if not file.exists() and folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"work folder {folder} holds other things than a recovery and is not used: move them, or choose another"
+        )
+    if list_checkpoints(folder):
+        _check_same(file, json.loads(json.dumps(run)), unknown)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -100,12 +115,13 @@ def check_room(folder: Path, trained_bytes: int) -> None:
         raise OSError(f"checkpoints of {in_words(needed)} do not fit in {folder}: {in_words(free)} free")
 
 
-def _check_same(file: Path, plain: Mapping[str, Any]) -> None:
+def _check_same(file: Path, plain: Mapping[str, Any], unknown: Collection[str]) -> None:
     try:
         held = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
-    differ = sorted(name for name in plain.keys() | held.keys() if plain.get(name) != held.get(name))
+    names = (plain.keys() | held.keys()) - set(unknown)
+    differ = sorted(name for name in names if plain.get(name) != held.get(name))
     if differ:
         changes = ", ".join(f"{name} {held.get(name)!r}, now {plain.get(name)!r}" for name in differ)
         raise ValueError(
