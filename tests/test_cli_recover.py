@@ -169,17 +169,17 @@ def test_a_full_disk_at_the_end_says_where_the_training_is_kept(pruned, folder, 
     out, work, recipe = (tmp_path / name for name in ("out", "out.recovery", "lora.yaml"))
     recipe.write_text("cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nmax_steps: 2\n")
     if verb == "recover":
-        arguments = recover_arguments(pruned, folder, "--eval-text", "none", "--no-proof", "--out", out)
+        arguments = recover_arguments(pruned, folder, "--eval-text", "none")
     else:
         recovery = ("--recover", "--recover-data", folder / "text.txt", "--recover-recipe", recipe)
-        arguments = prune_arguments(folder, "--method", "magnitude_l1", "--ratio", 0.4, *recovery, "--out", out)
+        arguments = prune_arguments(folder, "--method", "magnitude_l1", "--ratio", 0.4, *recovery)
     with full_disk_for_weights():
-        done = run(*arguments)
+        done = run(*arguments, "--no-proof", "--out", out)
     assert (done.returncode, out.exists()) == (2, False)
     expected = rf"[\d.]+ kB of weights do not fit in {tmp_path}: 4\.1 kB free\. The training is kept in {work}: make"
     assert re.search(expected, done.stderr), done.stderr
     with at_micro_batch(1, fail):
-        again = run(*arguments)
+        again = run(*arguments, "--no-proof", "--out", out)
     assert (again.returncode, out.exists(), work.exists()) == (0, True, False), again.stderr
 
 
