@@ -31,7 +31,7 @@ from benchmarks.options import (
     study_parser,
 )
 from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
-from benchmarks.quality_models import DENSE, ROWS, Models, recovery_config, recovery_exists
+from benchmarks.quality_models import DENSE, ROWS, Models, recovery_config
 from benchmarks.quality_report import tables, write_csv
 from pruneengine import harness
 from pruneengine.progress import set_progress
@@ -42,6 +42,10 @@ TASKS = ("hellaswag_local", "piqa_local", "arc_easy_local", "winogrande_local", 
 EXPECTED = {SPEED: 20, TEXT: 75, RECOVERY: 400}
 EXPECTED_TASK = 90
 TASK = "tasks"
+# Ten minutes on a core: steps of 8 x 128 tokens, at a rate for so few of them.
+RECOVER = {
+    "max_steps": 60, "batch": 8, "micro_batch": 8, "cutoff": 128, "lr": 1e-3, "val_rows": 32, "eval_every": 20,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -90,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seqlen", type=int, default=128, help="tokens a sample")
     parser.add_argument("--held-out", type=int, default=8, help="further samples, for methods that fit")
     parser.add_argument("--window", type=int, default=512, help="tokens a window of the perplexity")
-    parser.add_argument("--windows", type=int, default=64, help="how many, from the start of the text")
+    parser.add_argument("--windows", type=int, default=32, help="how many, from the start of the text")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences a forward of the tasks")
     add_places(parser, "quality", work="--cache", results="CSV file")
     options = parser.parse_args()
@@ -107,7 +111,7 @@ def load(options: argparse.Namespace) -> Study:
     check_texts(options)
     plans = dict(parse_plan(text) for text in options.plan)
     recovery = None
-    if not options.no_recovery and recovery_exists():
+    if not options.no_recovery:
         recovery = recovery_options(options.recovery, options.data)
         recovery_config(recovery, options.seeds[0])
     harness.find_tasks(options.tasks, options.include_path)
@@ -136,7 +140,7 @@ def parse_plan(text: str) -> tuple[tuple[str, float], Path]:
 
 def recovery_options(given: list[str], data: Path | None) -> dict[str, Any]:
     """The short recovery, with what the command line says otherwise; values are read as YAML."""
-    options: dict[str, Any] = {"max_steps": 200, "batch": 8, "micro_batch": 8, "cutoff": 128}
+    options = dict(RECOVER)
     if data is not None:
         options["data"] = str(data / "alpaca" / "alpaca_cleaned_1000.jsonl")
     for text in given:

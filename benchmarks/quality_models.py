@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from benchmarks.kept import digest
 from pruneengine import Plan, PruneConfig, Samples, Statistics, calibrate, compact, find_groups
 from pruneengine.engine import decide
+from pruneengine.recovery import RecoverConfig, recover
 from pruneengine.structure import Structure, model_fingerprint
 
 DENSE = "dense"
@@ -151,14 +151,8 @@ class Models:
         return found
 
 
-def recovery_exists() -> bool:
-    return importlib.util.find_spec("pruneengine.recovery") is not None
-
-
-def recovery_config(options: Mapping[str, Any], seed: int) -> Any:
+def recovery_config(options: Mapping[str, Any], seed: int) -> RecoverConfig:
     """The validated recipe of the recovery, the same for all models of a seed."""
-    from pruneengine.recovery import RecoverConfig
-
     return RecoverConfig(**{**options, "seed": seed})
 
 
@@ -171,6 +165,7 @@ def recovery_identity(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 def recovered(model: nn.Module, tokenizer: Any, options: Mapping[str, Any], seed: int, work: Path) -> None:
     """Train and merge, in place. The work folder stays: a finished run is repeated from it without training."""
-    from pruneengine.recovery import recover
-
-    recover(model, tokenizer, recovery_config(options, seed), work_dir=work)
+    report = recover(model, tokenizer, recovery_config(options, seed), work_dir=work)
+    if report.stopped is not None:
+        # It would be compared with models that were trained for longer.
+        raise RuntimeError(f"the recovery in {work.name} stopped early: {report.stopped}")

@@ -3,14 +3,13 @@
 import csv
 import dataclasses
 import functools
-import importlib.machinery
 import sys
 import types
 
 import pytest
 import torch
 
-from benchmarks import quality, quality_cells
+from benchmarks import quality, quality_cells, quality_models
 from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
 from benchmarks.quality_models import DENSE, ROWS, Models, Variant
 from benchmarks.quality_report import tables, write_csv
@@ -30,6 +29,7 @@ class FakeConfig:
     data: str = "text"
     strength: float = 0.01
     seed: int = 0
+    stopped: str | None = None
 
     def to_dict(self):
         return dataclasses.asdict(self)
@@ -44,11 +44,10 @@ def trained(monkeypatch):
         calls.append(work_dir.name)
         with torch.no_grad():
             model.model.norm.weight.mul_(1 + config.strength * (1 + config.seed))
+        return types.SimpleNamespace(stopped=config.stopped)
 
-    module = types.ModuleType("pruneengine.recovery")
-    module.__spec__ = importlib.machinery.ModuleSpec("pruneengine.recovery", None)
-    module.recover, module.RecoverConfig = recover, FakeConfig
-    monkeypatch.setitem(sys.modules, "pruneengine.recovery", module)
+    monkeypatch.setattr(quality_models, "recover", recover)
+    monkeypatch.setattr(quality_models, "RecoverConfig", FakeConfig)
     return calls
 
 
@@ -140,6 +139,14 @@ def test_the_recovered_model_is_another(parts, tmp_path, trained):
     ]
     assert len(set(losses)) == 3
     assert len(set(trained)) == 2
+
+
+def test_a_recovery_that_stopped_early_is_no_result(parts, tmp_path, trained):
+    study = make_study(parts, tmp_path, recovery={"stopped": "the loss of step 3 is nan"})
+    cell = Cell(TEXT, Variant("magnitude_l1", 0.4, 0, True))
+    with pytest.raises(RuntimeError, match="stopped early: the loss of step 3 is nan"):
+        study.measure(cell)
+    assert study.result(cell) is None
 
 
 def test_a_cell_is_remade_when_what_made_it_changes(parts, tmp_path, trained):
