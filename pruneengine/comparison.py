@@ -18,7 +18,7 @@ class Cell:
     Attributes:
         value: None where it was not measured.
         standard_error: of the value.
-        difference: from the first column: of the loss in nats for a perplexity, of the accuracy for a task, relative
+        difference: from the first column: of the loss in nats for a perplexity, of the metric for a task, relative
             for sizes and speeds. None in the first column and where ``note`` says why not.
         difference_error: its standard error, or None.
         paired: whether that error is of the paired differences of windows or items, whose own difficulty cancels; else
@@ -36,7 +36,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: ``kind`` is count, bytes, perplexity, accuracy or rate; ``main``: it enters the mean of the tasks."""
+    """One line.
+
+    Attributes:
+        name: what was measured.
+        kind: count, bytes, perplexity, accuracy (of a task, 0 to 1), score (another metric of a task), rate or ratio.
+        cells: one for each model.
+        main: it enters the mean of the tasks.
+    """
 
     name: str
     kind: str
@@ -100,7 +107,9 @@ def _tasks(results: Sequence[Results]) -> list[Row]:
         known = next(found for found in held if found is not None)
         for metric in known.metrics:
             cells = _against_first(held, lambda found, first, metric=metric: _task_cell(found, first, metric))
-            rows.append(Row(f"{task}, {metric}", "accuracy", cells, main=metric == known.main))
+            shares = all(cell.value is None or 0 <= cell.value <= 1 for cell in cells)
+            kind = "accuracy" if shares else "score"
+            rows.append(Row(f"{task}, {metric}", kind, cells, main=metric == known.main))
     # A mean of other tasks is another quantity, so it is over those that all results hold.
     common = [name for name in results[0].tasks if all(name in r.tasks for r in results)]
     mains = [row for row in rows if row.main and row.name.partition(",")[0] in common]
@@ -123,7 +132,7 @@ def _task_cell(found: TaskResult | None, first: TaskResult | None, metric: str) 
             return replace(plain, note="other questions" if name == "questions" else f"{name} {ours}, not {theirs}")
     there = first.metrics[metric]
     note = "" if found.lm_eval == first.lm_eval else f"lm-eval {found.lm_eval} and {first.lm_eval}"
-    if here.per_item is not None and there.per_item is not None:
+    if here.is_mean and there.is_mean:
         difference, error = _paired(here.per_item, there.per_item)
         return replace(plain, difference=difference, difference_error=error, paired=True, note=note)
     errors = (here.standard_error, there.standard_error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Metric:
     value: float
     standard_error: float | None
     per_item: tuple[float, ...] | None = None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether ``value`` is the mean of ``per_item``: a perplexity's items are log-likelihoods."""
+        return bool(self.per_item) and math.isclose(statistics.fmean(self.per_item), self.value, abs_tol=1e-9)
 
 
 @dataclass(frozen=True)

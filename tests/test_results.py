@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pruneengine import PruneConfig, find_groups, perplexity, prune
+from pruneengine.cli.compare import _text
 from pruneengine.comparison import compare
 from pruneengine.evaluate import kv_cache_bytes
 from pruneengine.results import SCHEMA, Beside, ModelFacts, Results, TextResult, read_results
@@ -134,6 +135,22 @@ def test_without_items_the_errors_are_independent():
     cell = row(compare([results(bare), results(task("piqa", [0, 0, 1, 0]))]), "piqa").cells[1]
     assert (cell.difference, cell.paired) == (pytest.approx(-0.25), False)
     assert cell.difference_error == pytest.approx(math.hypot(0.3, 0.25))
+
+
+def test_items_whose_mean_is_not_the_value_are_not_paired():
+    """lm-eval's perplexity is exp(-mean) of log-likelihoods: their difference has the other sign."""
+
+    def lambada(*logs, error):
+        items = Metric(math.exp(-statistics.mean(logs)), error, logs)
+        return results(task("lambada", [0, 1, 1], metrics={"perplexity": items}))
+
+    better, worse = lambada(-1.0, -2.0, -3.0, error=2.0), lambada(-2.0, -3.0, -4.0, error=3.0)
+    found = row(compare([better, worse]), "lambada, perplexity")
+    assert found.kind == "score"
+    assert found.cells[1].difference == pytest.approx(math.exp(3) - math.exp(2))
+    assert found.cells[1].difference_error == pytest.approx(math.hypot(2.0, 3.0))
+    assert not found.cells[1].paired
+    assert _text(found, found.cells[1]) == "20.086 ± 3\n+12.696 ± 3.61 i"
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ FORMS = {
     "bytes": "{:,.0f} B",
     "perplexity": "{:.3f}",
     "accuracy": "{:.4f}",
+    "score": "{:.5g}",
     "rate": "{:.1f}",
     "ratio": "{:.2f}x",
 }
-DIFFERENCES = {"perplexity": "{:+.4f} nats", "accuracy": "{:+.4f}"}
+DIFFERENCES = {"perplexity": "{:+.4f} nats", "accuracy": "{:+.4f}", "score": "{:+.5g}"}
+ERRORS = {"score": "{:.3g}"}
 
 
 def compare(
@@ -59,12 +61,13 @@ def _text(row: Row, cell: Cell) -> str:
     if cell.value is None:
         return "-"
     text = FORMS[row.kind].format(cell.value)
+    error = ERRORS.get(row.kind, "{:.4f}")
     if cell.standard_error is not None:
-        text += f" ± {cell.standard_error:.4f}"
+        text += f" ± {error.format(cell.standard_error)}"
     if cell.difference is not None:
         text += f"\n{DIFFERENCES.get(row.kind, '{:+.1%}').format(cell.difference)}"
         if cell.difference_error is not None:
-            text += f" ± {cell.difference_error:.4f}" + ("" if cell.paired else " i")
+            text += f" ± {error.format(cell.difference_error)}" + ("" if cell.paired else " i")
     if cell.note:
         text += f"\n[{cell.note}]" if cell.difference is not None else f"\nnot comparable: {cell.note}"
     return text
