@@ -90,7 +90,7 @@ def _texts(results: Sequence[Results]) -> list[Row]:
         if found.samples != first.samples:
             return replace(plain, note="other text or tokenizer")
         difference, error = _paired(found.per_window, first.per_window)
-        note = "" if found.dtype == first.dtype else f"{first.dtype} and {found.dtype}"
+        note = _other(found, first, "dtype")
         return Cell(found.perplexity, difference=difference, difference_error=error, paired=True, note=note)
 
     names = dict.fromkeys(name for r in results for name in r.texts)
@@ -131,7 +131,7 @@ def _task_cell(found: TaskResult | None, first: TaskResult | None, metric: str) 
         if ours != theirs and not (name == "limit" and found.questions == first.questions):
             return replace(plain, note="other questions" if name == "questions" else f"{name} {ours}, not {theirs}")
     there = first.metrics[metric]
-    note = "" if found.lm_eval == first.lm_eval else f"lm-eval {found.lm_eval} and {first.lm_eval}"
+    note = "; ".join(filter(None, (_other(found, first, "lm_eval", "lm-eval "), _other(found, first, "dtype"))))
     if here.is_mean and there.is_mean:
         difference, error = _paired(here.per_item, there.per_item)
         return replace(plain, difference=difference, difference_error=error, paired=True, note=note)
@@ -147,10 +147,11 @@ def _mean_cell(results: Results, tasks: Sequence[str], cells: Sequence[Cell]) ->
     if None in differences:
         noted = next((cell.note for cell in cells if cell.difference is None), "")
         return replace(plain, note=noted)
+    note = next((cell.note for cell in cells if cell.note), "")
     errors = [cell.difference_error for cell in cells]
     error = None if None in errors else math.hypot(*errors) / len(cells)
     paired = all(cell.paired for cell in cells)
-    return replace(plain, difference=statistics.mean(differences), difference_error=error, paired=paired)
+    return replace(plain, difference=statistics.mean(differences), difference_error=error, paired=paired, note=note)
 
 
 def _speeds(results: Sequence[Results]) -> list[Row]:
@@ -174,6 +175,12 @@ def _speeds(results: Sequence[Results]) -> list[Row]:
 
 def _setting(speed) -> tuple:
     return speed.device, speed.dtype, speed.prompt_tokens, speed.new_tokens
+
+
+def _other(found: TextResult | TaskResult, first: TextResult | TaskResult, name: str, label: str = "") -> str:
+    """What both were measured with, where it differs, the first column's first."""
+    ours, theirs = getattr(found, name), getattr(first, name)
+    return "" if ours == theirs else f"{label}{theirs} and {ours}"
 
 
 def _against_first(held: Sequence, cell: Callable) -> tuple[Cell, ...]:

@@ -112,6 +112,16 @@ class Results:
         ours, theirs = self.model, other.model
         return (ours.fingerprint, ours.dtype) == (theirs.fingerprint, theirs.dtype)
 
+    def difference(self, other: Results) -> str:
+        """What ``other`` is of, in words, where it is not :meth:`same_model`.
+
+        Another dtype has another fingerprint, so there the name and the size tell whether it is the same model.
+        """
+        ours, theirs = self.model, other.model
+        if ours.dtype != theirs.dtype and (ours.source, ours.parameters) == (theirs.source, theirs.parameters):
+            return f"{theirs.source} in {theirs.dtype}, not in {ours.dtype}"
+        return f"other weights ({theirs.source}, {theirs.dtype})"
+
     def after(self, earlier: Results) -> Results:
         """These, and what ``earlier`` has and these lack; nothing of it if it is of another model or dtype."""
         if not self.same_model(earlier):

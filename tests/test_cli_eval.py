@@ -47,7 +47,10 @@ def test_results_of_another_model_are_not_overwritten(folder, tmp_path):
         (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
     done = run("eval", tmp_path / "other", *windows)
     assert done.returncode == 2
-    assert "holds results of other weights" in done.stderr
+    assert f"holds results of other weights ({folder / 'model'}, float32)" in done.stderr
+    done = run("eval", folder / "model", *windows, "--dtype", "bfloat16")
+    assert done.returncode == 2
+    assert f"holds results of {folder / 'model'} in float32, not in bfloat16; choose another --out" in done.stderr
     assert kept.read_text() == before
 
 

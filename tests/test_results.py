@@ -172,6 +172,21 @@ def test_what_is_not_the_same_is_marked_and_not_subtracted(changes, note):
     assert (mean.difference, mean.note) == (None, note)
 
 
+def test_another_dtype_or_lm_eval_is_noted_beside_the_difference():
+    first = results(text([1.0, 2.0]), task("piqa", [0, 1]), task("boolq", [0, 1]))
+    other = task("piqa", [1, 1], dtype="bfloat16", lm_eval="0.5.0"), task("boolq", [1, 1], dtype="bfloat16")
+    rows = compare([first, results(text([1.0, 2.5], dtype="bfloat16"), *other)])
+    notes = {name: row(rows, name).cells[1].note for name in ("perplexity", "piqa", "boolq", "mean")}
+    both = "lm-eval 0.4.13 and 0.5.0; float32 and bfloat16"
+    assert notes == {
+        "perplexity": "float32 and bfloat16",
+        "piqa": both,
+        "boolq": "float32 and bfloat16",
+        "mean": both,
+    }
+    assert row(rows, "mean").cells[1].difference == 0.5
+
+
 def test_the_same_questions_under_another_limit_compare():
     rows = compare([results(task("piqa", [0, 1])), results(task("piqa", [1, 1], limit=None))])
     assert row(rows, "piqa").cells[1].difference == 0.5

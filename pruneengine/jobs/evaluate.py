@@ -74,8 +74,7 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
     results = Results(ModelFacts.of(model, options.source), versions=versions())
     if earlier is not None and not results.same_model(earlier):
         raise ValueError(
-            f"{options.file} holds results of other weights ({earlier.model.source}, {earlier.model.dtype}); "
-            "choose another --out, or delete it"
+            f"{options.file} holds results of {results.difference(earlier)}; choose another --out, or delete it"
         )
     autocast = best_dtype(options.device) if options.dtype == torch.float32 else None
 
