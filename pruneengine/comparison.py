@@ -85,8 +85,6 @@ def _texts(results: Sequence[Results]) -> list[Row]:
         plain = Cell(found.perplexity)
         if first is None:
             return plain
-        if found.windows != first.windows:
-            return replace(plain, note=f"{found.windows} windows, not {first.windows}")
         if found.samples != first.samples:
             return replace(plain, note="other text or tokenizer")
         difference, error = _paired(found.per_window, first.per_window)

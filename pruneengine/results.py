@@ -72,6 +72,11 @@ class TextResult:
         values["per_window"] = tuple(found.per_window.tolist())
         return cls(text=text, seqlen=seqlen, windows=len(found.per_window), **values)
 
+    @property
+    def name(self) -> str:
+        """What was measured: other windows of the same text are another measurement."""
+        return f"{self.text}, {self.windows:,} windows of {self.seqlen}"
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -86,7 +91,7 @@ class Results:
     """Everything measured on one model; what was not is empty or None.
 
     Attributes:
-        texts: perplexity by text and window, see :meth:`with_text`.
+        texts: perplexity by :attr:`TextResult.name`.
         tasks: by name.
         speed: tokens per second, and ``dense`` of the model it was measured beside.
         versions: of what the last measurement depended on.
@@ -102,7 +107,7 @@ class Results:
     date: str = field(default_factory=lambda: date.today().isoformat())
 
     def with_text(self, found: TextResult) -> Results:
-        return replace(self, texts={**self.texts, f"{found.text}, windows of {found.seqlen}": found})
+        return replace(self, texts={**self.texts, found.name: found})
 
     def with_task(self, found: TaskResult) -> Results:
         return replace(self, tasks={**self.tasks, found.task: found})
@@ -158,7 +163,8 @@ class Results:
             )
         return replace(
             found, model=_build(ModelFacts, found.model, f"{where}: model"),
-            texts={name: _text(value, f"{where}: texts: {name}") for name, value in found.texts.items()},
+            # By their own names: earlier versions called them otherwise.
+            texts={text.name: text for text in (_text(v, f"{where}: texts: {k}") for k, v in found.texts.items())},
             tasks={name: _task(value, f"{where}: tasks: {name}") for name, value in found.tasks.items()},
             speed=None if found.speed is None else _build(SpeedResult, found.speed, f"{where}: speed"), dense=dense,
         )  # fmt: skip

@@ -54,6 +54,20 @@ def test_results_of_another_model_are_not_overwritten(folder, tmp_path):
     assert kept.read_text() == before
 
 
+def test_models_of_one_name_are_told_apart_by_their_folders(folder, tmp_path):
+    asked = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 2, "--out")
+    files = [tmp_path / path / "results.json" for path in ("a/pruned", "b/pruned", "c/b/other")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+    assert run("eval", folder / "model", *asked, files[0]).returncode == 0
+    for file in files[1:]:
+        file.write_text(files[0].read_text())
+    done = run("compare", files[0], files[1].parent, files[2])
+    assert done.returncode == 0, done.stderr
+    heading = next(line for line in done.stdout.splitlines() if "other" in line)
+    assert [cell.strip() for cell in heading.split("┃") if cell.strip()] == ["a/pruned", "b/pruned", "other"]
+
+
 def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
     done = run("eval", folder / "model", "--seqlen", 32, "--windows", 2)
     assert done.returncode == 0, done.stderr

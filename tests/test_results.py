@@ -76,8 +76,8 @@ def test_results_come_back_from_their_file(tmp_path):
     [
         (lambda v: v.update(schema="other/2"), "schema 'other/2', expected 'pruneengine.results/1'"),
         (lambda v: v["model"].pop("parameters"), "model: field 'parameters' is missing"),
-        (lambda v: v["texts"]["wiki, windows of 8"].update(colour=1), "texts: wiki.*field 'colour' is unknown"),
-        (lambda v: v["texts"]["wiki, windows of 8"].update(nll="low"), "field 'nll' is 'low', expected float"),
+        (lambda v: v["texts"]["wiki, 2 windows of 8"].update(colour=1), "texts: wiki.*field 'colour' is unknown"),
+        (lambda v: v["texts"]["wiki, 2 windows of 8"].update(nll="low"), "field 'nll' is 'low', expected float"),
         (lambda v: v["tasks"].update(piqa=3), "tasks: piqa: int, expected an object"),
         (lambda v: v["tasks"]["piqa"]["metrics"]["acc"].pop("value"), "piqa: acc: field 'value' is missing"),
         (lambda v: v.update(texts=[]), r"field 'texts' is \[\], expected"),
@@ -197,8 +197,22 @@ def test_other_windows_are_not_subtracted():
     cells = row(rows, "perplexity").cells
     assert (cells[1].difference, cells[1].note) == (None, "other text or tokenizer")
     assert cells[2].value is None
-    rows = compare([results(text([1.0, 2.0])), results(text([1.0, 2.0, 3.0], samples="more"))])
-    assert row(rows, "perplexity").cells[1].note == "3 windows, not 2"
+
+
+def test_other_windows_of_a_text_are_another_measurement():
+    short, long = text([1.0, 2.0]), text([1.0, 2.0, 3.0], samples="more")
+    kept = results(long).after(results(short))
+    assert {found.windows for found in kept.texts.values()} == {2, 3}
+    rows = compare([results(short), kept])
+    assert row(rows, "perplexity, wiki, 2 windows of 8").cells[1].difference == 0.0
+    assert row(rows, "perplexity, wiki, 3 windows of 8").cells[0].value is None
+
+
+def test_texts_of_an_older_file_compare_with_those_of_a_newer_one():
+    values = json.loads(results(text([1.0, 2.0])).to_json())
+    values["texts"] = {"wiki, windows of 8": next(iter(values["texts"].values()))}
+    older = Results.from_json(json.dumps(values))
+    assert row(compare([older, results(text([1.0, 2.5]))]), "perplexity").cells[1].difference == 0.25
 
 
 def test_the_mean_is_over_tasks_that_all_have():

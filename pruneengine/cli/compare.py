@@ -40,8 +40,8 @@ def compare(
     rows = rows_of(read)
     table = Table(title="differences are to the first column; ± one standard error", title_justify="left")
     table.add_column("")
-    for path in results:
-        table.add_column(_label(Path(path)))
+    for label in _labels(results):
+        table.add_column(label)
     for row in rows:
         table.add_row(row.name + (" *" if row.main else ""), *(_text(row, cell) for cell in row.cells))
     out.print(table)
@@ -52,9 +52,18 @@ def compare(
         out.print("*: enters the mean")
 
 
-def _label(path: Path) -> str:
-    """The folder's name where the file's says nothing."""
-    return path.resolve().parent.name if path.name == "results.json" else path.name
+def _labels(paths: list[str]) -> list[str]:
+    """As much of every path's end as tells it from the others; a ``results.json`` goes by its folder."""
+    whole = [Path(path).expanduser().resolve() for path in paths]
+    parts = [(path.parent if path.name == "results.json" else path).parts for path in whole]
+
+    def label(own: tuple[str, ...]) -> str:
+        others = set(parts) - {own}
+        lengths = range(1, len(own) + 1)
+        alone = (length for length in lengths if all(other[-length:] != own[-length:] for other in others))
+        return str(Path(*own[-next(alone, len(own)) :]))
+
+    return [label(own) for own in parts]
 
 
 def _text(row: Row, cell: Cell) -> str:
