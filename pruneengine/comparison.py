@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from pruneengine.results import Results, TextResult
+from pruneengine.results import Beside, Results, TextResult
 from pruneengine.zeroshot import TaskResult, mean_accuracy
 
 
@@ -66,6 +66,7 @@ def compare(results: Sequence[Results]) -> list[Row]:
         *_texts(results),
         *_tasks(results),
         *_speeds(results),
+        *_beside(results),
     ]
 
 
@@ -154,21 +155,39 @@ def _mean_cell(results: Results, tasks: Sequence[str], cells: Sequence[Cell]) ->
 
 def _speeds(results: Sequence[Results]) -> list[Row]:
     """Speeds of separate runs differ with the machine's load too; only ``dense`` was measured in turn."""
+    if not any(r.speed for r in results):
+        return []
+    first = results[0].speed
+    notes = []
+    for found in (r.speed for r in results[1:]):
+        same = found is None or first is None or _setting(found) == _setting(first)
+        notes.append("" if same else "other device, dtype or lengths")
     rows = []
-    if any(r.speed for r in results):
-        first = results[0].speed
-        notes = []
-        for found in (r.speed for r in results[1:]):
-            same = found is None or first is None or _setting(found) == _setting(first)
-            notes.append("" if same else "other device, dtype or lengths")
-        for name in ("prefill", "decode"):
-            values = [getattr(r.speed, name) if r.speed else None for r in results]
-            rows.append(_relative(f"{name}, tokens/s (measured apart)", "rate", values, notes))
-    if any(r.dense for r in results):
-        for name in ("prefill", "decode"):
-            cells = [Cell(getattr(r.speed, name) / getattr(r.dense.speed, name) if r.dense else None) for r in results]
-            rows.append(Row(f"{name}, times the dense model beside it", "ratio", tuple(cells)))
+    for name in ("prefill", "decode"):
+        values = [getattr(r.speed, name) if r.speed else None for r in results]
+        rows.append(_relative(f"{name}, tokens/s (measured apart)", "rate", values, notes))
     return rows
+
+
+def _beside(results: Sequence[Results]) -> list[Row]:
+    """Every result as a multiple of the dense model that was measured in turn with it."""
+    if not any(r.dense for r in results):
+        return []
+    measures: dict[str, Callable[[Results | Beside], float]] = {
+        "parameters": lambda side: side.model.parameters,
+        "weights": lambda side: side.model.weight_bytes,
+        "KV cache": lambda side: side.model.kv_bytes_per_token,
+        "prefill": lambda side: side.speed.prefill,
+        "decode": lambda side: side.speed.decode,
+    }
+    return [
+        Row(
+            f"{name}, times the dense model beside it",
+            "ratio",
+            tuple(Cell(measure(r) / measure(r.dense) if r.dense else None) for r in results),
+        )
+        for name, measure in measures.items()
+    ]
 
 
 def _setting(speed) -> tuple:

@@ -27,6 +27,9 @@ def test_eval_keeps_results_that_compare_reads(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"kept in {pruned / 'results.json'}" in done.stdout
     assert "in turn" in done.stdout
+    sizes = [line for line in done.stdout.splitlines() if "bytes of KV cache a token" in line]
+    assert [line.partition(":")[0] for line in sizes] == [str(pruned), str(folder / "model")]
+    assert len({line.partition(":")[2] for line in sizes}) == 2
     kept = json.loads((pruned / "results.json").read_text())
     assert (list(kept["tasks"]), len(kept["texts"])) == (["piqa_tiny"], 1)
     done = run("compare", tmp_path / "dense.json", pruned)

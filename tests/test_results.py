@@ -235,6 +235,18 @@ def test_speeds_are_divided_by_the_model_beside():
     assert [cell.value for cell in row(rows, "prefill, times").cells] == [None, 1.5, None, None]
 
 
+def test_sizes_are_divided_by_the_model_beside():
+    beside = Beside(ModelFacts("dense", "d", 200, 800, 64, "float32"), SPEED)
+    rows = compare([results(parameters=100, speed=SPEED, dense=beside), results()])
+    ratios = {name: row(rows, f"{name}, times").cells for name in ("parameters", "weights", "KV cache")}
+    assert {name: cells[0].value for name, cells in ratios.items()} == {
+        "parameters": 0.5,
+        "weights": 0.5,
+        "KV cache": 0.75,
+    }
+    assert all(cells[1].value is None for cells in ratios.values())
+
+
 def test_nothing_to_compare():
     with pytest.raises(ValueError, match="nothing to compare"):
         compare([])

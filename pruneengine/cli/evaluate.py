@@ -28,7 +28,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences a forward of the tasks.")] = 8,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second too.")] = False,
-    dense: Annotated[str | None, typer.Option(metavar="MODEL", help="Measure its speed in turn with MODEL's.")] = None,
+    dense: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Its size too, and its speed in turn with MODEL's.")
+    ] = None,
     out_file: Annotated[
         Path | None,
         typer.Option(
@@ -61,11 +63,11 @@ def evaluate(
 def _show(results: Results) -> None:
     from pruneengine.report.prune import SMOKE_TEXT
 
-    facts = results.model
-    out.print(
-        f"{facts.source}: {facts.parameters:,} parameters, {facts.weight_bytes / 1e6:.1f} MB of weights, "
-        f"{facts.kv_bytes_per_token:,} bytes of KV cache a token ({facts.dtype})"
-    )
+    for facts in (results.model, *((results.dense.model,) if results.dense else ())):
+        out.print(
+            f"{facts.source}: {facts.parameters:,} parameters, {facts.weight_bytes / 1e6:.1f} MB of weights, "
+            f"{facts.kv_bytes_per_token:,} bytes of KV cache a token ({facts.dtype})"
+        )
     for found in results.texts.values():
         out.print(
             f"perplexity {found.perplexity:.4f} on {found.text}: {found.windows} windows of {found.seqlen} tokens, "
