@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import io
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval and datasets without bars and without notes below errors."""
+    """lm-eval and datasets without bars, without notes below errors, and without what they print."""
     import datasets
     from tqdm import std
 
@@ -176,7 +177,8 @@ def quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     std.tqdm.__init__ = partialmethod(original, disable=True)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         std.tqdm.__init__ = original
         if not bars:

@@ -13,7 +13,7 @@ from pruneengine import PruneConfig, harness, prune, zeroshot
 from pruneengine.progress import set_progress
 from pruneengine.zeroshot import MAIN, Metric, TaskResult, mean_accuracy, zero_shot
 from tests.tiny import tiny_model
-from tests.tiny_tasks import VOCABULARY, byte_tokenizer, write_task
+from tests.tiny_tasks import VOCABULARY, byte_tokenizer, write_perplexity_task, write_task
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 LOCAL = Path(__file__).parents[2] / "shared" / "data" / "lm_eval_tasks"
@@ -144,6 +144,16 @@ def test_nothing_of_the_process_is_changed(model, tasks, capfd):
     assert torch.equal(torch.get_rng_state(), drawn)
     assert logging.getLogger("lm_eval").level == level
     assert not datasets.are_progress_bars_disabled()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_perplexity_of_items_is_told_from_a_mean_and_its_bootstrap_is_silent(model, tmp_path, capfd):
+    folder = write_perplexity_task(tmp_path)
+    found = zero_shot(model, byte_tokenizer(), ["lambada_tiny"], include_path=folder)["lambada_tiny"]
+    metric = found.metrics["perplexity"]
+    assert metric.value == pytest.approx(math.exp(-sum(metric.per_item) / found.items))
+    assert metric.standard_error > 0
+    assert (metric.is_mean, found.metrics["acc"].is_mean) == (False, True)
     assert capfd.readouterr() == ("", "")
 
 

@@ -46,3 +46,22 @@ metadata: {{version: {version}}}
 """
     )
     return folder
+
+
+def write_perplexity_task(folder: Path, name: str = "lambada_tiny") -> Path:
+    """A task of last words with a perplexity over its items' log-likelihoods; returns its folder."""
+    write_task(folder, name)
+    file = folder / f"{name}.yaml"
+    kept = [line for line in file.read_text().splitlines() if line.startswith(("task", "data", "test", "metadata"))]
+    file.write_text(
+        "\n".join(kept)
+        + """
+output_type: loglikelihood
+doc_to_text: "{{goal}}"
+doc_to_target: " {{choices[gold]}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+    )
+    return folder
