@@ -77,13 +77,13 @@ def load_tasks(manager: Any, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def wrap(model: nn.Module, tokenizer: Any, batch_size: int, dtype: torch.dtype | None = None) -> Any:
+def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.dtype | None = None) -> Any:
     """lm-eval's Hugging Face model around ours; log-probabilities are taken in float32.
 
     Args:
         model: a transformers causal language model, on any device; it stays as it is.
         tokenizer: of transformers; lm-eval sets its padding, so it gets a copy.
-        batch_size: sequences a forward.
+        batch_size: sequences a forward; "auto" or "auto:N" leaves it to lm-eval.
         dtype: half precision to run a float32 model under autocast, or None.
 
     Raises:
@@ -111,11 +111,22 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int, dtype: torch.dtype |
             if longest > self.max_length:
                 raise ValueError(f"{self.label}: an answer of {longest} tokens; the model reads {self.max_length}")
             self.truncated += sum(len(prompt) + len(answer) > self.max_length + 1 for _, prompt, answer in requests)
+            # Of "auto:N": lm-eval divides the requests by N, and then by zero where they are fewer.
+            schedule, self.batch_schedule = self.batch_schedule, min(self.batch_schedule, max(len(requests), 1))
             self._steps = track(range(len(requests)), self.label)
             try:
                 return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
             finally:
                 self._steps.close()
+                self.batch_schedule = schedule
+
+        def _detect_batch_size(self, requests=None, pos=0):
+            """Its forwards are trials, no progress."""
+            steps, self._steps = self._steps, iter(())
+            try:
+                return super()._detect_batch_size(requests, pos)
+            finally:
+                self._steps = steps
 
         def _model_call(self, inps, *args, **kwargs):
             for _ in range(len(inps)):

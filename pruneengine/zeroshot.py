@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +122,7 @@ def zero_shot(
     *,
     include_path: str | Path | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | str = 8,
     dtype: torch.dtype | None = None,
     manager: Any = None,
     done: Callable[[TaskResult], None] = lambda _: None,
@@ -136,7 +137,8 @@ def zero_shot(
         tasks: names of tasks, groups or tags.
         include_path: folder of further task files.
         limit: only the first items of each task; None for all.
-        batch_size: sequences a forward.
+        batch_size: sequences a forward; "auto" for as many as lm-eval finds to fit (at most 64), "auto:N" to find
+            out N times as the sequences get shorter.
         dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
         manager: from :func:`pruneengine.harness.find_tasks`, where the names were checked before the model was loaded.
         done: called with each task's result, so that none is lost.
@@ -150,8 +152,7 @@ def zero_shot(
         ImportError: the extra ``eval`` is not installed.
     """
     check_limit(limit)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    check_batch_size(batch_size)
     manager = manager or harness.find_tasks(tasks, include_path)
     loaded = harness.load_tasks(manager, tasks)
     own = next(model.parameters()).dtype
@@ -172,6 +173,16 @@ def check_limit(limit: int | None) -> None:
     """ValueError unless ``limit`` is None or a positive whole number."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit={limit!r}: expected a positive number of items, or None for all")
+
+
+def check_batch_size(batch_size: int | str) -> None:
+    """ValueError unless ``batch_size`` is a positive whole number, "auto" or "auto:N"."""
+    if isinstance(batch_size, str):
+        legal = re.fullmatch(r"auto(:[1-9]\d*)?", batch_size) is not None
+    else:
+        legal = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+    if not legal:
+        raise ValueError(f"batch_size={batch_size!r}: expected a positive number of sequences, auto or auto:N")
 
 
 def _read(

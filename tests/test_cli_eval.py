@@ -22,7 +22,7 @@ def test_eval_keeps_results_that_compare_reads(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 of 4" in done.stdout
     assert not (folder / "model" / "results.json").exists()
-    assert run("eval", pruned, *asked).returncode == 0
+    assert run("eval", pruned, *asked, "--batch-size", "auto:2").returncode == 0
     done = run("eval", pruned, *windows, "--dense", folder / "model")
     assert done.returncode == 0, done.stderr
     assert f"kept in {pruned / 'results.json'}" in done.stdout
@@ -83,6 +83,9 @@ def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
         (("--tasks", "nothing", "--include-path", "nowhere"), "include path 'nowhere'"),
         (("--tasks", ","), "expected names of tasks"),
         (("--limit", 0), "limit=0"),
+        (("--batch-size", 0), "batch_size=0"),
+        (("--batch-size", "auto:0"), "batch_size='auto:0': expected a positive number of sequences, auto or auto:N"),
+        (("--batch-size", "many"), "batch_size='many'"),
         (("--windows", 0), "0"),
         (("--text", "builtin-eval", "--seqlen", 1), "windows of 1 token(s)"),
         (("--dense", "nowhere/at/all"), "no model at"),

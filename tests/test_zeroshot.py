@@ -47,7 +47,7 @@ def by_hand(model, tokenizer, folder, limit):
     return plain, normed
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, "auto", "auto:2", "auto:500"])
 def test_every_item_is_judged_as_by_hand(model, tasks, batch_size):
     tokenizer = byte_tokenizer()
     found = zero_shot(model, tokenizer, ["piqa_tiny"], include_path=tasks, limit=5, batch_size=batch_size)["piqa_tiny"]
@@ -88,6 +88,7 @@ def test_an_unknown_task_is_answered_with_the_nearest(tasks, monkeypatch):
         ({"limit": 0}, ValueError, "limit=0"),
         ({"limit": 0.5}, ValueError, "limit=0.5"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"batch_size": "auto:"}, ValueError, "batch_size='auto:'"),
         ({"include_path": "nowhere"}, FileNotFoundError, "'nowhere'"),
     ],
 )

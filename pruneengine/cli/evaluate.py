@@ -26,7 +26,9 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Further task files; runs their code.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences a forward of the tasks.")] = 8,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto|auto:N", help="Sequences a forward of the tasks; a text takes 4 windows.")
+    ] = "8",
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second too.")] = False,
     dense: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Its size too, and its speed in turn with MODEL's.")
@@ -51,13 +53,21 @@ def evaluate(
         text = "none" if names else "builtin-eval"
     options = EvalOptions(
         source=model, text=None if text == "none" else text, seqlen=seqlen, windows=windows,
-        tasks=names, include_path=include_path, limit=limit, batch_size=batch_size, speed=speed, dense=dense,
+        tasks=names, include_path=include_path, limit=limit, batch_size=_whole(batch_size), speed=speed, dense=dense,
         out=out_file, dtype=parse_dtype(dtype), device=parse_device(device), trust_remote_code=trust_remote_code,
     )  # fmt: skip
     results = run(options, say=say)
     _show(results)
     if options.file is not None:
         out.print(f"kept in {options.file}")
+
+
+def _whole(text: str) -> int | str:
+    """What may be a number, as one; other words are judged by the job."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _show(results: Results) -> None:

@@ -31,7 +31,8 @@ class EvalOptions:
         tasks: names of lm-eval tasks.
         include_path: folder of further task files.
         limit: only the first items of each task; None for all.
-        batch_size: sequences a forward of the tasks.
+        batch_size: sequences a forward of the tasks, as of :func:`pruneengine.zeroshot.zero_shot`; the text and the
+            speed have their own.
         speed: measure tokens per second.
         dense: another model, whose speed is measured in turn with this one's.
         out: the file of the results; None for ``results.json`` in a folder that pruneengine wrote, else none.
@@ -44,7 +45,7 @@ class EvalOptions:
     tasks: tuple[str, ...] = ()
     include_path: Path | None = None
     limit: int | None = None
-    batch_size: int = 8
+    batch_size: int | str = 8
     speed: bool = False
     dense: str | None = None
     out: Path | None = None
@@ -106,8 +107,7 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
         if options.seqlen < 2:
             raise ValueError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
     zeroshot.check_limit(options.limit)
-    if options.batch_size < 1:
-        raise ValueError(f"batch size {options.batch_size}: expected at least 1")
+    zeroshot.check_batch_size(options.batch_size)
     earlier = None
     if options.file is not None:
         check_writable(options.file.parent)
