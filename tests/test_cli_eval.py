@@ -77,6 +77,17 @@ def test_eval_on_builtin_text_says_that_it_is_a_smoke_test(folder):
     assert "builtin text is for smoke tests" in done.stdout
 
 
+def test_eval_of_a_foreign_folder_says_that_nothing_is_kept(folder, tmp_path):
+    asked = ("eval", folder / "model", "--text", folder / "text.txt", "--seqlen", 32, "--windows", 2)
+    done = run(*asked)
+    assert done.returncode == 0, done.stderr
+    said = "is not pruneengine's to write into: results are only shown; --out FILE keeps them"
+    assert done.stderr.index(said) < done.stderr.index("loading")
+    assert "kept in" not in done.stdout
+    done = run(*asked, "--out", tmp_path / "found.json")
+    assert (said in done.stderr, f"kept in {tmp_path / 'found.json'}" in done.stdout) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

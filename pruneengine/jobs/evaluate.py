@@ -70,6 +70,8 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
         ValueError, OSError: before the model is loaded wherever that can be known.
     """
     manager, earlier = _checked(options)
+    if options.file is None:
+        say(f"{options.source} is not pruneengine's to write into: results are only shown; --out FILE keeps them")
     say(f"loading {options.source}")
     model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     results = Results(ModelFacts.of(model, options.source), versions=versions())
