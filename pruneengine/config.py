@@ -158,6 +158,11 @@ class PruneConfig:
         return self.compensate != "none"
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the calibration text is read at all."""
+        return bool(self.needs or self.compensates)
+
+    @property
     def reads_profile(self) -> bool:
         """Whether the allocation follows :func:`pruneengine.unstructured.sparsity_profile`."""
         return self.allocation == "unstructured" and not set(self.structure) <= _WHOLE

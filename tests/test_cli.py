@@ -183,6 +183,15 @@ def test_inspect_needs_no_weights(folder, tmp_path):
         assert expected in done.stdout
 
 
+@pytest.mark.parametrize(("method", "read"), [("magnitude_l1", False), ("energy", True)])
+def test_the_builtin_text_is_named_a_smoke_test_where_it_is_read(folder, tmp_path, method, read):
+    options = ("--method", method, "--ratio", 0.4, "--eval-text", "none", "--no-proof", "--out", tmp_path / "out")
+    done = run(*prune_arguments(folder, *options))
+    assert done.returncode == 0, done.stderr
+    assert ("builtin text is for smoke tests" in done.stdout) == read
+    assert ("Builtin text is for smoke tests" in (tmp_path / "out" / "report.html").read_text()) == read
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -257,9 +257,11 @@ def test_tables_stay_in_their_box_and_numbers_stand_right():
 
 def test_what_was_asked_follows_the_protocol():
     config = {"protocol": "llm-pruner", "layers": [4, 30], "calibration": "builtin"}
-    page = render(prune_page(prune_values() | {"recipe": {"config": config}}))
+    page = render(prune_page(prune_values() | {"recipe": {"config": config, "calibration_hash": "ab"}}))
     assert "Asked to remove 20.00% inside each of the layers 4 to 29; that is 19.92% of the prunable" in page
     assert "Builtin text is for smoke tests" in page
+    unread = render(prune_page(prune_values() | {"recipe": {"config": config, "calibration_hash": None}}))
+    assert "smoke tests" not in unread
     far = render(prune_page(prune_values() | {"ratio reached": 0.333, "kinds": ["heads"]}))
     assert "Asked to remove 20.00% of the parameters in KV groups; the plan removes 33.30%" in far
     assert "These are the nearest legal widths" in far

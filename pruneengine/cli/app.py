@@ -39,6 +39,14 @@ def say(line: str) -> None:
     err.print(line, style="dim")
 
 
+def show_smoke_test(*texts: str | None) -> None:
+    """One line where one of the texts that were read is the built-in one; None was not read."""
+    from pruneengine.report.prune import SMOKE_TEXT
+
+    if any(text and text.startswith("builtin") for text in texts):
+        out.print(SMOKE_TEXT)
+
+
 def run_job(job: Callable[..., Any], config: Any, options: Any) -> Any:
     """The job's result, once its warnings are printed."""
     result = job(config, options, say=say)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, out, parse_device, parse_dtype, say
+from pruneengine.cli.app import Device, Dtype, Model, Trust, out, parse_device, parse_dtype, say, show_smoke_test
 
 if TYPE_CHECKING:
     from pruneengine.results import Results
@@ -71,8 +71,6 @@ def _whole(text: str) -> int | str:
 
 
 def _show(results: Results) -> None:
-    from pruneengine.report.prune import SMOKE_TEXT
-
     for facts in (results.model, *((results.dense.model,) if results.dense else ())):
         out.print(
             f"{facts.source}: {facts.parameters:,} parameters, {facts.weight_bytes / 1e6:.1f} MB of weights, "
@@ -83,8 +81,7 @@ def _show(results: Results) -> None:
             f"perplexity {found.perplexity:.4f} on {found.text}: {found.windows} windows of {found.seqlen} tokens, "
             f"{found.tokens:,} predicted, {found.dtype}, {found.seconds:.1f} s"
         )
-        if found.text.startswith("builtin"):
-            out.print(SMOKE_TEXT)
+        show_smoke_test(found.text)
     if results.tasks:
         _show_tasks(results)
     if results.speed is not None:

@@ -26,6 +26,7 @@ from pruneengine.cli.app import (
     parse_dtype,
     read_config,
     run_job,
+    show_smoke_test,
 )
 from pruneengine.cli.prune_sparse import prune_sparsely
 from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
@@ -111,7 +112,6 @@ def prune(
     from pruneengine.cli import tables
     from pruneengine.config import PruneConfig
     from pruneengine.jobs.prune import JobOptions, run
-    from pruneengine.report.prune import SMOKE_TEXT
 
     shared = {
         "method": method, "allocation": allocation, "calibration": calibration, "nsamples": nsamples,
@@ -155,6 +155,5 @@ def prune(
     tables.show_result(out, result, title=f"{config.method} on {model}")
     if result.recovery is not None:
         tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
-    if eval_text.startswith("builtin") or config.calibration == "builtin":
-        out.print(SMOKE_TEXT)
+    show_smoke_test(eval_text, config.calibration if config.calibrates else None)
     tables.show_checkpoint(out, result.saved, prompt, result.text)

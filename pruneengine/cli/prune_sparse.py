@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pruneengine.cli.app import out, run_job
+from pruneengine.cli.app import out, run_job, show_smoke_test
 
 if TYPE_CHECKING:
     from pruneengine.jobs.prune import JobOptions
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     """Run the job and show its result; without ``options.out`` the plan alone."""
     from pruneengine.cli import tables, tables_sparse
-    from pruneengine.jobs.sparsify import run
-    from pruneengine.report.prune import SMOKE_TEXT
+    from pruneengine.jobs.sparsify import calibrates, run
     from pruneengine.sparse.runtimes import speed_notes
 
     result = run_job(run, config, options)
@@ -28,6 +27,5 @@ def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     tables.show_times(out, result.seconds)
     for note in speed_notes(result.report.plan):
         out.print(note)
-    if (options.eval_text or "").startswith("builtin") or config.calibration == "builtin":
-        out.print(SMOKE_TEXT)
+    show_smoke_test(options.eval_text, config.calibration if calibrates(config) else None)
     tables.show_checkpoint(out, result.saved, options.prompt, result.text)

@@ -90,9 +90,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     if held is not None:
         held.check(model=model_fingerprint(model))
     with clock("text"):
-        calibration, evaluation, warnings = load_texts(
-            config, options, model, tokenizer, calibrates=bool(config.needs or config.compensates)
-        )
+        calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=config.calibrates)
         rows = load_rows(options.recover, tokenizer, model) if options.recover and options.out else None
     if rows is not None:
         check_work_folder(work_folder(options.out), options.recover, rows)

@@ -62,9 +62,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     model, tokenizer = options.load(clock, say)
     structure = find_groups(model)
     with clock("text"):
-        calibration, evaluation, warnings = load_texts(
-            config, options, model, tokenizer, calibrates=config.method != "magnitude" or needs_statistics(config)
-        )
+        calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=calibrates(config))
     say(f"deciding how much of each matrix goes: {config.allocation}, sparsity {config.sparsity:g}")
     held = _held(options, model, calibration)
     report = decide(model, structure, calibration, config, statistics=held, clock=clock)
@@ -103,6 +101,11 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
     write_report(saved.path, "sparse", _report_values(result, numbers, recipe, options), say)
     return result
+
+
+def calibrates(config: SparseConfig) -> bool:
+    """Whether the calibration text is read at all."""
+    return config.method != "magnitude" or needs_statistics(config)
 
 
 def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, JobOptions]:

@@ -34,6 +34,11 @@ class Recipe:
         config, versions = rest.pop(section, {}), rest.pop("versions", None)
         return cls(rest, config, versions)
 
+    @property
+    def calibration(self) -> str | None:
+        """The calibration text, where one was read."""
+        return self.config.get("calibration") if self.rest.get("calibration_hash") else None
+
     def model(self, values: Mapping[str, Any]) -> str:
         """The dense model without the place where it lies."""
         source = str(values.get("source") or self.rest.get("source") or "a model")

@@ -39,7 +39,7 @@ def prune_page(values: Mapping[str, Any]) -> Page:
         f"{percent(values['ratio asked'], 1)} asked for",
         facts=_facts(values),
         sections=(
-            measured_section(values, recipe.config.get("calibration")),
+            measured_section(values, recipe.calibration),
             plan_section(values),
             _scores(values),
             _blend(values),
@@ -65,7 +65,7 @@ def _facts(values: Mapping[str, Any]):
 
 
 def measured_section(values: Mapping[str, Any], calibration: str | None = None) -> Section:
-    """Dense beside pruned, and on what it was measured; ``calibration`` names the calibration text."""
+    """Dense beside pruned, and on what it was measured; ``calibration`` names the calibration text that was read."""
     rows: list[Row] = []
     for name, key, form in (
         ("parameters", "parameters", count),
@@ -91,7 +91,8 @@ def measured_section(values: Mapping[str, Any], calibration: str | None = None) 
             f"Speed with a prompt of {dense['prompt_tokens']} and {dense['new_tokens']} new tokens, {dense['dtype']} "
             f"on {dense['device']}: medians of {dense['repeats']} rounds, dense and pruned in turn."
         )
-    if calibration == "builtin" or str((values.get("evaluation") or {}).get("text", "")).startswith("builtin"):
+    read = calibration, (values.get("evaluation") or {}).get("text")
+    if any(str(text).startswith("builtin") for text in read):
         paragraphs.append(SMOKE_TEXT[:1].upper() + SMOKE_TEXT[1:] + ".")
     return Section("Before and after", tuple(paragraphs), (before_and_after(rows),))
 

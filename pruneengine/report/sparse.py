@@ -29,7 +29,7 @@ def sparse_page(values: Mapping[str, Any]) -> Page:
         f"{percent(values['sparsity asked'], 1)} asked for",
         facts=_facts(values),
         sections=(
-            measured_section(values, recipe.config.get("calibration")),
+            measured_section(values, recipe.calibration),
             Section("What gets faster, and what does not", tuple(values.get("speed notes", ()))),
             _sparsity(values),
             proof_section(values),
