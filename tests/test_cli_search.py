@@ -98,6 +98,15 @@ def test_results_are_not_reported_on_text_that_was_searched_on(texts, tmp_path):
     assert "must be reported on text that the search never saw" in done.stderr
 
 
+def test_a_search_without_a_text_to_report_on(texts, tmp_path):
+    out = tmp_path / "pruned"
+    done = run(*arguments(texts, out, "--eval-text", "none", "--trials", 2, "--no-proof"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert "perplexity" not in report
+    assert "report" not in report["texts"]
+
+
 RECOVERY = "cutoff: 24\nbatch: 4\nmicro_batch: 2\nval_rows: 4\nlr: 0.01\nlora_r: 4\nmax_steps: 3\n"
 
 

@@ -79,7 +79,7 @@ def search(
     workers: Annotated[int, typer.Option(help="Processes on this study.")] = 1,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which no trial is begun.")] = None,
     eval_text: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Text of the report, which is never searched on.")
+        str | None, typer.Option(metavar="SPEC", help="Text of the report, which is never searched on [none].")
     ] = None,
     eval_seqlen: EvalSeqlen = 512,
     eval_windows: Annotated[int | None, typer.Option(help="Windows of that text.")] = 64,
@@ -115,7 +115,7 @@ def search(
     options = SearchOptions(
         source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
         study=study or method, storage=storage, workers=workers, time_limit=time_limit,
-        eval_text=eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
+        eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         proof=proof, trust_remote_code=trust_remote_code,
         recover=recovery_config(recover, recover_recipe, recover_data, recover_steps),
     )  # fmt: skip
