@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pruneengine.files import check_space
+from pruneengine.report.words import number
 from tests.pages import read
 from tests.test_cli import prune_arguments, run
 from tests.test_recovery import at_micro_batch, stop
@@ -67,11 +68,17 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
     words = read(page).text
     for expected in ("config.lr 0.01", "The prune before it", "config.method magnitude_l1", "Reopened in a fresh"):
         assert expected in words
+    # The plan and the scores are the prune's, and so is the dense model's perplexity on another text.
+    for expected in ("Units of every layer", "score of MLP channels", "Asked to remove 40.00%", "before after diff"):
+        assert expected in words
+    assert f"parameters {before['parameters']['dense']:,}" in words
     assert "<script" not in page
     assert [path.name for path in tmp_path.iterdir()] == ["better"]
-    again = run("recover", pruned, "--recipe", out / "recipe.yaml", "--eval-text", "none", "--no-proof",
-                "--out", tmp_path / "again")  # fmt: skip
+    again = run("recover", pruned, "--recipe", out / "recipe.yaml", "--eval-text", folder / "text.txt",
+                "--eval-seqlen", 32, "--eval-windows", 4, "--no-proof", "--out", tmp_path / "again")  # fmt: skip
     assert again.returncode == 0, again.stderr
+    words = read((tmp_path / "again" / "report.html").read_text()).text
+    assert f"dense before after difference perplexity {number(before['perplexity']['dense'])} " in words
     # Not the files: safetensors writes the names of tied weights into its header in any order.
     one, other = (load_file(path / "model.safetensors") for path in (out, tmp_path / "again"))
     assert one.keys() == other.keys()

@@ -38,6 +38,9 @@ def test_search_saves_the_best_plan_and_goes_on_when_asked_for_more(texts, tmp_p
     page = (out / "report.html").read_text()
     assert "Search with adapruner" in page
     assert "Units of every layer" in page
+    sides = report["parameters"]
+    assert f"parameters {sides['dense']:,} {sides['pruned']:,}" in read(page).text
+    assert report["perplexity"].keys() == report["weight bytes"].keys() == sides.keys()
     assert "search:" in (out / "recipe.yaml").read_text()
 
     again = run(*arguments(texts, out, "--trials", 11, "--overwrite"))

@@ -159,6 +159,29 @@ def test_a_recovery_keeps_its_own_apart_from_the_prune_before():
     assert "method wanda" in tail
 
 
+def test_a_recovery_of_a_pruned_model_shows_its_plan_scores_and_the_dense_side(decided):
+    plan = decided.plan
+    values = summary(decided, Measures(plan.params_before, 400), Measures(plan.params_after, 300)) | details(decided)
+    values |= {"perplexity": {"dense": 16.5, "pruned": 70.31}, "perplexity tokens": 90, "perplexity dtype": "float32"}
+    own = {"hashes": {"evaluation text": "ab"}, "perplexity dtype": "float32", "source": "pruned"}
+    values = values | recover_values() | {"hashes": {"evaluation text": "ab"}, "recovery": own}
+    page = read(report_files("recover", values)["report.html"])
+    # The losses, the plan, and two kinds of scores.
+    assert page.tags.count("figure") == 4
+    for expected in (
+        "dense before after difference perplexity 16.50 70.31 38.97 −31.3", "; dense 16.50",
+        "Asked to remove 30.00%", f"parameters {plan.params_before:,} {plan.params_after:,}",
+    ):  # fmt: skip
+        assert expected in page.text
+    for other in ({"hashes": {"evaluation text": "cd"}}, {"perplexity dtype": "bfloat16"}):
+        page = read(report_files("recover", values | other)["report.html"]).text
+        assert "dense before after" not in page
+    # A search knows the text among its own.
+    searched = values | {"texts": {"report": {"hash": "ab"}}}
+    del searched["hashes"]
+    assert "dense before after" in read(report_files("recover", searched)["report.html"]).text
+
+
 def cache_values(*kv_bytes):
     values = search_values()
     values["trials"] = [

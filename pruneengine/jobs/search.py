@@ -18,7 +18,7 @@ from pruneengine.jobs.yardstick import Yardstick
 from pruneengine.progress import Stopwatch
 from pruneengine.recovery import check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
-from pruneengine.report.values import Measures, plan_columns
+from pruneengine.report.values import Measures, measured_values, plan_columns
 from pruneengine.search.adapruner import SearchRun, search
 from pruneengine.search.config import SearchConfig
 from pruneengine.search.result import SearchResult
@@ -134,11 +134,7 @@ def summary(job: SearchJobResult) -> dict[str, Any]:
         "winner": result.winner.name,
         "compensation": result.winner.compensation,
         "trials run": len(result.trials),
-    }
-    if dense.perplexity:
-        after = pruned.perplexity.perplexity if pruned.perplexity else None
-        values["perplexity"] = {"dense": dense.perplexity.perplexity, "pruned": after}
-        values["perplexity tokens"] = dense.perplexity.tokens
+    } | measured_values(dense, pruned)
     if job.recovered is not None:
         values["recovery"] = job.recovered.numbers
     return values

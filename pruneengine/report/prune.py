@@ -41,7 +41,7 @@ def prune_page(values: Mapping[str, Any]) -> Page:
         sections=(
             measured_section(values, recipe.calibration),
             plan_section(values),
-            _scores(values),
+            scores_section(values),
             _blend(values),
             _fit(values),
             compensation_section(values),
@@ -76,7 +76,9 @@ def measured_section(values: Mapping[str, Any], calibration: str | None = None) 
             rows.append((name, sides["dense"], sides["pruned"], form))
     paragraphs = []
     if "perplexity" in values:
-        text = f"Perplexity over {count(values['perplexity tokens'])} tokens, computed in {values['perplexity dtype']}."
+        text = f"Perplexity over {count(values['perplexity tokens'])} tokens."
+        if "perplexity dtype" in values:
+            text = f"{text[:-1]}, computed in {values['perplexity dtype']}."
         if evaluation := values.get("evaluation"):
             text = f"Text: {evaluation['text']}, windows of {evaluation['tokens a window']} tokens. " + text
         if loss := values.get("loss difference"):
@@ -97,7 +99,8 @@ def measured_section(values: Mapping[str, Any], calibration: str | None = None) 
     return Section("Before and after", tuple(paragraphs), (before_and_after(rows),))
 
 
-def _scores(values: Mapping[str, Any]) -> Section:
+def scores_section(values: Mapping[str, Any]) -> Section:
+    """The spread of every layer's scores, a figure a kind."""
     rows = values.get("scores") or ()
     figures = []
     for kind in dict.fromkeys(row["kind"] for row in rows):

@@ -10,6 +10,8 @@ from pruneengine.report.figures import loss_curves
 from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, times
+from pruneengine.report.plan_section import plan_section
+from pruneengine.report.prune import measured_section, scores_section
 from pruneengine.report.words import number, plain, signed
 
 
@@ -19,14 +21,15 @@ def recover_page(values: Mapping[str, Any]) -> Page:
     Args:
         values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
             number, or mappings of them), and under "recovery" "recipe", "seconds", "source", "versions", "seed",
-            "hashes", "warnings", "proof" and "previous" (the like of recoveries before it); by the same names the
-            values may hold those of the prune before it.
+            "hashes", "warnings", "proof" and "previous" (the like of recoveries before it); all else is what the report
+            of the prune before it, or of the search, holds, by the same names too.
             Without "recovery" they are the recovery's.
     """
     own = values.get("recovery") or values
     losses = [pair for pair in values["losses"] if pair[1] is not None]
     validation = [pair for pair in values["validation"] if pair[1] is not None]
     before, after = dict(_numbers(values.get("before") or {})), dict(_numbers(values.get("after") or {}))
+    dense = {} if own is values else _dense(values, own)
     source = own.get("source")
     steps = int(losses[-1][0]) if losses else 0
     recipe = Recipe(own.get("recipe") or {}, versions=own.get("versions"))
@@ -34,10 +37,12 @@ def recover_page(values: Mapping[str, Any]) -> Page:
         own,
         title=f"Recovery of {source}" if source else "Recovery",
         subtitle=f"{steps:,} steps of training" + _kept(values.get("best_step")),
-        facts=_facts(before, after, validation, values.get("best_step")),
+        facts=_facts(dense, before, after, validation, values.get("best_step")),
         sections=(
-            Section("Before and after", tables=(_beside(before, after),)),
+            Section("Before and after", tables=(_beside(dense, before, after),)),
             _curves(losses, validation, values.get("best_step")),
+            *((plan_section(values),) if values.get("plan") else ()),
+            scores_section(values),
             proof_section({"proof": own.get("proof")}),
             *recipe.sections(times(own.get("seconds")), own.get("hashes"), own.get("seed")),
             *(_earlier(place, found) for place, found in enumerate(own.get("previous") or (), 1)),
@@ -57,8 +62,20 @@ def _earlier(place: int, found: Mapping[str, Any]) -> Section:
 
 def _prune(values: Mapping[str, Any]) -> Section:
     """What the report of the prune, or of the search, said of itself."""
-    tables = pairs(values.get("recipe") or {}, "Recipe"), *times(values.get("seconds")).tables
-    return Section("The prune before it", tuple(values.get("warnings", ())), tables)
+    measured = measured_section(values)
+    tables = *measured.tables, pairs(values.get("recipe") or {}, "Recipe"), *times(values.get("seconds")).tables
+    return Section("The prune before it", (*values.get("warnings", ()), *measured.paragraphs), tables)
+
+
+def _dense(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float]:
+    """The dense model's perplexity, where it was measured on the recovery's text in the recovery's arithmetic."""
+
+    def measured(by: Mapping[str, Any]) -> tuple[Any, Any]:
+        searched = ((by.get("texts") or {}).get("report") or {}).get("hash")
+        return (by.get("hashes") or {}).get("evaluation text", searched), by.get("perplexity dtype")
+
+    known = values.get("perplexity") and None not in measured(own) and measured(values) == measured(own)
+    return {"perplexity": values["perplexity"]["dense"]} if known else {}
 
 
 def _kept(step: int | None) -> str:
@@ -73,12 +90,13 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def _beside(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+def _beside(dense: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    sides = {"dense": dense, "before": before, "after": after} if dense else {"before": before, "after": after}
     rows = tuple(
-        (name, number(before.get(name)), number(after.get(name)), _difference(before.get(name), after.get(name)))
+        (name, *(number(side.get(name)) for side in sides.values()), _difference(before.get(name), after.get(name)))
         for name in dict.fromkeys((*before, *after))
     )
-    return Table(("", "before", "after", "difference"), rows)
+    return Table(("", *sides, "difference"), rows)
 
 
 def _difference(before: float | None, after: float | None) -> str:
@@ -87,10 +105,15 @@ def _difference(before: float | None, after: float | None) -> str:
 
 
 def _facts(
-    before: Mapping[str, float], after: Mapping[str, float], validation: list[Any], best_step: int | None
+    dense: Mapping[str, float],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    validation: list[Any],
+    best_step: int | None,
 ) -> Iterator[Fact]:
     for name in [name for name in after if name in before][:3]:
         note = f"from {number(before[name])}, {_difference(before[name], after[name])}"
+        note += f"; dense {number(dense[name])}" if name in dense else ""
         yield Fact(name[:1].upper() + name[1:], number(after[name]), note)
     if validation:
         kept = dict(map(tuple, validation)).get(best_step, validation[-1][1])

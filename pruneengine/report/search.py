@@ -10,6 +10,7 @@ from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, stage_table, times
 from pruneengine.report.plan_section import plan_section
+from pruneengine.report.prune import measured_section
 from pruneengine.report.search_figures import BARS, drawn_baselines, history, importance, pareto, pareto_front
 from pruneengine.report.words import NOTHING, count, duration, number, percent, plain, signed
 
@@ -29,7 +30,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
             and what of :data:`COSTS` is known; smaller values are better), "baselines" (``{"name", "value", "held_out",
             "reached"}``, and costs), "best", "importance", "texts", "versions", "seed", "seconds", "recipe",
             "warnings", "objective": what a value is; and of the checkpoint "plan" (with "kinds", "ratio asked", "ratio
-            reached"), "parameters", "perplexity", "recovery" and "proof".
+            reached"), "parameters", "recovery", "proof" and :func:`pruneengine.report.values.measured_values`.
     """
     trials = [_trial(trial) for trial in values["trials"]]
     best = values.get("best") or {}
@@ -46,6 +47,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
         facts=(*_measured(values), *_facts(best, baselines, trials, values.get("seconds"))),
         sections=(
             _found(best, baselines, metric),
+            measured_section(values),
             _history(trials, baselines, metric),
             *((plan_section(values),) if values.get("plan") else ()),
             _importance(values.get("importance") or {}),
