@@ -66,7 +66,13 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
     page = (out / "report.html").read_text()
     assert "4 steps of training; step" in page
     words = read(page).text
-    for expected in ("config.lr 0.01", "The prune before it", "config.method magnitude_l1", "Reopened in a fresh"):
+    for expected in (
+        "Options data",
+        "lr 0.01",
+        "The prune before it",
+        "config.method magnitude_l1",
+        "Reopened in a fresh",
+    ):
         assert expected in words
     # The plan and the scores are the prune's, and so is the dense model's perplexity on another text.
     for expected in ("Units of every layer", "score of MLP channels", "Asked to remove 40.00%", "before after diff"):

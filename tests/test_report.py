@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import math
 import re
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from pruneengine.report.values import details, hashes, json_value, summary
 from pruneengine.report.words import change, clipped, duration, number, short_count, signed
 from pruneengine.structure import find_groups
 from tests.pages import read
+from tests.test_recover_report import recover_values
 from tests.tiny import tiny_model, tiny_tokens
 
 HOSTILE = "</svg><script>alert('x')</script> & $x_1$ \"q\" {{ 7 * 7 }} 層 \x00\ud800"
@@ -57,19 +57,6 @@ def search_values():
         "texts": {"calibration": {"spec": "c4:32", "windows": 32, "tokens": 4096, "hash": "ab" * 32, "overlap": 3}},
         "versions": {"optuna": "5.0.0"}, "seed": 7, "seconds": 813.2,
     }  # fmt: skip
-
-
-def recover_values():
-    return {
-        "losses": [[step, 3 + math.exp(-step / 20)] for step in range(1, 80)],
-        "validation": [[0, 4.05], [40, 3.123], [79, 3.2]],
-        "best_step": 40,
-        "before": {"perplexity": 70.31, "accuracy": {"boolq": 0.571}},
-        "after": {"perplexity": 38.97, "accuracy": {"boolq": 0.601}},
-        "recipe": {"lora": {"r": 8, "alpha": 16}},
-        "seconds": {"train": 412.0, "merge": 0.4},
-        "warnings": ["31 rows were left out"],
-    }
 
 
 MINIMAL = {
@@ -146,40 +133,18 @@ def test_a_search_shows_trials_baselines_and_importance():
     assert page.tags.count("details") == 1
 
 
-def test_a_recovery_keeps_its_own_apart_from_the_prune_before():
-    own = {"recipe": {"lora_r": 8}, "seconds": {"train": 400.0}, "warnings": ["rows overlap"], "source": "pruned"}
-    values = recover_values() | {"recipe": {"method": "wanda"}, "warnings": ["the text is short"], "recovery": own}
-    page = read(report_files("recover", values)["report.html"]).text
-    assert "Recovery of pruned" in page
-    head, _, tail = page.partition("The prune before it")
-    assert "rows overlap" in head
-    assert "lora_r 8" in head
-    assert "the text is short" not in head
-    assert "the text is short" in tail
-    assert "method wanda" in tail
-
-
-def test_a_recovery_of_a_pruned_model_shows_its_plan_scores_and_the_dense_side(decided):
-    plan = decided.plan
-    values = summary(decided, Measures(plan.params_before, 400), Measures(plan.params_after, 300)) | details(decided)
-    values |= {"perplexity": {"dense": 16.5, "pruned": 70.31}, "perplexity tokens": 90, "perplexity dtype": "float32"}
-    own = {"hashes": {"evaluation text": "ab"}, "perplexity dtype": "float32", "source": "pruned"}
-    values = values | recover_values() | {"hashes": {"evaluation text": "ab"}, "recovery": own}
-    page = read(report_files("recover", values)["report.html"])
-    # The losses, the plan, and two kinds of scores.
-    assert page.tags.count("figure") == 4
-    for expected in (
-        "dense before after difference perplexity 16.50 70.31 38.97 −31.3", "; dense 16.50",
-        "Asked to remove 30.00%", f"parameters {plan.params_before:,} {plan.params_after:,}",
-    ):  # fmt: skip
-        assert expected in page.text
-    for other in ({"hashes": {"evaluation text": "cd"}}, {"perplexity dtype": "bfloat16"}):
-        page = read(report_files("recover", values | other)["report.html"]).text
-        assert "dense before after" not in page
-    # A search knows the text among its own.
-    searched = values | {"texts": {"report": {"hash": "ab"}}}
-    del searched["hashes"]
-    assert "dense before after" in read(report_files("recover", searched)["report.html"]).text
+def test_a_search_names_only_texts_that_share_something_and_versions_once():
+    shared = {"windows": 4, "tokens": 96, "hash": "ab" * 32, "spec": "text.txt"}
+    texts = {
+        "search": shared | {"overlap": {"pool": 0.0}},
+        "report": shared | {"overlap": {"pool": 0.0, "search": 0.25}},
+    }
+    recipe = {"search": {"ratio": 0.25}, "versions": {"optuna": "5.0.0"}}
+    page = read(report_files("search", search_values() | {"texts": texts, "recipe": recipe})["report.html"]).text
+    assert "Overlap with other texts was found for: report." in page
+    assert ("pool: 0" in page, "search: 25.0%" in page) == (False, True)
+    assert page.count("5.0.0") == 1
+    assert "Options ratio 0.25" in page
 
 
 def cache_values(*kv_bytes):
@@ -234,13 +199,6 @@ def test_a_trial_without_a_legal_plan_is_not_called_stopped():
     page = read(report_files("search", values)["report.html"])
     assert "6 complete, 2 stopped early, 2 without a legal plan, 2 failed" in page.text
     assert "no legal plan" in page.text
-
-
-def test_a_recovery_shows_its_curves_and_both_sides():
-    page = read(FILES["recover"]()["report.html"])
-    for expected in ("step 40 was kept", "70.31", "38.97", "−31.3", "accuracy boolq", "lora.r 8", "31 rows", "3.123"):
-        assert expected in page.text
-    assert page.tags.count("figure") == 1
 
 
 @pytest.mark.parametrize("verb", FILES)
@@ -364,6 +322,7 @@ def test_values_become_plain():
         (number(1180.4), "1,180"),
         (number(0.0031416), "0.003142"),
         (number(None), "–"),
+        (number(-0.25), "−0.2500"),
         (short_count(134_515_008), "134.5 M"),
         (duration(813.2), "13.6 min"),
         (duration(9000), "2.50 h"),

@@ -32,7 +32,7 @@ class Recipe:
         """The recipe of ``values``, where there is one; ``section`` names the config in it."""
         rest = dict(values.get("recipe") or {})
         config, versions = rest.pop(section, {}), rest.pop("versions", None)
-        return cls(rest, config, versions)
+        return cls(rest, config, versions or values.get("versions"))
 
     @property
     def calibration(self) -> str | None:

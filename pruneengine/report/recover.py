@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pruneengine.report.checkpoint_sections import proof_section
@@ -12,7 +13,10 @@ from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, times
 from pruneengine.report.plan_section import plan_section
 from pruneengine.report.prune import measured_section, scores_section
-from pruneengine.report.words import number, plain, signed
+from pruneengine.report.words import number, plain, short_count, signed
+
+# As the job calls it: where it is among the numbers, the curve's end would only say it again.
+VALIDATION = "validation loss, nats"
 
 
 def recover_page(values: Mapping[str, Any]) -> Page:
@@ -30,14 +34,13 @@ def recover_page(values: Mapping[str, Any]) -> Page:
     validation = [pair for pair in values["validation"] if pair[1] is not None]
     before, after = dict(_numbers(values.get("before") or {})), dict(_numbers(values.get("after") or {}))
     dense = {} if own is values else _dense(values, own)
-    source = own.get("source")
+    recipe = Recipe.of(own, "config")
     steps = int(losses[-1][0]) if losses else 0
-    recipe = Recipe(own.get("recipe") or {}, versions=own.get("versions"))
     return framed(
         own,
-        title=f"Recovery of {source}" if source else "Recovery",
+        title=f"Recovery of {recipe.model(own)}",
         subtitle=f"{steps:,} steps of training" + _kept(values.get("best_step")),
-        facts=_facts(dense, before, after, validation, values.get("best_step")),
+        facts=(*_size(values), *_facts(dense, before, after, validation, values.get("best_step"))),
         sections=(
             Section("Before and after", tables=(_beside(dense, before, after),)),
             _curves(losses, validation, values.get("best_step")),
@@ -63,7 +66,9 @@ def _earlier(place: int, found: Mapping[str, Any]) -> Section:
 def _prune(values: Mapping[str, Any]) -> Section:
     """What the report of the prune, or of the search, said of itself."""
     measured = measured_section(values)
-    tables = *measured.tables, pairs(values.get("recipe") or {}, "Recipe"), *times(values.get("seconds")).tables
+    recipe = replace(pairs(values.get("recipe") or {}, "Its recipe"), folded=True)
+    spent = (replace(table, caption="Its time", folded=True) for table in times(values.get("seconds")).tables)
+    tables = *measured.tables, recipe, *spent
     return Section("The prune before it", (*values.get("warnings", ()), *measured.paragraphs), tables)
 
 
@@ -104,6 +109,11 @@ def _difference(before: float | None, after: float | None) -> str:
     return signed(None if None in (before, after) else after - before)
 
 
+def _size(values: Mapping[str, Any]) -> Iterator[Fact]:
+    if sides := values.get("parameters"):
+        yield Fact("Parameters", short_count(sides["pruned"]), f"dense {short_count(sides['dense'])}")
+
+
 def _facts(
     dense: Mapping[str, float],
     before: Mapping[str, float],
@@ -115,7 +125,7 @@ def _facts(
         note = f"from {number(before[name])}, {_difference(before[name], after[name])}"
         note += f"; dense {number(dense[name])}" if name in dense else ""
         yield Fact(name[:1].upper() + name[1:], number(after[name]), note)
-    if validation:
+    if validation and VALIDATION not in after:
         kept = dict(map(tuple, validation)).get(best_step, validation[-1][1])
         yield Fact("Held-out loss", number(kept), f"from {number(validation[0][1])} at step {plain(validation[0][0])}")
 

@@ -39,7 +39,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
     asked = "" if values.get("ratio") is None else f"{percent(values['ratio'], 1)} of the prunable parameters, "
     asked += f"{values['shape']} shape, " if values.get("shape") else ""
     texts = values.get("texts") or {}
-    recipe = Recipe(values.get("recipe") or {}, versions=values.get("versions"))
+    recipe = Recipe.of(values, "search")
     return framed(
         values,
         title=f"Search with {values['method']}",
@@ -121,8 +121,8 @@ def _found(best: Mapping[str, Any], baselines: list[dict[str, Any]], metric: str
         for row in rows
         for name, value, held, reached in [row]
     )
-    columns = ("", metric, "held out", "removed", "against the best found")
-    tables = [Table(columns, cells, "Beside the baselines")]
+    columns = ("", "searched", "held out", "removed", "to the best")
+    tables = [Table(columns, cells, f"Beside the baselines: {metric}")]
     if best.get("params"):
         tables.append(pairs(best["params"], "Parameters of the best trial"))
     return Section("What was found", tuple(paragraphs), tuple(tables))
@@ -184,15 +184,23 @@ def _pareto(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metri
 
 
 def _text_note(texts: Mapping[str, Any]) -> tuple[str, ...]:
-    shared = [name for name, text in texts.items() if text.get("overlap")]
+    shared = [name for name, text in texts.items() if _overlap(text)]
     return (f"Overlap with other texts was found for: {', '.join(shared)}.",) if shared else ()
+
+
+def _overlap(text: Mapping[str, Any]) -> str:
+    """The share of a text's windows that each other text has a run of; those that have none are left out."""
+    found = text.get("overlap") or {}
+    if not isinstance(found, Mapping):
+        return plain(found)
+    return ", ".join(f"{name}: {percent(share, 1)}" for name, share in found.items() if share)
 
 
 def texts_table(texts: Mapping[str, Any]) -> Table:
     """Every text: where it is from, its hash, what it shares with others, and its size."""
     rows = tuple(
         (
-            name, plain(text.get("spec")), plain(text.get("hash"))[:12], plain(text.get("overlap")),
+            name, plain(text.get("spec")), plain(text.get("hash"))[:12], _overlap(text) or "none",
             count(text.get("windows")), count(text.get("tokens")),
         )
         for name, text in texts.items()

@@ -51,9 +51,11 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """``digits`` significant ones, grouped: ``16.50``, ``0.003142``, ``1,180``."""
+    """``digits`` significant ones, grouped, with a real minus sign: ``16.50``, ``−0.003142``, ``1,180``."""
     if value is None:
         return NOTHING
+    if value < 0:
+        return "−" + number(-value, digits)
     if isinstance(value, int) or (abs(value) >= 10 ** (digits - 1) and abs(value) < 1e15):
         return f"{value:,.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
