@@ -146,11 +146,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
 
 def test_a_second_recovery_keeps_what_is_known_of_the_first(pruned, folder, tmp_path):
     source = pruned
-    for number, rate in enumerate((0.01, 0.02, 0.03), 1):
-        options = ("--no-proof", "--max-steps", number, "--lr", rate, "--out", tmp_path / str(number))
+    for place, rate in enumerate((0.01, 0.02, 0.03), 1):
+        options = ("--no-proof", "--max-steps", place, "--lr", rate, "--out", tmp_path / str(place))
         done = run(*recover_arguments(source, folder, *options))
         assert done.returncode == 0, done.stderr
-        source = tmp_path / str(number)
+        source = tmp_path / str(place)
     recipe = yaml.safe_load((source / "recipe.yaml").read_text())
     assert recipe["config"]["method"] == "magnitude_l1"
     rates = [found["config"]["lr"] for found in (*recipe["recovery"]["previous"], recipe["recovery"])]
