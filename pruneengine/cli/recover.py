@@ -22,6 +22,7 @@ from pruneengine.cli.app import (
     parse_device,
     parse_dtype,
     run_job,
+    show_smoke_test,
 )
 
 
@@ -72,7 +73,6 @@ def recover(
     """
     from pruneengine.cli import tables
     from pruneengine.jobs.recover import RecoverOptions, run
-    from pruneengine.report.prune import SMOKE_TEXT
 
     fields = {
         "data": data, "rows": rows, "val_rows": val_rows, "val_fraction": val_fraction, "cutoff": cutoff,
@@ -91,8 +91,7 @@ def recover(
     result = run_job(run, config, options)
     tables.show_recovery(out, result.report, result.before, result.after, title=f"recovery of {model}")
     tables.show_times(out, result.seconds)
-    if eval_text.startswith("builtin") or config.data.startswith("builtin"):
-        out.print(SMOKE_TEXT)
+    show_smoke_test(options.eval_text, config.data)
     tables.show_checkpoint(out, result.saved)
 
 
