@@ -69,7 +69,7 @@ def main() -> None:
         return
     print(f"{len(chosen) - len(missing)} of {len(chosen)} cells are here{_left(study, chosen, missing)}", flush=True)
     try:
-        run(study, chosen, missing)
+        run(study, chosen, [] if options.known else missing)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
     report(study, chosen, options)
@@ -96,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=512, help="tokens a window of the perplexity")
     parser.add_argument("--windows", type=int, default=32, help="how many, from the start of the text")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences a forward of the tasks")
+    parser.add_argument("--known", action="store_true", help="write what is there and measure nothing")
     add_places(parser, "quality", work="--cache", results="CSV file")
     options = parser.parse_args()
     check_least(parser, options, 1, "nsamples", "limit", "windows", "threads", "batch_size")

@@ -252,6 +252,8 @@ def test_the_command_line(parts, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results" / "quality.csv").exists()
     more = call("adapruner", "magnitude_l1", "random")
     assert "9 of 12 cells are here" in more
+    known = call("adapruner", "magnitude_l1", "random", "wanda", "--known")
+    assert "3 of 15 cells are missing" in known
     monkeypatch.setattr(sys, "argv", [*command, "wanda", "--plan", "adapruner@0.4=nowhere.json"])
     with pytest.raises(SystemExit, match=r"quality: nowhere\.json: cannot be read as a plan"):
         quality.main()
