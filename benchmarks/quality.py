@@ -205,6 +205,7 @@ def report(study: Study, chosen: list[Cell], options: argparse.Namespace) -> Non
         "recovery": " ".join(f"{k}={Path(v).name if k == 'data' else v}" for k, v in recovery.items()) or "none",
         **setting_of(options, "torch", "transformers", "lm_eval", "peft"),
     }  # fmt: skip
+    del setting["threads"]  # A cell has its own.
     write_csv(options.results / "quality.csv", results, setting)
     print("", tables(results, options.rows, options.ratios, options.tasks), sep="\n")
     missing = len(chosen) - len(results)

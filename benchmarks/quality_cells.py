@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.kept import digest, keep, read_kept
 from benchmarks.quality_models import DENSE, Models, Variant
 from pruneengine import Samples, harness, perplexity
@@ -107,7 +109,7 @@ class Study:
         """Measure a cell and keep it."""
         start = time.perf_counter()
         model = self.models.get(cell.variant)
-        found: dict[str, Any] = {"cell": asdict(cell), "commit": self.code}
+        found: dict[str, Any] = {"cell": asdict(cell), "commit": self.code, "threads": torch.get_num_threads()}
         if cell.column == SPEED:
             found |= self._speed(cell)
         elif cell.column == TEXT:

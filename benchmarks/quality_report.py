@@ -16,7 +16,7 @@ from pruneengine.zeroshot import main_metric
 Results = Mapping[Cell, Mapping[str, Any]]
 COLUMNS = (
     "row", "ratio", "seed", "recovered", "column", "quantity", "value", "standard_error", "difference",
-    "difference_error", "count", "seconds", "commit",
+    "difference_error", "count", "seconds", "threads", "commit",
 )  # fmt: skip
 
 
@@ -29,7 +29,8 @@ def write_csv(path: Path, results: Results, setting: Mapping[str, str]) -> None:
 def _lines(results: Results) -> Iterator[tuple]:
     for cell, found in results.items():
         v = cell.variant
-        head, tail = (v.row, v.ratio, v.seed, int(v.recovered), cell.column), (found["seconds"], found["commit"])
+        head = (v.row, v.ratio, v.seed, int(v.recovered), cell.column)
+        tail = (found["seconds"], found["threads"], found["commit"])
         dense = results.get(Cell(cell.column, Variant(DENSE)))
         if cell.column == SPEED:
             numbers = {name: found["model"][name] for name in ("parameters", "weight_bytes", "kv_bytes_per_token")}

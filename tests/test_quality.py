@@ -118,6 +118,7 @@ def test_every_cell_is_measured_once_and_reported(parts, tmp_path, trained, caps
     lines = list(csv.DictReader((tmp_path / "quality.csv").open()))
     sizes = {line["row"]: int(line["value"]) for line in lines if line["quantity"] == "parameters"}
     assert sizes[DENSE] == sum(p.numel() for p in parts[0].parameters()) > max(sizes[row] for row in rows[1:])
+    assert {line["threads"] for line in lines} == {str(torch.get_num_threads())}
     losses = {line["row"]: line for line in lines if line["quantity"] == "nll" and line["recovered"] == "0"}
     assert losses[DENSE]["difference"] == ""
     wanted = float(losses["adapruner"]["value"]) - float(losses[DENSE]["value"])
