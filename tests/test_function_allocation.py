@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -34,6 +34,7 @@ def test_within_the_bounds_it_is_the_formula(values, sparsity, spread, sign):
 
 
 @given(arrays.arrays(np.float64, 8, elements=st.integers(-100, 100)), st.integers(1, 1000), st.integers(-1000, 1000))
+@example(np.array([-49.0, -67, 93, 93, 93, 93, 93, 93]), 1, 0)  # 112.5 thousandths
 def test_scale_and_offset_change_nothing(values, scale, offset):
     one = allocation_of(values, 0.6, 0.08)
     other = allocation_of(values * scale + offset, 0.6, 0.08)

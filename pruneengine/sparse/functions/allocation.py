@@ -83,7 +83,8 @@ def canonical(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
     key.
     """
     m = _oriented(values, sign)
-    return () if m is None else tuple(np.rint(m * 1000).astype(int).tolist())
+    # Halves, which ratios of small whole numbers hit, go up whatever their last bits say.
+    return () if m is None else tuple(np.floor(m * 1000 + (0.5 + 1e-6)).astype(int).tolist())
 
 
 def _oriented(values: ArrayLike, sign: int) -> Array | None:
