@@ -1,6 +1,10 @@
 """Trials of machines and processes that are gone, or are thought to be, in both searches."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +83,34 @@ def test_a_start_that_was_lost_is_given_again(tmp_path):
     assert len(again) == 2
     assert again[0].state.name == "FAIL"
     assert fail_abandoned(study) == 0
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import optuna
+from tests.test_search import CONFIG, TEXTS, run_in, search, tiny_model
+ask = optuna.Study.ask
+
+def killed(study):
+    trial = ask(study)
+    if trial.number == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return trial
+
+optuna.Study.ask = killed
+search(tiny_model(), TEXTS, CONFIG, run_in(Path(sys.argv[1])))
+"""
+
+
+def test_a_trial_of_a_process_killed_before_it_signed_is_drawn_again_at_once(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, check=False).returncode
+    assert died == -signal.SIGKILL
+    resumed, unbroken = (
+        adapruner.search(tiny_model(), adapruner.TEXTS, adapruner.CONFIG, adapruner.run_in(tmp_path, name))
+        for name in ("study", "unbroken")
+    )
+    assert [trial.number for trial in resumed.trials if trial.state == "fail"] == [9]
+    drawn = [trial.params for trial in resumed.trials if trial.state != "fail"]
+    assert drawn == [trial.params for trial in unbroken.trials]

@@ -91,6 +91,25 @@ def test_trials_that_nobody_can_be_asked_for_are_failed_once_they_took_too_long(
     assert module.running(resumed) == []
 
 
+def test_a_trial_that_nobody_signed_is_lost_with_those_who_were_at_work(tmp_path):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    study.ask()
+    dead = f"{module.AT_WORK}{socket.gethostname()}:{2**22 + 1}"
+    with module.at_work(study):
+        study.set_user_attr(dead, True)
+        assert module.fail_abandoned(study) == 0, "it may be this process's"
+    study.set_user_attr(f"{module.AT_WORK}another-host:7", True)
+    assert module.fail_abandoned(study) == 0, "it may be another machine's"
+    study.set_user_attr(f"{module.AT_WORK}another-host:7", False)
+    assert module.fail_abandoned(study) == 1
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
+
+
+def test_trials_are_signed_by_those_who_ask(tmp_path):
+    study = module.open_study("s", journal(tmp_path), IDENTITY)
+    assert module.ask(study).user_attrs == {module.WORKER: module.this_worker()}
+
+
 def test_how_long_a_lost_trial_lay_about_says_nothing(tmp_path, monkeypatch):
     study = module.open_study("s", journal(tmp_path), IDENTITY)
     lost = study.ask()

@@ -7,6 +7,8 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ MEMORY = "memory"
 IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, START, SECONDS, ILLEGAL = "worker", "mask", "origin", "start", "seconds", "illegal"
 KV_BYTES = "KV bytes a token"
+AT_WORK = "at work: "
 # A trial of a process that cannot be asked is lost after so many seconds, and so many times the longest trial.
 LEASE_SECONDS, LEASE_TRIALS = 600.0, 10
 
@@ -71,21 +74,22 @@ def reopen_study(name: str, storage: str) -> optuna.Study:
 def fail_abandoned(study: optuna.Study) -> int:
     """Mark trials that nobody will end as failed, so that others are drawn in their places; returns how many.
 
-    Of this machine those whose process is gone. Of others, and of a process that was killed before it signed, those
-    that run for :data:`LEASE_SECONDS` and :data:`LEASE_TRIALS` times as long as any that ended. A worker of theirs that
-    lives all the same loses this trial, and goes on.
+    Of this machine those whose process is gone. Of others those that run for :data:`LEASE_SECONDS` and
+    :data:`LEASE_TRIALS` times as long as any that ended: a worker of theirs that lives all the same loses this trial,
+    and goes on. A trial that nobody has signed may be that of anybody at work: it is lost once all of them are.
     """
     import optuna
 
     told = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED])
     lengths = [trial.duration.total_seconds() for trial in told]
     lease = max(LEASE_SECONDS, LEASE_TRIALS * max(lengths, default=0.0))
+    marks = study.user_attrs
+    workers = [key.removeprefix(AT_WORK) for key in marks if key.startswith(AT_WORK) and marks[key]] or [""]
     abandoned = 0
     for trial in running(study):
-        host, _, process = trial.user_attrs.get(WORKER, "").rpartition(":")
         age = (datetime.now() - trial.datetime_start).total_seconds()
-        here = host == socket.gethostname()
-        if not _alive(int(process), age) if here else age > lease:
+        signed = trial.user_attrs.get(WORKER)
+        if all(_gone(worker, age, lease) for worker in ([signed] if signed else workers)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
             abandoned += 1
     return abandoned
@@ -101,6 +105,23 @@ def running(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 def this_worker() -> str:
     """Who runs a trial: ``host:process``."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@contextmanager
+def at_work(study: optuna.Study) -> Iterator[None]:
+    """Within the context this process draws trials, which it may be killed before it has signed."""
+    study.set_user_attr(AT_WORK + this_worker(), True)
+    try:
+        yield
+    finally:
+        study.set_user_attr(AT_WORK + this_worker(), False)
+
+
+def ask(study: optuna.Study) -> optuna.trial.Trial:
+    """The next trial, signed by this worker."""
+    trial = study.ask()
+    trial.set_user_attr(WORKER, this_worker())
+    return trial
 
 
 def counted(study: optuna.Study) -> int:
@@ -164,6 +185,12 @@ def _same(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
                 f"study {name!r} is about something else: its {key} is {known.get(key)!r}, this search's is "
                 f"{wanted.get(key)!r}; choose another --study or --storage"
             )
+
+
+def _gone(worker: str, age: float, lease: float) -> bool:
+    """Whether a worker that had a trial ``age`` seconds ago is no more, or has kept it for longer than a lease."""
+    host, _, process = worker.rpartition(":")
+    return not _alive(int(process), age) if host == socket.gethostname() else age > lease
 
 
 def _alive(process: int, age: float) -> bool:

@@ -19,12 +19,12 @@ from pruneengine.search.study import (
     MASK,
     ORIGIN,
     SECONDS,
-    WORKER,
+    ask,
+    at_work,
     counted,
     fail_abandoned,
     pruner,
     sampler,
-    this_worker,
 )
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class TrialLoop:
         self.study.pruner = pruner(self.config.stop)
         fail_abandoned(self.study)
         left = self.config.trials - counted(self.study)
-        for count in track(self._batches(deadline, wanted), "search", -(-left // (self.config.together * workers))):
-            self._step(count)
+        with at_work(self.study):
+            for count in track(self._batches(deadline, wanted), "search", -(-left // (self.config.together * workers))):
+                self._step(count)
 
     def _batches(self, deadline: float | None, wanted: Callable[[], bool]) -> Iterator[int]:
         """How many trials to draw next, as long as there are any; other workers draw from the same study."""
@@ -107,8 +108,7 @@ class TrialLoop:
         start = time.perf_counter()
         config = self.config
         self.study.sampler = sampler(config.sampler, config.seed, counted(self.study), config.startup)
-        trial = self.study.ask()
-        trial.set_user_attr(WORKER, this_worker())
+        trial = ask(self.study)
         candidate = self.space.suggest(trial)
         return _Running(trial, candidate, {"propose": time.perf_counter() - start})
 

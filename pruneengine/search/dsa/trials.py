@@ -15,7 +15,7 @@ from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import Evolution
 from pruneengine.search.dsa.objective import SparseObjective
 from pruneengine.search.dsa.past import FOUND, Past
-from pruneengine.search.study import ILLEGAL, WORKER, counted, fail_abandoned, this_worker
+from pruneengine.search.study import ILLEGAL, ask, at_work, counted, fail_abandoned
 
 if TYPE_CHECKING:
     import optuna
@@ -53,8 +53,9 @@ class DsaLoop:
             import scipy.stats  # noqa: F401
         fail_abandoned(self.study)
         left = self.config.trials - counted(self.study)
-        for _ in track(self._positions(deadline, wanted), "search", -(-left // workers)):
-            self._step()
+        with at_work(self.study):
+            for _ in track(self._positions(deadline, wanted), "search", -(-left // workers)):
+                self._step()
 
     def _positions(self, deadline: float | None, wanted: Callable[[], bool]) -> Iterator[None]:
         while counted(self.study) < self.config.trials and not self.over:
@@ -118,9 +119,7 @@ class DsaLoop:
         # Seeded by its position, so that a search that was killed and resumed draws what an unbroken one would have.
         seed = (config.seed * 1_000_003 + counted(self.study)) % 2**32
         self.study.sampler = EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.past)
-        trial = self.study.ask()
-        trial.set_user_attr(WORKER, this_worker())
-        return trial
+        return ask(self.study)
 
     def _found(self, allocated: Allocated) -> tuple[dict[str, Any], bool]:
         """What a trial leaves in the study, and whether all its losses are known."""
