@@ -1,5 +1,6 @@
 """sparsify(): exact counts, what is left alone, how often a layer runs, and what is refused."""
 
+import collections
 import copy
 import dataclasses
 import json
@@ -11,8 +12,6 @@ from torch import nn
 import pruneengine
 from pruneengine.progress import Stopwatch
 from pruneengine.sparse.engine import carry_out, decide
-from pruneengine.sparse.inputs import Hessian
-from pruneengine.sparse.sparsegpt import STRONGEST_DAMPING, Share, inverse_factor, prune_columns
 from pruneengine.structure import find_groups
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
@@ -149,6 +148,20 @@ def test_how_often_the_expensive_parts_run(mode, calls, monkeypatch):
     assert not called
 
 
+def test_norms_run_no_more_once_their_part_is_finished(monkeypatch):
+    model, called = tiny_model(), collections.Counter()
+    names = {module: name for name, module in model.named_modules()}
+    norm = type(model.model.norm)
+    compute = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda self, x: called.update([names[self]]) or compute(self, x))
+    sparsified(model, sparsity=0.5, batch_size=3)
+    # Twice a batch: before the part's first linears, which are then pruned, and on the way to its last.
+    batches = 2
+    norms = ("input_layernorm", "post_attention_layernorm")
+    expected = {f"model.layers.{layer}.{name}": 2 * batches for layer in range(3) for name in norms}
+    assert called == expected | {"model.norm": called["model.norm"]}
+
+
 def test_one_shot_takes_known_statistics():
     statistics = pruneengine.calibrate(tiny_model(), TOKENS, ("squares",))
     config = pruneengine.SparseConfig(sparsity=0.5, mode="one-shot")
@@ -211,74 +224,6 @@ def test_too_little_text_for_a_hessian_is_damped_more():
     assert report.warnings
     assert all("no Cholesky factor at damp 1e-12; 1e-" in warning for warning in report.warnings)
     assert any("layers.0.self_attn.q_proj, model.layers.0.self_attn.k_proj" in warning for warning in report.warnings)
-
-
-def test_a_hessian_that_no_damping_helps():
-    hessian = torch.tensor([[1.0, 30.0], [30.0, 1.0]])
-    with pytest.raises(
-        ValueError, match=f"no Cholesky factor of the Hessian, up to a damping of {STRONGEST_DAMPING:g}"
-    ):
-        inverse_factor(hessian, 0.01)
-
-
-@pytest.mark.parametrize("size", [7, 301])
-def test_the_factor_is_that_of_the_inverse(size):
-    x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(0))
-    hessian = x.T @ x
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(size)
-    factor, damp = inverse_factor(hessian, 0.01)
-    assert damp == 0.01
-    assert not factor.tril(-1).any()
-    expected = torch.linalg.cholesky(torch.linalg.inv(damped.double()), upper=True)
-    torch.testing.assert_close(factor, expected.float(), rtol=1e-3, atol=1e-5)
-
-
-def test_weights_on_dead_inputs_go_first_and_no_more_than_asked():
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(1, 40, 8, generator=generator), torch.randn(6, 8, generator=generator) + 3
-    x[..., 2] = 0
-    hessian = Hessian()
-    hessian.add(x)
-    sums = hessian.matrix("it")
-    dead = sums.diagonal() == 0
-    sums.diagonal().masked_fill_(dead, 1)
-    factor, _ = inverse_factor(sums, 0.01)
-    for count in (4, 6, 9):
-        columns = weight.T.contiguous()
-        prune_columns(columns, factor, dead, [Share(slice(0, 6), count, None)], 8, None)
-        assert int((columns == 0).sum()) == count
-        assert int((columns[2] == 0).sum()) == min(count, 6)
-    torch.testing.assert_close(columns[2][columns[2] != 0], weight[:, 2][columns[2] != 0])
-
-
-@pytest.mark.parametrize("pattern", [None, 4])
-def test_stacked_linears_are_pruned_as_alone(pattern):
-    """And with an error no greater than that of the same zeros without making up for them."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 100, 40, generator=generator) @ torch.randn(40, 40, generator=generator)
-    weights = [torch.randn(rows, 40, generator=generator) for rows in (9, 5)]
-    kept, counts = (1, 3), (250, 100)
-    hessian = Hessian()
-    hessian.add(x)
-    factor, _ = inverse_factor(hessian.matrix("it"), 0.01)
-    dead = torch.zeros(40, dtype=torch.bool)
-
-    def pruned(chosen):
-        columns = torch.cat([weights[i] for i in chosen]).T.contiguous()
-        shares, start = [], 0
-        for i in chosen:
-            rows = slice(start, start + len(weights[i]))
-            shares.append(Share(rows, counts[i], kept[i] if pattern else None))
-            start = rows.stop
-        prune_columns(columns, factor, dead, shares, 12, pattern)
-        return [columns[:, share.rows].T for share in shares]
-
-    together = pruned((0, 1))
-    for i, weight in enumerate(weights):
-        torch.testing.assert_close(together[i], pruned((i,))[0], rtol=1e-4, atol=1e-5)
-        zeroed = weight.masked_fill(together[i] == 0, 0)
-        with_update, without = ((x @ (w - weight).T).square().sum() for w in (together[i], zeroed))
-        assert with_update < 0.8 * without
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])

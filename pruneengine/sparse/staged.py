@@ -3,7 +3,8 @@
 The layer's own forward is followed as far as a linear that is to be pruned; there it is stopped, the next batch comes,
 and after the last one the linear is pruned. What a layer's two parts (attention, MLP) compute would be computed again
 at every stop. So the input of a part's last linear is kept, and from there on the finished part is stood in for by what
-that linear makes of it. Only norms and additions run more than once.
+that linear makes of it. Norms whose output only finished parts read are left out of every later run, so that little
+but additions runs more than twice.
 
 Beside the hidden states of the text this holds what attention gave, and the input of one linear.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pruneengine.apply import stand_in
@@ -41,6 +43,27 @@ class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
         self.found = found
 
 
+class _Read(Exception):  # noqa: N818
+    """Somebody read what nobody was to read."""
+
+
+class _Unread(Tensor):
+    """The output of a module that did not run: it can be handed on, and to do anything else with it raises."""
+
+    @classmethod
+    def __torch_function__(cls, *_args: object) -> None:
+        raise _Read
+
+
+_UNREAD = torch.empty(0).as_subclass(_Unread)
+
+
+def _read(x: Tensor) -> Tensor:
+    if x is _UNREAD:
+        raise _Read
+    return x
+
+
 class StagedLayer:
     """A decoder layer on its way from stage to stage."""
 
@@ -52,6 +75,8 @@ class StagedLayer:
         self._sites = [site for site in structure.sites if site.name.startswith(f"layers.{layer}.")]
         # (module of a finished part, its outputs, the length of the tuple that it wraps them in or None)
         self._finished: list[tuple[nn.Module, list[Tensor], int | None]] = []
+        # What ran before the last part was finished: it stays idle for as long as nobody reads what it gives.
+        self._idle: set[nn.Module] = set()
 
     def prune(self, matrices: Sequence[Matrix], pruner: Pruner, *, last: bool) -> None:
         """Prune the layer's matrices site by site; ``hidden`` becomes what leaves the layer.
@@ -71,7 +96,7 @@ class StagedLayer:
             if last and not left:
                 return
             try:
-                part, inputs, wrapped = self._kept(out)
+                part, inputs, wrapped, ran = self._kept(out)
             except UnstageableError as error:
                 raise UnstageableError(error.module, sum(left.values(), ())) from None
             if out.name in left:
@@ -85,6 +110,7 @@ class StagedLayer:
             for batch, x in enumerate(inputs):
                 inputs[batch] = linear(x)
             self._finished.append((part, inputs, wrapped))
+            self._idle = ran
         for batch in range(len(self._hidden)):
             self._hidden[batch] = self._run(batch)
 
@@ -93,37 +119,50 @@ class StagedLayer:
         for batch in range(len(self._hidden)):
             with _stopping(module.register_forward_pre_hook(_reached_with)) as reached:
                 self._run(batch)
-            sums.add(self._walk.by_sample(reached[0][0], self._hidden[batch]))
+            sums.add(self._walk.by_sample(reached[0], self._hidden[batch]))
         return sums
 
-    def _kept(self, site: Site) -> tuple[nn.Module, list[Tensor], int | None]:
-        """The part that ends in a site's linear, what enters it for each batch, and how outputs are wrapped."""
+    def _kept(self, site: Site) -> tuple[nn.Module, list[Tensor], int | None, set[nn.Module]]:
+        """The part that ends in a site's linear, what enters it for each batch, how outputs are wrapped, what ran."""
         linear = get_linear(self._model, site.module)
         part = self._model.get_submodule(self._structure.part_path(site.module))
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []  # no memory: one zero each, expanded
         wrapped = None
+        ran: set[nn.Module] = set()
 
         def keep(x: Tensor) -> Tensor:
-            inputs.append(x)
+            inputs[batch:] = [_read(x)]  # in place of an earlier one where the batch was run again
             outputs.append(x.new_zeros(1).expand(*x.shape[:-1], linear.weight.shape[0]))
             return outputs[-1]
 
-        for batch in range(len(self._hidden)):
-            with stand_in(linear, keep), _stopping(part.register_forward_hook(_reached_behind)) as reached:
-                self._run(batch)
-            given = reached[0]
-            wrapped = len(given) if isinstance(given, tuple) else None
-            if (given if wrapped is None else given[0]) is not outputs[-1]:
-                raise UnstageableError(site.module)
-        return part, inputs, wrapped
+        with contextlib.ExitStack() as hooks:
+            for module in self._model.get_submodule(self._structure.layer_path(self._layer)).children():
+                hooks.enter_context(module.register_forward_hook(lambda module, *_: ran.add(module)))
+            for batch in range(len(self._hidden)):
+                with stand_in(linear, keep), _stopping(part.register_forward_hook(_reached_behind)) as reached:
+                    self._run(batch)
+                given = reached[0]
+                wrapped = len(given) if isinstance(given, tuple) else None
+                if (given if wrapped is None else given[0]) is not outputs[-1]:
+                    raise UnstageableError(site.module)
+        return part, inputs, wrapped, ran
 
     def _run(self, batch: int) -> Tensor:
+        try:
+            return self._forward(batch)
+        except _Read:
+            self._idle = set()  # a residual or a part beside the finished one does
+            return self._forward(batch)
+
+    def _forward(self, batch: int) -> Tensor:
         with contextlib.ExitStack() as undo:
+            for module in self._idle:
+                undo.enter_context(stand_in(module, lambda *_args, **_kwargs: _UNREAD))
             for part, outputs, wrapped in self._finished:
                 given = outputs[batch] if wrapped is None else (outputs[batch], *[None] * (wrapped - 1))
                 undo.enter_context(stand_in(part, lambda *_args, given=given, **_kwargs: given))
-            return self._walk.run(self._layer, self._hidden[batch])
+            return _read(self._walk.run(self._layer, self._hidden[batch]))
 
 
 @contextlib.contextmanager
@@ -139,7 +178,7 @@ def _stopping(handle):
 
 
 def _reached_with(_module, args):
-    raise _Reached(args)
+    raise _Reached(_read(args[0]))
 
 
 def _reached_behind(_module, _args, output):
