@@ -70,7 +70,7 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     with needs("hf"):
         from transformers import AutoConfig
     place = str(source) if folder is None else folder
-    trust = trust_remote_code or (folder is not None and gguf is None and runs_shipped_code(folder))
+    trust = trust_remote_code if folder is None or gguf is not None else _may_run_code(folder, trust_remote_code)
     options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
     kind, what = ValueError, f"{source} gives no configuration"
     if folder is None:
@@ -125,22 +125,27 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
     from transformers import AutoTokenizer
 
     with _one_line(f"{folder / 'config.json'} does not load"):
-        shipped = runs_shipped_code(folder)
         opener = _opener(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
+    trust = _may_run_code(folder, trust_remote_code)
+    with _one_line(f"{folder} does not load"):
+        model = opener.from_pretrained(folder, dtype=dtype, trust_remote_code=trust, local_files_only=True)
+    with _one_line(f"the tokenizer of {folder} does not load"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    return model, tokenizer
+
+
+def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
+    """Whether a folder's modelling code is run: with permission, or as we wrote it. ValueError if it was changed."""
+    with _one_line(f"{folder / 'config.json'} does not load"):
+        shipped = runs_shipped_code(folder)
     if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
         raise ValueError(
             f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes; "
             "read it, then pass trust_remote_code=True"
         )
-    with _one_line(f"{folder} does not load"):
-        model = opener.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code or shipped, local_files_only=True
-        )
-    with _one_line(f"the tokenizer of {folder} does not load"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    return model, tokenizer
+    return trust_remote_code or shipped
 
 
 def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:

@@ -209,6 +209,7 @@ def test_a_teacher_runs_its_own_code_where_that_is_allowed(pruned, folder, tmp_p
     }.items():
         refused = run(*arguments, "--out", tmp_path / f"no-{name}")
         assert (refused.returncode, "then pass trust_remote_code=True" in refused.stderr) == (2, True), refused.stderr
+        assert "training" not in refused.stderr, "known before work is spent"
         done = run(*arguments, "--trust-remote-code", "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
 

@@ -12,7 +12,7 @@ import torch
 from pruneengine import loading
 from pruneengine.checkpoint import save
 from pruneengine.extras import needs
-from pruneengine.loading import load_model
+from pruneengine.loading import load_model, load_skeleton
 from tests.tiny import logits, tiny_model, tiny_tokens
 
 transformers = pytest.importorskip("transformers")
@@ -58,8 +58,9 @@ def test_a_changed_modelling_file_needs_permission(tokenizer, tmp_path):
     assert torch.equal(logits(load_model(path)[0], tiny_tokens()), expected)
     file = path / "modeling_pruned.py"
     file.write_text(file.read_text() + "\n# changed\n")
-    with pytest.raises(ValueError, match="pass trust_remote_code=True"):
-        load_model(path)
+    for load in (load_model, load_skeleton):
+        with pytest.raises(ValueError, match="pass trust_remote_code=True"):
+            load(path)
     assert torch.equal(logits(load_model(path, trust_remote_code=True)[0], tiny_tokens()), expected)
 
 
