@@ -67,6 +67,7 @@ def test_recover_measures_saves_and_carries_the_history_along(pruned, folder, tm
     assert "4 steps of training; step" in page
     words = read(page).text
     for expected in (
+        "Text: builtin-eval, windows of 32 tokens. Perplexity over ",
         "Options data",
         "lr 0.01",
         "The prune before it",

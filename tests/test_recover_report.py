@@ -62,6 +62,19 @@ def test_a_recovery_of_a_pruned_model_shows_its_plan_scores_and_the_dense_side()
     assert "dense before after" in read(report_files("recover", searched)["report.html"]).text
 
 
+def test_a_recovery_says_what_it_was_measured_on():
+    own = {
+        "perplexity tokens": 4_096, "perplexity dtype": "bfloat16", "source": "pruned",
+        "evaluation": {"text": "wikitext2", "tokens a window": 512},
+        "loss difference": {"mean": -0.512, "standard error": 0.0123},
+    }  # fmt: skip
+    page = read(report_files("recover", recover_values() | {"recovery": own})["report.html"]).text
+    assert (
+        "Text: wikitext2, windows of 512 tokens. Perplexity over 4,096 tokens, computed in bfloat16. "
+        "Recovery changes the loss by −0.512 ± 0.012 nats a token."
+    ) in page
+
+
 def test_a_recovery_says_each_thing_once_and_goes_by_the_models_name():
     own = {"source": "/far/away/pruned", "recipe": {"config": {"lr": 0.1}}, "versions": {"torch": "2.13"}}
     values = recover_values() | {"recovery": own, "parameters": {"dense": 2_000, "pruned": 1_500}}

@@ -98,7 +98,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         )  # fmt: skip
     result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
-    own = numbers["recovery"] | _own_values(result, recipe["recovery"])
+    own = numbers["recovery"] | _own_values(result, options, recipe["recovery"])
     write_report(saved.path, "recover", numbers | _curves(result) | {"recovery": own}, say)
     return result
 
@@ -145,20 +145,21 @@ def _curves(result: RecoverResult) -> dict[str, Any]:
     }
 
 
-def _own_values(result: RecoverResult, recipe: dict[str, Any]) -> dict[str, Any]:
+def _own_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str, Any]) -> dict[str, Any]:
     """What the report of the prune has by the same names."""
-    hashes = {"rows": result.report.data_hash}
-    if result.before.perplexity is not None:
-        hashes["evaluation text"] = result.before.perplexity.samples
-    return {
+    values = {
         "source": recipe["source"],
         "recipe": {name: value for name, value in recipe.items() if name not in ("versions", "previous")},
         "versions": recipe["versions"],
         "seed": result.report.config.seed,
-        "hashes": hashes,
+        "hashes": {"rows": result.report.data_hash},
         "seconds": dict(result.seconds),
         "warnings": list(result.warnings),
-    } | proof_values(result.saved)
+    }
+    if result.before.perplexity is not None:
+        values["hashes"]["evaluation text"] = result.before.perplexity.samples
+        values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
+    return values | proof_values(result.saved)
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:

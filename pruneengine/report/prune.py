@@ -64,6 +64,16 @@ def _facts(values: Mapping[str, Any]):
             yield Fact(label, number(after, 3), f"from {number(before, 3)}, {change(before, after)}")
 
 
+def measured_on(values: Mapping[str, Any]) -> str:
+    """What a perplexity was measured on, and in which arithmetic."""
+    text = f"Perplexity over {count(values['perplexity tokens'])} tokens"
+    if "perplexity dtype" in values:
+        text += f", computed in {values['perplexity dtype']}"
+    if evaluation := values.get("evaluation"):
+        text = f"Text: {evaluation['text']}, windows of {evaluation['tokens a window']} tokens. {text}"
+    return f"{text}."
+
+
 def measured_section(values: Mapping[str, Any], calibration: str | None = None) -> Section:
     """Dense beside pruned, and on what it was measured; ``calibration`` names the calibration text that was read."""
     rows: list[Row] = []
@@ -76,11 +86,7 @@ def measured_section(values: Mapping[str, Any], calibration: str | None = None) 
             rows.append((name, sides["dense"], sides["pruned"], form))
     paragraphs = []
     if "perplexity" in values:
-        text = f"Perplexity over {count(values['perplexity tokens'])} tokens."
-        if "perplexity dtype" in values:
-            text = f"{text[:-1]}, computed in {values['perplexity dtype']}."
-        if evaluation := values.get("evaluation"):
-            text = f"Text: {evaluation['text']}, windows of {evaluation['tokens a window']} tokens. " + text
+        text = measured_on(values)
         if loss := values.get("loss difference"):
             cost = f"{signed(loss['mean'])} ± {number(loss['standard error'], 2)}"
             text += f" Pruning costs {cost} nats a token on the same windows."

@@ -12,7 +12,7 @@ from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, times
 from pruneengine.report.plan_section import plan_section
-from pruneengine.report.prune import measured_section, scores_section
+from pruneengine.report.prune import measured_on, measured_section, scores_section
 from pruneengine.report.words import number, plain, short_count, signed
 
 # As the job calls it: where it is among the numbers, the curve's end would only say it again.
@@ -25,8 +25,9 @@ def recover_page(values: Mapping[str, Any]) -> Page:
     Args:
         values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
             number, or mappings of them), and under "recovery" "recipe", "seconds", "source", "versions", "seed",
-            "hashes", "warnings", "proof" and "previous" (the like of recoveries before it); all else is what the report
-            of the prune before it, or of the search, holds, by the same names too.
+            "hashes", "warnings", "proof", "previous" (the like of recoveries before it), "evaluation", "perplexity
+            tokens", "perplexity dtype" and "loss difference"; all else is what the report of the prune before it, or of
+            the search, holds, by the same names too.
             Without "recovery" they are the recovery's.
     """
     own = values.get("recovery") or values
@@ -42,7 +43,7 @@ def recover_page(values: Mapping[str, Any]) -> Page:
         subtitle=f"{steps:,} steps of training" + _kept(values.get("best_step")),
         facts=(*_size(values), *_facts(dense, before, after, validation, values.get("best_step"))),
         sections=(
-            Section("Before and after", tables=(_beside(dense, before, after),)),
+            Section("Before and after", _measured(own), (_beside(dense, before, after),)),
             _curves(losses, validation, values.get("best_step")),
             *((plan_section(values),) if values.get("plan") else ()),
             scores_section(values),
@@ -52,6 +53,16 @@ def recover_page(values: Mapping[str, Any]) -> Page:
             *(() if own is values else (_prune(values),)),
         ),
     )
+
+
+def _measured(own: Mapping[str, Any]) -> tuple[str, ...]:
+    if "perplexity tokens" not in own:
+        return ()
+    text = measured_on(own)
+    if loss := own.get("loss difference"):
+        change = f"{signed(loss['mean'])} ± {number(loss['standard error'], 2)}"
+        text += f" Recovery changes the loss by {change} nats a token."
+    return (text,)
 
 
 def _earlier(place: int, found: Mapping[str, Any]) -> Section:
