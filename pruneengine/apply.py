@@ -27,6 +27,7 @@ from pruneengine.structure import (
     Structure,
     find_groups,
     get_linear,
+    layer_of,
     text_config,
     unit_slices,
 )
@@ -263,7 +264,7 @@ def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _fewer_experts(plan: Plan) -> dict[int, tuple[int, ...]]:
     """The layers that lose whole experts, and which they keep."""
-    return {layer: plan.kept_experts(layer) for layer in sorted({int(n.split(".")[1]) for n in plan.lost_experts})}
+    return {layer: plan.kept_experts(layer) for layer in sorted({layer_of(name) for name in plan.lost_experts})}
 
 
 def _checked(

@@ -15,7 +15,7 @@ from pruneengine import ops
 from pruneengine.files import write_atomically
 from pruneengine.rounding import spread_counts, uniform_counts
 from pruneengine.score import Scores
-from pruneengine.structure import KINDS, Group, Structure
+from pruneengine.structure import KINDS, Group, Structure, expert_of, layer_of
 from pruneengine.whole_experts import lowest_experts, spare_experts
 
 SHAPES = ("uniform", "per-layer")
@@ -99,13 +99,13 @@ class Plan:
     def kept_experts(self, layer: int) -> tuple[int, ...]:
         """Ascending indices of a layer's experts that stay; none in a model without experts."""
         begin = f"layers.{layer}.experts."
-        return tuple(sorted(int(name.split(".")[3]) for name in self.keep if name.startswith(begin)))
+        return tuple(sorted(expert_of(name) for name in self.keep if name.startswith(begin)))
 
     @property
     def lost_experts(self) -> tuple[str, ...]:
         """Group names of the experts that go from layers that stay."""
         kept = set(self.kept_layers)
-        return tuple(n for n in self.units if int(n.split(".")[1]) in kept and ".experts." in n and n not in self.keep)
+        return tuple(n for n in self.units if layer_of(n) in kept and expert_of(n) is not None and n not in self.keep)
 
     def _validate(self) -> None:
         if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
@@ -120,14 +120,14 @@ class Plan:
                 f"plan: {self.params_before} => {self.params_after} parameters, asked {self.asked}, "
                 f"reached {self.reached} do not fit together"
             )
-        layers = {int(name.split(".")[1]) for name in self.units}
+        layers = {layer_of(name) for name in self.units}
         if (
             not self.kept_layers
             or not set(self.kept_layers) <= layers
             or list(self.kept_layers) != sorted(set(self.kept_layers))
         ):
             raise ValueError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
-        expected = {name for name in self.units if int(name.split(".")[1]) in self.kept_layers}
+        expected = {name for name in self.units if layer_of(name) in self.kept_layers}
         if odd := (expected ^ self.keep.keys()) - set(self.lost_experts):
             raise ValueError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
         for name, kept in self.keep.items():

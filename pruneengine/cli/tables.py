@@ -17,7 +17,7 @@ from pruneengine.recovery import RecoverReport
 from pruneengine.report.values import Measures, plan_columns
 from pruneengine.report.words import duration, size
 from pruneengine.runtimes import Runtime
-from pruneengine.structure import Group, Structure
+from pruneengine.structure import Group, Structure, layer_of
 
 PARTS = {
     "heads": "KV groups", "mlp": "channels", "experts": "experts", "experts.mlp": "channels of experts",
@@ -139,7 +139,7 @@ def show_target(console: Console, report: PruneReport) -> None:
     changed = f"{plan.params_before:,} => {plan.params_after:,} parameters"
     whole = f"{1 - plan.params_after / plan.params_before:.1%} of the whole model"
     if config.protocol == "llm-pruner":
-        layers = config.layer_range(len({name.split(".")[1] for name in plan.units}))
+        layers = config.layer_range(len({layer_of(name) for name in plan.units}))
         console.print(
             f"asked to remove {plan.asked:.2%} inside each of the layers {layers.start}:{layers.stop}; "
             f"that is {plan.reached:.2%} {what}: {changed} ({whole})"

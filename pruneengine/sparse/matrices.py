@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pruneengine.structure import Structure, get_linear
+from pruneengine.structure import Structure, get_linear, layer_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_matrices(model: nn.Module, structure: Structure, ignore: Sequence[str] 
     """
     found = []
     for site in structure.sites:
-        layer = int(site.name.split(".")[1])
+        layer = layer_of(site.name)
         for name in site.consumers:
             rows, columns = get_linear(model, name).weight.shape
             found.append(Matrix(name, layer, site.name, rows, columns))

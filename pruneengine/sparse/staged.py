@@ -21,7 +21,7 @@ from pruneengine.apply import stand_in
 from pruneengine.layer_walk import LayerWalk
 from pruneengine.sparse.matrices import Matrix, of_sites
 from pruneengine.sparse.pruners import Pruner
-from pruneengine.structure import Site, Structure, get_linear
+from pruneengine.structure import Site, Structure, get_linear, layer_of
 
 
 class UnstageableError(Exception):
@@ -72,7 +72,7 @@ class StagedLayer:
     ) -> None:
         """Args: what enters the layer as ``hidden``, ``[b, T, H]`` a batch."""
         self._model, self._structure, self._walk, self._layer, self._hidden = model, structure, walk, layer, hidden
-        self._sites = [site for site in structure.sites if site.name.startswith(f"layers.{layer}.")]
+        self._sites = [site for site in structure.sites if layer_of(site.name) == layer]
         # (module of a finished part, its outputs, the length of the tuple that it wraps them in or None)
         self._finished: list[tuple[nn.Module, list[Tensor], int | None]] = []
         # What ran before the last part was finished: it stays idle for as long as nobody reads what it gives.

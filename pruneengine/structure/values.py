@@ -189,6 +189,17 @@ def part_of(group: str) -> tuple[int, str]:
     return int(layer), ".".join(word for word in words if not word.isdecimal())
 
 
+def layer_of(name: str) -> int:
+    """The layer in a group's or a site's name."""
+    return int(name.split(".")[1])
+
+
+def expert_of(name: str) -> int | None:
+    """The expert in the name of a group or a site, if it is one's."""
+    _, _, part, *rest = name.split(".")
+    return int(rest[0]) if part == "experts" else None
+
+
 def unit_slices(units: Tensor, width: int) -> Tensor:
     """Row or column indices (int64) of the given units, each ``width`` consecutive entries."""
     return (units[:, None] * width + torch.arange(width, device=units.device)).reshape(-1)
