@@ -21,16 +21,7 @@ from pruneengine.bits import as_whole
 from pruneengine.experts import choose_among
 from pruneengine.narrowing import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
 from pruneengine.plan import Plan
-from pruneengine.structure import (
-    Group,
-    Member,
-    Structure,
-    find_groups,
-    get_linear,
-    layer_of,
-    text_config,
-    unit_slices,
-)
+from pruneengine.structure import Group, Member, Structure, find_groups, get_linear, layer_of, text_config, unit_slices
 from pruneengine.widths import layer_counts, sync_config
 
 
