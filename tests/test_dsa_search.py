@@ -246,11 +246,13 @@ def test_other_pruners(pruner):
 
 
 def test_a_pattern_has_whole_numbers_in_every_layer():
-    result = search(sparsity=None, pattern="2:4", trials=6)
+    model = tiny_model(hidden_size=48, head_dim=8)
+    result = pe.search(model, texts(), config(sparsity=None, pattern="4:8", trials=12))
     assert result.config.sparsity == 0.5
     for judged in result.finalists:
-        assert {share * 4 % 1 for share in result.allocations[judged.entrant.name]} == {0.0}
-    assert all(level % 64 == 0 for t in result.trials for level in t.levels)
+        assert {share * 8 % 1 for share in result.allocations[judged.entrant.name]} == {0.0}
+    assert all(level % 32 == 0 for t in result.trials for level in t.levels)
+    assert any(len(set(t.levels)) > 1 for t in result.trials), "some layers differ by a whole weight"
 
 
 def test_what_comes_to_the_uniform_plan_is_not_called_a_function():
@@ -321,6 +323,7 @@ def test_positions_are_spread_over_the_ranks():
         ({"correlate": 2}, "a rank correlation needs at least 3 allocations"),
         ({"pattern": "4:2"}, "keeps 4 of 2"),
         ({"sparsity": 0.6, "pattern": "2:4"}, "pattern 2:4 has sparsity 0.5, got 0.6"),
+        ({"sparsity": None, "pattern": "2:4"}, "pattern 2:4 leaves nothing .* at most 0.24, .* groups of at least 5"),
         ({"mutation": -0.1}, r"mutation must lie in \[0, 1\], got -0.1"),
     ],
 )

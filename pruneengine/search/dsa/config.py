@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.sparse.config import MODES, SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
+from pruneengine.sparse.functions.genome import SPREADS
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.validate import from_known, require_choice, require_whole, require_within
 
@@ -103,6 +105,12 @@ class DsaConfig:
         if not 0 < self.sparsity <= MOST:
             raise ValueError(
                 f"sparsity {self.sparsity:g} leaves nothing to allocate: expected a fraction in (0, {MOST}]"
+            )
+        widest, m = 2 * max(SPREADS), self.parsed_pattern.m
+        if m is not None and widest * m < 1:
+            raise ValueError(
+                f"pattern {self.pattern} leaves nothing to allocate: sparsities of functions span at most {widest:g}, "
+                f"less than one of {m} weights; expected groups of at least {math.ceil(1 / widest)}, such as 4:8"
             )
 
     @property

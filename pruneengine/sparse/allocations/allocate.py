@@ -135,5 +135,8 @@ def _granted(wish: Wish, matrices: Sequence[Matrix], config: SparseConfig) -> Al
     if m is not None:
         sparsities = round_to_groups(matrices, sparsities, target, m)
         if target and len(set(sparsities.values())) == 1 and not warnings:
-            warnings = (f"allocation {wish.words}: in whole weights per group of {m} all layers come out the same",)
+            warnings = (
+                f"allocation {wish.words}: in whole weights per group of {m} all layers come out the same; a spread of "
+                f"{1 / (2 * m):g} or more (λ, --spread) could tell them apart",
+            )
     return Allocation(sparsities, wish.words, wish.values, warnings)
