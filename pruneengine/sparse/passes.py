@@ -30,7 +30,8 @@ def prune_layers(
     """Run the layers one by one up to the last that has a matrix to prune, and prune them on the way.
 
     Memory beside the model: the hidden states of the text, in mode "sequential" as much again for attention's outputs
-    and the input of one linear; and the sums of one site, in the other modes of one layer.
+    (and for each expert that a token is sent to) and the input of one linear; and the sums of one site, in the other
+    modes of one layer.
 
     Args:
         model: in evaluation mode, without gradients; changed in place. Ctrl-C leaves the layers before pruned.

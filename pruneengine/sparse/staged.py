@@ -6,7 +6,9 @@ at every stop. So the input of a part's last linear is kept, and from there on t
 that linear makes of it. Norms whose output only finished parts read are left out of every later run, so that little
 but additions runs more than twice.
 
-Beside the hidden states of the text this holds what attention gave, and the input of one linear.
+Beside the hidden states of the text this holds what attention gave, and the input of one linear. Experts are parts of
+their own: what each gave its tokens is held until the layer is done, together once more for each expert that a token is
+sent to.
 """
 
 from __future__ import annotations
