@@ -91,6 +91,49 @@ def test_its_recipe_does_it_again(folder, pruned, tmp_path):
     assert "asked for 25.00% zeros" in done.stdout, done.stderr
 
 
+OWN = {
+    "list": [0.5, 0.6, 0.7],
+    "object": {"0": 0.5, "1": 0.6, "model.layers.1.mlp.up_proj": 0.6, "2": 0.7},
+    "plan": None,
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_recipe_needs_no_file_of_an_allocation(folder, pruned, tmp_path, monkeypatch, kind):
+    content = json.dumps(OWN[kind]) if OWN[kind] else (pruned[0] / "plan.json").read_text()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    own = tmp_path / "here" / "own.json"
+    own.write_text(content)
+    options = ("--method", "magnitude", "--sparsity", 0.6, "--allocation", "own.json", "--no-proof", "--out", "out")
+    done = run(*arguments(folder, *options))
+    assert done.returncode == 0, done.stderr
+    recipe = tmp_path / "here" / "out" / "recipe.yaml"
+    assert yaml.safe_load(recipe.read_text())["sparse"]["allocation"] == json.loads(content)
+    assert len(read((recipe.parent / "report.html").read_text()).words) < 2000
+    own.write_text("[0.6, 0.6, 0.6]")
+    monkeypatch.chdir(tmp_path / "there")
+    again = run("prune", folder / "model", "--recipe", recipe, "--eval-text", "none", "--no-proof", "--out", "out")
+    assert again.returncode == 0, again.stderr
+    plans = [SparsePlan.load(tmp_path / place / "out" / "plan.json") for place in ("here", "there")]
+    assert plans[0] == plans[1]
+    assert len(set(map(plans[0].sparsity, plans[0].removed))) > 2
+
+
+def test_sparsities_are_an_allocation_without_a_file(folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sparsity: 0.6\nmethod: magnitude\nallocation: {0: 0.5, 1: 0.6, 2: 0.7}\n")
+    for given in (("--recipe", recipe), ("--sparsity", 0.6, "--method", "magnitude", "--allocation", "[0.5,0.6,0.7]")):
+        done = run("prune", folder / "model", *given, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        rows = [line.replace("│", "").split() for line in done.stdout.splitlines()]
+        assert [row for row in rows if row and row[0] in "012"] == [["0", "50.00"], ["1", "60.00"], ["2", "70.00"]]
+    recipe.write_text("sparsity: 0.6\nallocation: {0: 0.5, 1: 0.6, 2: 0.6}\n")
+    refused = run("prune", folder / "model", "--recipe", recipe, "--dry-run")
+    assert "allocation: the sparsities' mean over weights is" in refused.stderr
+
+
 @pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
 def test_two_of_four(folder, tmp_path, method):
     out = tmp_path / "pruned"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pruneengine.sparse.allocations.allocate import NAMES, allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.meaning import NAMES
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.functions.function import PUBLISHED, Function
 from pruneengine.sparse.matrices import of_layers

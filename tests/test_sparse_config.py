@@ -1,8 +1,11 @@
 """What a sparse config makes of its options: names in one text, SparseGPT's blocks, and what it is a fraction of."""
 
+from datetime import date
+
 import pytest
 
 from pruneengine import SparseConfig, sparsify
+from pruneengine.recipe_text import read_yaml, write_yaml
 from pruneengine.sparse.matrices import find_matrices
 from pruneengine.structure import find_groups
 from tests.tiny import tiny_model, tiny_tokens
@@ -31,6 +34,33 @@ def test_a_pattern_with_a_comma_matches():
         model, find_groups(model), SparseConfig(sparsity=0.5, ignore=r"re:\.\d{1,2}\.mlp,q_proj").ignore
     )
     assert {matrix.name.rsplit(".", 1)[1] for matrix in found} == {"k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ([0.5, 0.7], [0.5, 0.7]),
+        ((0.5, 1 / 3), [0.5, 1 / 3]),
+        ("[0.5,0.7]", [0.5, 0.7]),
+        ({0: 0.5, "1": 0.7}, {"0": 0.5, "1": 0.7}),
+        ('{"0":0.5,  "q": 0}', {"0": 0.5, "q": 0}),
+    ],
+)
+def test_sparsities_that_are_written_out_survive_a_recipe(written, kept):
+    config = SparseConfig(sparsity=0.6, allocation=written)
+    assert isinstance(config.allocation, str)
+    assert config.to_dict()["allocation"] == kept
+    assert SparseConfig.from_dict(read_yaml(write_yaml(config.to_dict()))) == config
+
+
+def test_what_no_recipe_holds_is_no_allocation():
+    with pytest.raises(TypeError, match="allocation must hold numbers by name or in a list"):
+        SparseConfig(sparsity=0.6, allocation=[date(2024, 1, 1)])
+    with pytest.raises(TypeError, match=r"allocation must be str, got 0\.5"):
+        SparseConfig(sparsity=0.6, allocation=0.5)
+    with pytest.raises(ValueError, match="sparsity must lie in") as error:
+        SparseConfig(sparsity=0.995, allocation=[0.995] * 1000)
+    assert len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize(("pattern", "block"), [("3:6", 126), ("2:4", 128), ("5:31", 124), ("1:3", 129)])

@@ -27,5 +27,5 @@ def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     tables.show_times(out, result.seconds)
     for note in speed_notes(result.report.plan):
         out.print(note)
-    show_smoke_test(options.eval_text, config.calibration if calibrates(config) else None)
+    show_smoke_test(options.eval_text, config.calibration if calibrates(result.report.config) else None)
     tables.show_checkpoint(out, result.saved, options.prompt, result.text)

@@ -24,9 +24,9 @@ from pruneengine.report import write_report
 from pruneengine.report.sparse_values import sparse_details, sparse_hashes, sparse_summary
 from pruneengine.report.values import Measures
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.meaning import Given, meaning_of, written_out
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.engine import SparseReport, carry_out, decide, keep_layers
-from pruneengine.sparse.functions.function import Function, is_function_file
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.partial import partial_folder, remove_partial
 from pruneengine.sparse.pattern import Pattern
@@ -63,7 +63,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     structure = find_groups(model)
     with clock("text"):
         calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=calibrates(config))
-    say(f"deciding how much of each matrix goes: {config.allocation}, sparsity {config.sparsity:g}")
+    say(f"deciding how much of each matrix goes: {_words(config)}, sparsity {config.sparsity:g}")
     held = _held(options, model, calibration)
     report = decide(model, structure, calibration, config, statistics=held, clock=clock)
     if options.statistics is not None and held is None:
@@ -129,7 +129,14 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
         check_columns(matrices, pattern.m)
     if not scored:
         allocate_sparsities(skeleton, matrices, config)
+    # From here on no file of an allocation is read: what the recipe holds is what is done.
+    config = replace(config, allocation=written_out(config.allocation))
     return config, replace(options, eval_windows=windows)
+
+
+def _words(config: SparseConfig) -> str:
+    meaning = meaning_of(config.allocation)
+    return meaning.words if isinstance(meaning, Given) else config.allocation
 
 
 def _held(options: JobOptions, model: nn.Module, calibration: Samples | None) -> Statistics | None:
@@ -174,16 +181,17 @@ def _dense(config: SparseConfig) -> str:
 
 
 def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:
-    # A function's text is all that its file says of it, and goes with the checkpoint.
-    text = str(Function.load(config.allocation)) if is_function_file(config.allocation) else config.allocation
     hashed = calibration.hash if calibration is not None else None
-    return {"sparse": config.to_dict() | {"allocation": text}} | options.recipe(calibration_hash=hashed)
+    return {"sparse": config.to_dict()} | options.recipe(calibration_hash=hashed)
 
 
 def _report_values(
     result: SparseResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
 ) -> dict[str, Any]:
     plan = result.report.plan
+    if isinstance(recipe["sparse"]["allocation"], dict):
+        # Its figures show the sparsity of every linear; recipe.yaml has all digits.
+        recipe = recipe | {"sparse": recipe["sparse"] | {"allocation": plan.allocation}}
     values = numbers | sparse_details(result.report) | {"recipe": recipe, "speed notes": list(speed_notes(plan))}
     values["hashes"] = sparse_hashes(result.report, recipe["calibration_hash"], result.dense.perplexity)
     return values | ending(options, result.saved, result.text, result.seconds)

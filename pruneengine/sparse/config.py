@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.sparse.allocations.inline import read_inline, write_inline
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.validate import from_known, require_choice, require_number, require_whole, split_names
@@ -29,9 +31,9 @@ class SparseConfig:
             become zero; None where an N:M pattern says it.
         pattern: "unstructured", or "N:M": N weights kept of every M consecutive ones of a row.
         allocation: how the sparsity is spread over layers: a name
-            (:data:`pruneengine.sparse.allocations.allocate.NAMES`), an allocation function as text
-            (:mod:`pruneengine.sparse.functions.grammar`), or a file: such a function, a sparsity per layer or per
-            linear, or the plan of an earlier prune.
+            (:data:`pruneengine.sparse.allocations.meaning.NAMES`), an allocation function as text
+            (:mod:`pruneengine.sparse.functions.grammar`), a list or mapping of sparsities per layer or linear (kept as
+            JSON text), or a file: of either, or the plan of an earlier prune.
         spread: lambda of OWL and of allocation functions: sparsities span twice this (0.08, or the function's own).
             For the other allocations the farthest that a layer may be from the mean; None for no bound.
         outlier: M of OWL: a weight whose score is above so many means of its layer's is an outlier.
@@ -73,6 +75,7 @@ class SparseConfig:
         # A command line and YAML write these as text or lists.
         ignore = split_names(self.ignore) if isinstance(self.ignore, str) else self.ignore
         object.__setattr__(self, "ignore", tuple(part.strip() for part in ignore if part.strip()))
+        object.__setattr__(self, "allocation", _as_text(self.allocation))
         require_choice("method", self.method, METHODS)
         require_choice("mode", self.mode, MODES)
         pattern = Pattern.parse(self.pattern)
@@ -121,7 +124,8 @@ class SparseConfig:
         if self.sparsity > MOST and self.allocation != "uniform":
             raise ValueError(
                 f"allocations leave every layer at least {1 - MOST:.0%} of its weights: sparsity must lie in "
-                f"[0, {MOST}], or allocation be uniform, got {self.sparsity} and {self.allocation!r}"
+                f"[0, {MOST}], or allocation be uniform, got {self.sparsity} and "
+                f"{reprlib.repr(self.allocation)}"
             )
         if pattern.grouped and abs(self.sparsity - pattern.sparsity) > 1e-9:
             raise ValueError(
@@ -154,9 +158,17 @@ class SparseConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what a recipe holds under ``sparse``."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        written = read_inline(self.allocation)
+        return plain if written is None else plain | {"allocation": written}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SparseConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)
+
+
+def _as_text(allocation: Any) -> Any:
+    """Sparsities as one JSON text, however they were written; what else there is as it is."""
+    values = read_inline(allocation) if isinstance(allocation, str) else allocation
+    return write_inline(values) if isinstance(values, list | tuple | Mapping) else allocation

@@ -57,11 +57,16 @@ class SparsePlan:
     def from_json(cls, text: str) -> SparsePlan:
         """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
         try:
-            content = json.loads(text)
+            return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise ValueError(f"not a sparse plan: {error}") from None
-        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+
+    @classmethod
+    def from_dict(cls, values: Any) -> SparsePlan:
+        """The plan whose fields JSON or YAML held; ValueError as :meth:`from_json`."""
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"not a sparse plan: expected a JSON object with format {_FORMAT!r}")
+        content = {name: value for name, value in values.items() if name != "format"}
         try:
             content["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in content["shapes"].items()}
             plan = cls(**content)

@@ -1,17 +1,17 @@
-"""How a sparsity is spread over the matrices: what an allocation's name, text or file means, and its result."""
+"""How a sparsity is spread over the matrices: what each takes of an allocation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
+from pruneengine.sparse.allocations.meaning import Given, meaning_of
 from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.allocations.wishes import (
     Wish,
-    wish_by_file,
+    wish_as_given,
     wish_by_function,
     wish_by_outliers,
     wish_by_shape,
@@ -20,14 +20,11 @@ from pruneengine.sparse.allocations.wishes import (
 )
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
-from pruneengine.sparse.functions.function import PUBLISHED, Function, is_function_file
-from pruneengine.sparse.functions.grammar import parse
+from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.statistics import Statistics
-
-NAMES = ("uniform", "global", "er", "er-plus", "owl", "dsa")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def needs_statistics(config: SparseConfig) -> bool:
     Raises:
         ValueError: an allocation that is neither a name, nor a function, nor a file.
     """
-    meaning = _meaning(config.allocation)
+    meaning = meaning_of(config.allocation)
     return meaning == "owl" or isinstance(meaning, Function) or (meaning == "global" and config.method != "magnitude")
 
 
@@ -67,10 +64,10 @@ def allocate_sparsities(
     ``uniform``; ``global``, one threshold over all scores of the method; ``er`` and ``er-plus``, Erdos-Renyi
     densities, the latter with the last decoder layer dense; ``owl`` (Yin et al. 2024), decoder layers with more
     outliers kept denser; ``dsa``, the function that the authors of DSA released; an allocation function as text or
-    file; or sparsities from a file (:func:`pruneengine.sparse.allocations.file.read_sparsities`). OWL and functions
-    read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices within it by
-    one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves dense, and under
-    N:M before whole numbers are taken.
+    file; or sparsities, written out or in a file (:func:`pruneengine.sparse.allocations.file.read_sparsities`). OWL
+    and functions read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices
+    within it by one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves
+    dense, and under N:M before whole numbers are taken.
 
     Args:
         model: the dense model.
@@ -85,14 +82,14 @@ def allocate_sparsities(
     """
     if needs_statistics(config) and statistics is None:
         raise ValueError(f"allocation {config.allocation!r} reads Wanda's scores: it needs statistics with 'squares'")
-    meaning = _meaning(config.allocation)
+    meaning = meaning_of(config.allocation)
     if meaning == "uniform":
         wish = wish_uniform(matrices, config)
         return Allocation(wish.shares, wish.words)
     if isinstance(meaning, Function):
         wish = wish_by_function(model, matrices, config, statistics, meaning)
-    elif isinstance(meaning, Path):
-        wish = wish_by_file(matrices, config, meaning)
+    elif isinstance(meaning, Given):
+        wish = wish_as_given(matrices, config, meaning)
     elif meaning == "owl":
         wish = wish_by_outliers(model, matrices, config, statistics)
     elif meaning == "global":
@@ -100,24 +97,6 @@ def allocate_sparsities(
     else:
         wish = wish_by_shape(matrices, config, plus=meaning == "er-plus")
     return _granted(wish, matrices, config)
-
-
-def _meaning(allocation: str) -> str | Function | Path:
-    if allocation in NAMES:
-        return PUBLISHED if allocation == "dsa" else allocation
-    if "|" in allocation or allocation.startswith("W:("):
-        return parse(allocation)
-    path = Path(allocation)
-    try:
-        found = path.is_file()
-    except OSError:
-        found = False
-    if not found:
-        raise ValueError(
-            f"unknown allocation {allocation!r}: expected {', '.join(NAMES)}, a function such as "
-            "'abslog | var | atan, asin', or a file that exists"
-        )
-    return Function.load(path) if is_function_file(path) else path
 
 
 def _granted(wish: Wish, matrices: Sequence[Matrix], config: SparseConfig) -> Allocation:

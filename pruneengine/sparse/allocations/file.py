@@ -1,13 +1,12 @@
-"""Allocations from a file: the plan of an earlier prune, or sparsities by decoder layer or by linear."""
+"""Allocations that are written down: the plan of an earlier prune, or sparsities by decoder layer or by linear."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from pruneengine.sparse.allocations.meaning import Given
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.plan import SparsePlan
 
@@ -15,11 +14,11 @@ from pruneengine.sparse.plan import SparsePlan
 TOLERANCE = 5e-4
 
 
-def read_sparsities(path: str | Path, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
-    """The sparsity of every matrix that a JSON file says.
+def read_sparsities(given: Given, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
+    """The sparsity that is written down of every matrix.
 
     Args:
-        path: a plan (:class:`pruneengine.sparse.plan.SparsePlan`) of the same model; a list with a number for each
+        given: a plan (:class:`pruneengine.sparse.plan.SparsePlan`) of the same model; a list with a number for each
             decoder layer that has matrices; or an object whose names are linears and layers' indices, where a linear
             goes before its layer.
         matrices: what is pruned.
@@ -33,19 +32,14 @@ def read_sparsities(path: str | Path, matrices: Sequence[Matrix], target: float)
             does not have or a matrix without a number, a number outside [0, 1), or another mean.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as an allocation ({error})") from None
-    try:
-        if isinstance(content, dict) and "format" in content:
-            return _of_plan(SparsePlan.from_json(text), matrices, target)
-        found = _by_name(content, matrices)
+        if given.is_plan:
+            return _of_plan(SparsePlan.from_dict(given.content), matrices, target)
+        found = _by_name(given.content, matrices)
         for name, value in found.items():
             _require_sparsity(name, value)
         _require_mean(found, matrices, target)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{given.path or 'allocation'}: {error}") from None
     return found
 
 
@@ -56,14 +50,12 @@ def _of_plan(plan: SparsePlan, matrices: Sequence[Matrix], target: float) -> dic
     return {matrix.name: plan.sparsity(matrix.name) for matrix in matrices}
 
 
-def _by_name(content: Any, matrices: Sequence[Matrix]) -> dict[str, Any]:
+def _by_name(content: list[Any] | dict[str, Any], matrices: Sequence[Matrix]) -> dict[str, Any]:
     layers = of_layers(matrices)
     if isinstance(content, list):
         if len(content) != len(layers):
             raise ValueError(f"{len(content)} sparsities, expected {len(layers)}, one for each decoder layer")
         content = dict(zip(map(str, layers), content, strict=True))
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a list, an object or a plan, got {type(content).__name__}")
     names = {matrix.name for matrix in matrices}
     if unknown := [key for key in content if key not in names and key not in map(str, layers)]:
         raise ValueError(f"{unknown[0]!r} is neither a linear, such as {min(names)}, nor one of layers {_span(layers)}")

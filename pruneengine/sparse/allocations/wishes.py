@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from pruneengine.sparse.allocations.block_scores import ScoreMoments, collect_sc
 from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
 from pruneengine.sparse.allocations.file import read_sparsities
 from pruneengine.sparse.allocations.global_share import global_shares
+from pruneengine.sparse.allocations.meaning import Given
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.functions.allocation import allocation_of
 from pruneengine.sparse.functions.distribution import ScoreDistribution, tells_apart
@@ -100,10 +100,10 @@ def wish_by_function(
     return _by_values(matrices, config, words, blocks, values, spread, function.sign)
 
 
-def wish_by_file(matrices: Sequence[Matrix], config: SparseConfig, path: Path) -> Wish:
-    """Sparsities or a plan from a file."""
-    shares = read_sparsities(path, matrices, config.sparsity)
-    return Wish(shares, f"file {path.name}{_within(config)}", config.spread)
+def wish_as_given(matrices: Sequence[Matrix], config: SparseConfig, given: Given) -> Wish:
+    """Sparsities or a plan that somebody wrote down."""
+    shares = read_sparsities(given, matrices, config.sparsity)
+    return Wish(shares, given.words + _within(config), config.spread)
 
 
 def _by_values(
