@@ -1,7 +1,9 @@
 """A prune that was stopped goes on behind the layers that it had finished, and ends as an unbroken one."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +133,60 @@ def test_a_damaged_layer_is_named(tmp_path):
         pruned(config, work)
 
 
+@pytest.fixture
+def left(folder, tmp_path, monkeypatch):
+    """A job that was stopped, and the folder of its layers."""
+    options = prune.JobOptions(str(folder / "model"), tmp_path / "out", eval_text=None, proof=False)
+    config = SparseConfig("wanda", 0.5, nsamples=4, seqlen=16, allocation="owl")
+    monkeypatch.setattr(job, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(config, options)
+    assert partial_folder(options.out).exists()
+    return config, options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": 0.6}, "with other settings: sparsity 0.5, now 0.6; repeat"),
+        ({"mode": "two-pass"}, "with other settings: mode 'sequential', now 'two-pass'; repeat"),
+        ({"batch_size": 3}, "with other settings: batch_size 8, now 3; repeat"),
+    ],
+)
+def test_other_settings_are_refused_before_the_model_is_loaded(left, monkeypatch, changes, message):
+    config, options = left
+    monkeypatch.setattr(prune.JobOptions, "load", lambda *_: pytest.fail("loaded before it was refused"))
+    with pytest.raises(ValueError, match=message):
+        job.run(replace(config, **changes), options)
+
+
+def test_a_folder_of_other_things_is_refused_before_the_model_is_loaded(folder, tmp_path, monkeypatch):
+    options = prune.JobOptions(str(folder / "model"), tmp_path / "out", eval_text=None, proof=False)
+    monkeypatch.setattr(prune.JobOptions, "load", lambda *_: pytest.fail("loaded before it was refused"))
+    work = partial_folder(options.out)
+    work.write_text("a file")
+    with pytest.raises(ValueError, match=r"out.partial holds no layers of a prune"):
+        job.run(SparseConfig("wanda", 0.5), options)
+    work.unlink()
+    work.mkdir()
+    (work / "notes").write_text("mine")
+    with pytest.raises(ValueError, match=r"out.partial holds no layers of a prune"):
+        job.run(SparseConfig("wanda", 0.5), options)
+    assert (work / "notes").exists()
+
+
+def test_another_text_or_model_is_refused_before_statistics_are_read(left, tmp_path, monkeypatch):
+    config, options = left
+    monkeypatch.setattr(job, "decide", lambda *_, **__: pytest.fail("decided before it was refused"))
+    with pytest.raises(ValueError, match=r"with other settings: calibration text '.*', now '[^,]*'; repeat"):
+        job.run(replace(config, nsamples=5), options)
+    tiny_model(seed=9, vocab_size=256).save_pretrained(tmp_path / "model")
+    for path in Path(options.source).glob("token*"):
+        shutil.copy(path, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"with other settings: model '.*', now '[^,]*'; repeat"):
+        job.run(config, replace(options, source=str(tmp_path / "model")))
+
+
 def test_a_short_prune_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(partial, "AFTER_SECONDS", 60.0)
     pruned(SparseConfig("wanda", 0.5), tmp_path / "work")
@@ -160,8 +216,8 @@ def test_the_job_goes_on_and_removes_what_it_kept(folder, tmp_path, monkeypatch)
     monkeypatch.undo()
     with monkeypatch.context() as patched:
         patched.setattr(Yardstick, "measure", lambda *_: pytest.fail("evaluated before it was refused"))
-        with pytest.raises(ValueError, match="with other settings: "):
-            job.run(replace(config, sparsity=0.6), options)
+        with pytest.raises(ValueError, match="with other settings: counts"):
+            job.run(replace(config, allocation="er"), options)
     monkeypatch.setattr(pruners.Wanda, "prune", lambda *_: pytest.fail("pruned again"))
     result = job.run(config, options, lines.append)
     assert f"pruning by wanda, behind the layers in {work}" in lines

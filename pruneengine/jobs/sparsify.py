@@ -26,7 +26,7 @@ from pruneengine.report.values import Measures
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.allocations.meaning import Given, meaning_of, written_out
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import SparseReport, carry_out, decide, keep_layers
+from pruneengine.sparse.engine import SparseReport, carry_out, check_layers, decide, keep_layers
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.partial import partial_folder, remove_partial
 from pruneengine.sparse.pattern import Pattern
@@ -63,6 +63,8 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     structure = find_groups(model)
     with clock("text"):
         calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=calibrates(config))
+    if options.out is not None:
+        check_layers(config, partial_folder(options.out), model, calibration)
     say(f"deciding how much of each matrix goes: {_words(config)}, sparsity {config.sparsity:g}")
     held = _held(options, model, calibration)
     report = decide(model, structure, calibration, config, statistics=held, clock=clock)
@@ -119,6 +121,7 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
         check_writable(options.statistics.parent)
     if options.out is not None:
         check_out(options.out, options.overwrite, options.source)
+        check_layers(config, partial_folder(options.out))
     config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     scored = needs_statistics(config) or config.allocation == "global"

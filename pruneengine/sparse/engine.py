@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.inputs import checked_norm
 from pruneengine.sparse.masks import zero_smallest
 from pruneengine.sparse.matrices import Matrix, check_columns, find_matrices, of_layers
-from pruneengine.sparse.partial import PartialPrune
+from pruneengine.sparse.partial import PartialPrune, check_partial
 from pruneengine.sparse.passes import prune_layers
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
@@ -151,7 +152,7 @@ def carry_out(
     chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
     with clock("prune"), inference(model):
         warnings = ()
-        if config.method == "magnitude" or _reads_dense_norms(config):
+        if not _runs_layers(config):
             statistics = None if config.method == "magnitude" else report.statistics
             _prune_from(model, chosen, config, plan, statistics)
         else:
@@ -179,17 +180,49 @@ def keep_layers(
     Raises:
         ValueError, PermissionError: as :class:`PartialPrune`.
     """
-    config, plan = report.config, report.plan
-    if config.method == "magnitude" or _reads_dense_norms(config):
+    if not _runs_layers(report.config):
         return None
-    # All that decides the weights of a prune that runs layers.
+    counts = hashlib.sha256(json.dumps(report.plan.removed).encode()).hexdigest()[:16]
+    return PartialPrune(folder, _known(report.config, model, batches) | {"counts": counts})
+
+
+def check_layers(
+    config: SparseConfig,
+    folder: Path,
+    model: nn.Module | None = None,
+    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+) -> None:
+    """Refuse a folder that :func:`keep_layers` would refuse for what is known before :func:`decide`.
+
+    Args:
+        config: what will be done.
+        folder: where layers would be kept; need not exist.
+        model: None where it is not loaded yet.
+        batches: likewise.
+
+    Raises:
+        ValueError: as :class:`PartialPrune`.
+    """
+    # Without a folder there is no need to read all weights for a fingerprint.
+    if _runs_layers(config) and folder.exists():
+        check_partial(folder, _known(config, model, batches))
+
+
+def _known(
+    config: SparseConfig, model: nn.Module | None, batches: Samples | Tensor | Sequence[Tensor] | None
+) -> dict[str, Any]:
+    """All but the plan's counts that decides the weights of a prune that runs layers."""
     names = ("method", "pattern", "sparsity", "compared", "mode", "damp", "block", "batch_size")
-    job = {name: getattr(config, name) for name in names} | {
-        "counts": hashlib.sha256(json.dumps(plan.removed).encode()).hexdigest()[:16],
-        "model": model_fingerprint(model),
-        "calibration text": as_samples(batches).hash[:16],
-    }
-    return PartialPrune(folder, job)
+    known = {name: getattr(config, name) for name in names}
+    if model is not None:
+        known["model"] = model_fingerprint(model)
+    if batches is not None:
+        known["calibration text"] = as_samples(batches).hash[:16]
+    return known
+
+
+def _runs_layers(config: SparseConfig) -> bool:
+    return config.method != "magnitude" and not _reads_dense_norms(config)
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:
@@ -236,7 +269,7 @@ def _checked(
                 raise ValueError(f"the plan has {name} {planned!r}, the config {asked!r}")
     reads = _reads_statistics(config, plan)
     if batches is None:
-        if config.method != "magnitude" and not _reads_dense_norms(config):
+        if _runs_layers(config):
             raise ValueError(f"method {config.method!r} in mode {config.mode!r} needs calibration batches, got none")
         if reads and statistics is None:
             raise ValueError(

@@ -42,6 +42,34 @@ def remove_partial(folder: Path) -> None:
         folder.rmdir()
 
 
+def check_partial(folder: Path, job: Mapping[str, Any], whole: bool = False) -> None:
+    """Refuse a folder of layers that :class:`PartialPrune` would refuse.
+
+    Args:
+        folder: need not exist.
+        job: as much of the job as is known.
+        whole: it is all of it, so that a folder that says more of its own is another's.
+
+    Raises:
+        ValueError: as :class:`PartialPrune`.
+    """
+    if not folder.exists() or (folder.is_dir() and not set(folder.iterdir()) - set(_torn(folder))):
+        return
+    job = json.loads(json.dumps(job))
+    try:
+        held = json.loads((folder / _JOB).read_text())
+        names = job.keys() | held.keys() if whole else job.keys()
+        differ = sorted(name for name in names if job.get(name) != held.get(name))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} holds no layers of a prune ({error}); it is not used") from None
+    if differ:
+        changes = ", ".join(f"{name} {held.get(name)!r}, now {job.get(name)!r}" for name in differ)
+        raise ValueError(
+            f"{folder} holds the layers of an unfinished prune with other settings: {changes}; repeat it "
+            "with the same ones, or delete the folder to begin anew"
+        )
+
+
 def _torn(folder: Path) -> list[Path]:
     """What was being written when a process was killed."""
     return [*folder.glob(".layer-*.safetensors.*"), *folder.glob(f".{_JOB}.*")]
@@ -75,8 +103,7 @@ class PartialPrune:
         self._begun, self._waiting = math.inf, []
         self.warnings: list[str] = []
         check_writable(folder)
-        if folder.exists() and set(folder.iterdir()) - set(_torn(folder)):
-            self._check_same()
+        check_partial(folder, job, whole=True)
 
     def load(self, layer: int) -> KeptLayer | None:
         """A layer that was kept.
@@ -124,16 +151,3 @@ class PartialPrune:
 
     def _path(self, layer: int) -> Path:
         return self._folder / f"layer-{layer:05}.safetensors"
-
-    def _check_same(self) -> None:
-        try:
-            held = json.loads((self._folder / _JOB).read_text())
-            differ = sorted(name for name in self._job.keys() | held.keys() if self._job.get(name) != held.get(name))
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{self._folder} holds no layers of a prune ({error}); it is not used") from None
-        if differ:
-            changes = ", ".join(f"{name} {held.get(name)!r}, now {self._job.get(name)!r}" for name in differ)
-            raise ValueError(
-                f"{self._folder} holds the layers of an unfinished prune with other settings: {changes}; repeat it "
-                "with the same ones, or delete the folder to begin anew"
-            )
