@@ -10,6 +10,7 @@ import torch
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.allocations.meaning import NAMES
 from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.functions.function import PUBLISHED, Function
 from pruneengine.sparse.matrices import of_layers
 from pruneengine.sparse.pattern import Pattern
@@ -206,6 +207,71 @@ def test_sparsities_from_a_file(tmp_path):
     assert abs(mean_of(found.sparsities) - 0.6) < 1e-12
     path.write_text("[0.333, 0.333, 0.334]")
     assert abs(mean_of(allocated(path, 1 / 3).sparsities) - 1 / 3) < 1e-12
+
+
+def first_dense(matrices, rest):
+    """Zero for the first layer, and ``rest`` for the others."""
+    return {str(layer): 0.0 if layer == 0 else rest for layer in of_layers(matrices)}
+
+
+@pytest.mark.parametrize("off", [-4.5e-4, -1e-6, 0.0, 4.5e-4])
+@pytest.mark.parametrize("matrices", [MATRICES, UNEQUAL], ids=["equal", "unequal"])
+@pytest.mark.parametrize("single", [False, True])
+def test_what_is_written_as_zero_stays_dense(matrices, off, single):
+    dense = {m.name for m in matrices if (m.name == matrices[1].name if single else m.layer == 0)}
+    total, free = sum(m.numel for m in matrices), sum(m.numel for m in matrices if m.name not in dense)
+    target = 0.41234567
+    written = {m.name: 0 if m.name in dense else (target + off) * total / free for m in matrices}
+    found = allocated(json.dumps(written), target, matrices).sparsities
+    assert {name for name, value in found.items() if value == 0} == dense
+    assert abs(mean_of(found, matrices) - target) < 1e-12
+    plan = make_sparse_plan("llama", matrices, found, target, method="wanda")
+    assert {name for name, count in plan.removed.items() if count == 0} == dense
+    assert sum(plan.removed.values()) == round(target * total)
+    again = allocated(plan.to_json(), target, matrices).sparsities
+    assert make_sparse_plan("llama", matrices, again, target, method="wanda").removed == plan.removed
+
+
+@pytest.mark.parametrize("compare", ["row", "matrix", "layer"])
+def test_a_layer_that_is_written_as_zero_keeps_every_bit(compare):
+    model = tiny_model(seed=5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = SparseConfig("magnitude", 0.6, allocation=[0.0, 0.8992, 0.9], compare=compare)
+    plan = sparsify(model, None, config).plan
+    assert sum(plan.removed.values()) == round(0.6 * sum(matrix.numel for matrix in MATRICES))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"{matrix.name}.weight" for matrix in MATRICES if matrix.layer > 0}
+
+
+def test_a_spread_does_not_touch_what_is_written_as_zero():
+    found = allocated("[0, 0.85, 0.95]", spread=0.3).sparsities
+    assert sorted({round(value, 12) for value in found.values()}) == [0, 0.9]
+    with pytest.raises(ValueError, match=r"0.6 is out of reach: expected .* to 0.533333, with 7 linears dense, such"):
+        allocated("[0, 0.85, 0.95]", spread=0.2)
+    with pytest.raises(ValueError, match=r"0.6604 is out of reach: expected .* to 0.66, with 7 linears dense, such as"):
+        allocated("[0, 0.9902, 0.9902]", 0.6604)
+    with pytest.raises(ValueError, match=r"0.0004 is out of reach: expected 0 to 0, with 21 linears dense, such as"):
+        allocated("[0, 0, 0]", 0.0004)
+    assert set(allocated("[0, 0, 0]", 0.0).sparsities.values()) == {0}
+
+
+@pytest.mark.parametrize("matrices", [MATRICES, UNEQUAL], ids=["equal", "unequal"])
+def test_groups_do_not_touch_what_is_written_as_zero(matrices):
+    total = sum(m.numel for m in matrices)
+    for dense in ({matrices[1].name}, {m.name for m in matrices if m.layer == 0}):
+        free = [m for m in matrices if m.name not in dense]
+        share = 0.5 * total / sum(m.numel for m in free)
+        written = {m.name: share * (m.name not in dense) for m in matrices}
+        found = allocated(json.dumps(written), None, matrices, pattern="4:8").sparsities
+        assert {name for name, value in found.items() if value == 0} == dense
+        assert all(len({found[m.name] for m in members}) == 1 for members in of_layers(free).values())
+        make_sparse_plan("llama", matrices, found, 0.5, method="wanda", pattern=Pattern.parse("4:8"))
+
+
+def test_groups_that_cannot_make_up_for_what_is_written_as_zero():
+    free = sum(m.numel for m in UNEQUAL if m.layer > 0) / sum(m.numel for m in UNEQUAL)
+    with pytest.raises(ValueError, match=r"0.5 is out of reach: expected 0 to 0.485294, with 7 linears dense, such as"):
+        allocated(json.dumps(first_dense(UNEQUAL, 0.5 / free)), None, UNEQUAL, pattern="2:4")
 
 
 def test_a_plan_as_an_allocation(tmp_path):

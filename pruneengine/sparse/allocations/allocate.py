@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -66,14 +67,14 @@ def allocate_sparsities(
     outliers kept denser; ``dsa``, the function that the authors of DSA released; an allocation function as text or
     file; or sparsities, written out or in a file (:func:`pruneengine.sparse.allocations.file.read_sparsities`). OWL
     and functions read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices
-    within it by one common shift; the bound on the spread holds for every matrix but those that ``er-plus`` leaves
-    dense, and under N:M before whole numbers are taken.
+    within it by one common shift; the bound on the spread holds for every matrix but those that stay dense (whose
+    sparsity was written down as zero, and those of ``er-plus``), and under N:M before whole numbers are taken.
 
     Args:
         model: the dense model.
         matrices: what is pruned.
         config: the allocation, the target and the pattern; under N:M each decoder layer gets its whole number of
-            weights per group, between none and M - 1.
+            weights per group, between none and M - 1, but for matrices that stay dense.
         statistics: of the dense model, with "squares", where :func:`needs_statistics` says so.
 
     Raises:
@@ -109,13 +110,21 @@ def _granted(wish: Wish, matrices: Sequence[Matrix], config: SparseConfig) -> Al
     try:
         met = meet_mean([wish.shares[name] for name in names], [matrix.numel for matrix in matrices], target, bounds)
     except ValueError as error:
-        raise ValueError(f"allocation {wish.words}: {error}") from None
+        held = f", with {len(wish.dense)} linears dense, such as {min(wish.dense)}" if wish.dense else ""
+        raise ValueError(f"allocation {wish.words}: {error}{held}") from None
     sparsities, warnings = dict(zip(names, met, strict=True)), wish.warnings
     if m is not None:
-        sparsities = round_to_groups(matrices, sparsities, target, m)
+        sparsities |= _in_groups([matrix for matrix in matrices if matrix.name not in wish.dense], sparsities, m)
         if target and len(set(sparsities.values())) == 1 and not warnings:
             warnings = (
                 f"allocation {wish.words}: in whole weights per group of {m} all layers come out the same; a spread of "
                 f"{1 / (2 * m):g} or more (λ, --spread) could tell them apart",
             )
     return Allocation(sparsities, wish.words, wish.values, warnings)
+
+
+def _in_groups(matrices: Sequence[Matrix], sparsities: Mapping[str, float], m: int) -> dict[str, float]:
+    """Whole numbers of weights per group for these matrices, whose mean stays what it is."""
+    weights = sum(matrix.numel for matrix in matrices)
+    removed = math.fsum(sparsities[matrix.name] * matrix.numel for matrix in matrices)
+    return round_to_groups(matrices, sparsities, removed / weights, m) if matrices else {}

@@ -101,9 +101,10 @@ def wish_by_function(
 
 
 def wish_as_given(matrices: Sequence[Matrix], config: SparseConfig, given: Given) -> Wish:
-    """Sparsities or a plan that somebody wrote down."""
+    """Sparsities or a plan that somebody wrote down; who writes zero wants every weight of that matrix kept."""
     shares = read_sparsities(given, matrices, config.sparsity)
-    return Wish(shares, given.words + _within(config), config.spread)
+    dense = frozenset(name for name, share in shares.items() if share == 0)
+    return Wish(shares, given.words + _within(config), config.spread, dense)
 
 
 def _by_values(
