@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruneengine.sparse.allocations.allocate import allocate_sparsities
 from pruneengine.sparse.config import METHODS, MODES, SparseConfig
 from pruneengine.sparse.matrices import Matrix, check_columns, find_matrices, of_layers
 from pruneengine.sparse.pattern import Pattern
@@ -228,6 +230,60 @@ def test_what_is_no_plan(change):
         SparsePlan.from_json(json.dumps(content))
 
 
+FIRST = MATRICES[0].name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"asked": "0.5"}, "asked must be a number, got '0.5'"),
+        ({"asked": None}, "asked must be a number, got None"),
+        ({"asked": 1.5}, "asked must lie in [0, 1], got 1.5"),
+        ({"asked": math.nan}, "asked must lie in [0, 1], got nan"),
+        ({"reached": True}, "reached must be a number, got True"),
+        ({"pattern": 2}, "pattern 2: expected unstructured, or N:M"),
+        ({"pattern": None}, "pattern None: expected unstructured, or N:M"),
+        ({"model_type": None}, "model_type must be a text, got None"),
+        ({"method": ["wanda"]}, "method must be a text, got ['wanda']"),
+        ({"allocation": 3}, "allocation must be a text, got 3"),
+        ({"shapes": [1, 2]}, "shapes must be an object by linear, got [1, 2]"),
+        ({"removed": 5}, "removed must be an object by linear, got 5"),
+        ({"shapes": {FIRST: 3}}, f"shapes of {FIRST} must be [rows, columns], got 3"),
+        ({"shapes": {FIRST: [3]}}, f"shapes of {FIRST} must be [rows, columns], got [3]"),
+        ({"shapes": {FIRST: [3, "4"]}}, f"shapes of {FIRST} must be positive whole numbers, got '4'"),
+        ({"shapes": {FIRST: [3, 4.5]}}, f"shapes of {FIRST} must be positive whole numbers, got 4.5"),
+        ({"shapes": {FIRST: [0, 4]}}, f"shapes of {FIRST} must be positive whole numbers, got 0"),
+        ({"removed": {FIRST: "5"}}, f"removed of {FIRST} must be a whole number of weights, got '5'"),
+        ({"removed": {FIRST: -1}}, f"removed of {FIRST} must be a whole number of weights, got -1"),
+        ({"removed": {FIRST: 5.5}}, f"removed of {FIRST} must be a whole number of weights, got 5.5"),
+        ({"unknown": 1}, "unknown field 'unknown'; known: model_type, method, pattern"),
+    ],
+    ids=str,
+)
+def test_a_plan_says_which_field_is_wrong(tmp_path, change, message):
+    content = json.loads(plan_of().to_json())
+    content |= {name: content[name] | value if isinstance(value, dict) else value for name, value in change.items()}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(content))
+    for read in (SparsePlan.load, lambda path: allocate_sparsities(MODEL, MATRICES, of_file(path))):
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert "\n" not in str(error.value)
+
+
+def of_file(path):
+    return SparseConfig("magnitude", 0.5, allocation=str(path))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(SparsePlan)])
+def test_a_plan_without_a_field(name):
+    content = json.loads(plan_of().to_json())
+    del content[name]
+    with pytest.raises(ValueError, match=f"^not a sparse plan: {name} is missing$"):
+        SparsePlan.from_json(json.dumps(content))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "3"])
 def test_what_is_no_json_object(text):
     with pytest.raises(ValueError, match="not a sparse plan"):
@@ -242,9 +298,8 @@ def test_a_plan_whose_groups_lose_unlike_numbers():
         SparsePlan.from_json(broken.to_json())
 
 
-@pytest.mark.parametrize("count", [-1, 10**9])
-def test_a_plan_that_contradicts_itself(count):
-    plan = plan_of()
+def test_a_plan_that_contradicts_itself():
+    plan, count = plan_of(), 10**9
     name = MATRICES[3].name
     broken = replace(plan, removed=plan.removed | {name: count})
     with pytest.raises(ValueError, match=rf"{name} of \(60, 72\) loses {count} weights"):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pruneengine.files import write_atomically
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
+from pruneengine.validate import from_known, require_whole, require_within
 
 _FORMAT = "pruneengine.sparse_plan/1"
 
@@ -68,11 +70,12 @@ class SparsePlan:
             raise ValueError(f"not a sparse plan: expected a JSON object with format {_FORMAT!r}")
         content = {name: value for name, value in values.items() if name != "format"}
         try:
-            content["shapes"] = {name: (int(rows), int(columns)) for name, (rows, columns) in content["shapes"].items()}
-            plan = cls(**content)
-            plan._validate()
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_fields(content)
+            content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
+            plan = from_known(cls, content, "field")
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not a sparse plan: {error}") from None
+        plan._validate()
         return plan
 
     def save(self, path: str | Path) -> None:
@@ -80,10 +83,15 @@ class SparsePlan:
 
     @classmethod
     def load(cls, path: str | Path) -> SparsePlan:
+        """Read a file of :meth:`save`; ValueError, with its name, as :meth:`from_json` or where there is none."""
         try:
-            return cls.from_json(Path(path).read_text())
+            text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as a sparse plan ({error})") from None
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def check(self, matrices: Sequence[Matrix]) -> SparsePlan:
         """Refuse a plan of another model, or of other linears of it; ValueError names the first difference."""
@@ -169,6 +177,27 @@ def make_sparse_plan(
         shapes={matrix.name: (matrix.rows, matrix.columns) for matrix in matrices},
         removed=removed,
     )
+
+
+def _check_fields(content: Mapping[str, Any]) -> None:
+    """Refuse a field that is missing, or is not what the plan has there; ValueError or TypeError with its name."""
+    if missing := [field.name for field in fields(SparsePlan) if field.name not in content]:
+        raise ValueError(f"{missing[0]} is missing")
+    for name in ("model_type", "method", "allocation"):
+        if not isinstance(content[name], str):
+            raise TypeError(f"{name} must be a text, got {content[name]!r}")
+    for name in ("asked", "reached"):
+        require_within(name, content[name], 0, 1)
+    for name in ("shapes", "removed"):
+        if not isinstance(content[name], dict):
+            raise TypeError(f"{name} must be an object by linear, got {reprlib.repr(content[name])}")
+    for name, shape in content["shapes"].items():
+        if not isinstance(shape, list | tuple) or len(shape) != 2:
+            raise TypeError(f"shapes of {name} must be [rows, columns], got {reprlib.repr(shape)}")
+        for side in shape:
+            require_whole(f"shapes of {name}", side, 1, "positive whole numbers")
+    for name, count in content["removed"].items():
+        require_whole(f"removed of {name}", count, expected="a whole number of weights")
 
 
 def _value(value: Any) -> str:
