@@ -175,6 +175,8 @@ class Statistics:
         with needs("hf"):
             from safetensors import SafetensorError, safe_open
 
+        if Path(path).is_dir():
+            raise ValueError(f"{path}: not a statistics file, but a folder")
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("pruneengine", "{}"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,32 @@ def test_bad_input_is_refused_before_the_model_is_loaded(folder, tmp_path, optio
     assert message in done.stderr
     assert "loading" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_statistics_that_are_none_are_refused_before_the_model_is_loaded(folder, tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    asked = arguments(folder, "--sparsity", 0.5, "--allocation", "owl", "--dry-run", "--statistics", path)
+    assert run(*asked).returncode == 0
+    whole = path.read_bytes()
+    Statistics.load(path).subset([0, 1]).save(tmp_path / "other.safetensors")
+    held = Statistics.load(path)
+    replace(held, tensors={"sum": held.tensors["squares"]}).save(tmp_path / "sums.safetensors")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "torn.safetensors").write_bytes(whole[:-100])
+    (tmp_path / "no.safetensors").write_bytes(b"no such thing")
+    for name, message in (
+        ("torn.safetensors", "corrupt statistics file"),
+        ("no.safetensors", "corrupt statistics file"),
+        ("folder", "not a statistics file, but a folder"),
+        ("sums.safetensors", "the statistics must hold 'squares'; collected: sum"),
+    ):
+        done = run(*asked[:-1], tmp_path / name)
+        assert done.returncode == 2
+        assert f"{tmp_path / name}: {message}" in " ".join(done.stderr.split())
+        assert "loading" not in done.stderr
+    again, other = run(*asked), run(*asked[:-1], tmp_path / "other.safetensors")
+    assert (again.returncode, other.returncode) == (0, 2)
+    assert "belong to another calibration data" in other.stderr
 
 
 def test_recipes_of_the_other_kind_are_refused(folder, pruned, tmp_path):

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pruneengine.checkpoint import SavedCheckpoint, count_saved_zeros
 from pruneengine.data import Samples, check_spec
 from pruneengine.files import check_writable
@@ -26,7 +24,7 @@ from pruneengine.report.values import Measures
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.allocations.meaning import Given, meaning_of, written_out
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import SparseReport, carry_out, check_layers, decide, keep_layers
+from pruneengine.sparse.engine import SparseReport, carry_out, check_layers, check_statistics, decide, keep_layers
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.partial import partial_folder, remove_partial
 from pruneengine.sparse.pattern import Pattern
@@ -59,6 +57,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     """
     clock = Stopwatch()
     config, options = _checked(config, options)
+    held = _held(config, options)
     model, tokenizer = options.load(clock, say)
     structure = find_groups(model)
     with clock("text"):
@@ -66,7 +65,8 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
     if options.out is not None:
         check_layers(config, partial_folder(options.out), model, calibration)
     say(f"deciding how much of each matrix goes: {_words(config)}, sparsity {config.sparsity:g}")
-    held = _held(options, model, calibration)
+    if held is not None:
+        held.check(model=model_fingerprint(model), data=calibration.hash if calibration is not None else None)
     report = decide(model, structure, calibration, config, statistics=held, clock=clock)
     if options.statistics is not None and held is None:
         warnings += _keep(report, options.statistics)
@@ -142,12 +142,16 @@ def _words(config: SparseConfig) -> str:
     return meaning.words if isinstance(meaning, Given) else config.allocation
 
 
-def _held(options: JobOptions, model: nn.Module, calibration: Samples | None) -> Statistics | None:
-    """The statistics of an earlier run on the same weights and text."""
+def _held(config: SparseConfig, options: JobOptions) -> Statistics | None:
+    """The statistics of an earlier run, read before the model is loaded: it alone says whether they are its own."""
     if options.statistics is None or not options.statistics.exists():
         return None
-    data = calibration.hash if calibration is not None else None
-    return Statistics.load(options.statistics).check(model=model_fingerprint(model), data=data)
+    held = Statistics.load(options.statistics)
+    try:
+        check_statistics(config, held)
+    except ValueError as error:
+        raise ValueError(f"{options.statistics}: {error}") from None
+    return held
 
 
 def _keep(report: SparseReport, path: Path) -> tuple[str, ...]:

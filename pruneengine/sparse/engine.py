@@ -225,6 +225,13 @@ def _runs_layers(config: SparseConfig) -> bool:
     return config.method != "magnitude" and not _reads_dense_norms(config)
 
 
+def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparsePlan | None = None) -> None:
+    """Refuse statistics without what this prune reads of them; ValueError with what they hold."""
+    if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
+        collected = ", ".join(sorted(statistics.tensors)) or "none"
+        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+
+
 def _reads_dense_norms(config: SparseConfig) -> bool:
     return config.method == "wanda" and config.mode == "one-shot"
 
@@ -276,9 +283,8 @@ def _checked(
                 f"method {config.method!r} in mode {config.mode!r} with allocation {config.allocation!r} needs "
                 "calibration batches or statistics, got neither"
             )
-    if reads and statistics is not None and "squares" not in statistics.tensors:
-        collected = ", ".join(sorted(statistics.tensors)) or "none"
-        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+    if statistics is not None:
+        check_statistics(config, statistics, plan)
     if batches is not None:
         check_tokens(model, structure, as_samples(batches))
     check_weights(model)
