@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -52,6 +53,22 @@ def test_search_finds_a_function_prunes_by_it_and_goes_on_when_asked_for_more(te
     assert len(later["trials"]) == 15
 
 
+def test_ignored_linears_are_dense_in_the_files(texts, tmp_path):
+    uneven = "q_proj,k_proj,v_proj,gate_proj,up_proj"
+    out = tmp_path / "sparse"
+    options = ("--pattern", "4:8", "--ignore", uneven, "--trials", 3, "--correlate", 0, "--finalists", 1, "--no-proof")
+    done = run(*arguments(texts, out, *options))
+    assert done.returncode == 0, done.stderr
+    dense, sparse = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (texts / "model", out))
+    changed = {name for name, tensor in sparse.items() if not torch.equal(tensor, dense[name])}
+    removed = json.loads((out / "plan.json").read_text())["removed"]
+    assert changed == {f"{name}.weight" for name in removed}
+    assert {name.rpartition(".")[2] for name in removed} == {"o_proj", "down_proj"}
+    assert json.loads((out / "report.json").read_text())["config"]["ignore"] == uneven.split(",")
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["search"]["ignore"] == uneven.split(",")
+    assert "gate_proj, up_proj (left out by ignore) are dense" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -61,6 +78,7 @@ def test_search_finds_a_function_prunes_by_it_and_goes_on_when_asked_for_more(te
         (("--sparsity", 0.5, "--plateau", "soon"), "plateau must be a number of trials or none, got 'soon'"),
         (("--sparsity", 0.5, "--sampler", "tpe"), "unknown sampler 'tpe'; choose from evolution, random"),
         (("--sparsity", 0.5, "--held-out", 4), "held_out must lie in [0, 1], got 4"),
+        (("--sparsity", 0.5, "--ignore", "middle_proj"), "ignore 'middle_proj' matches none of the linears"),
         (("--pattern", "8:16"), "groups of 16 need input dimensions that 16 divides"),
         (("--sparsity", 0.5, "--recover", "--recover-data", "x"), "would fill the zeros of a sparse model"),
     ],

@@ -9,12 +9,14 @@ from pruneengine.sparse.matrices import find_matrices
 from tests.tiny import tiny_model, tiny_tokens
 
 
-def allocator():
+def allocator(ignore=()):
     model = tiny_model()
     structure = pe.find_groups(model)
-    matrices = find_matrices(model, structure)
+    matrices = find_matrices(model, structure, ignore)
     statistics = pe.calibrate(model, tiny_tokens(), ("squares",), structure=structure)
-    return Allocator(model, matrices, statistics, pe.SparseConfig(sparsity=0.5)), matrices, (model, statistics)
+    config = pe.SparseConfig(sparsity=0.5)
+    made = Allocator(model, matrices, statistics, config, structure.num_layers)
+    return made, matrices, (model, statistics)
 
 
 def test_functions_that_differ_in_scale_alone_share_their_levels():
@@ -30,6 +32,15 @@ def test_a_function_that_tells_nothing_apart_is_refused():
     made, _, _ = allocator()
     with pytest.raises(ValueError, match="do not tell the layers apart"):
         made.of_function(Function(("softmax",), "mean"))
+
+
+def test_a_layer_without_matrices_has_level_zero():
+    made, matrices, (model, statistics) = allocator(ignore=(r"re:layers\.1\.",))
+    found = made.of_function(Function((), "mean"))
+    assert found.levels[1] == 0 == found.by_layer(matrices)[1]
+    assert sum(found.levels) == 256
+    assert found.by_layer(matrices)[::2] == pytest.approx([level / 256 for level in found.levels[::2]], abs=1 / 256)
+    assert made.named(model, "uniform", statistics).levels == (128, 0, 128)
 
 
 def test_fixed_allocations_by_name():

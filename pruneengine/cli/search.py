@@ -67,6 +67,7 @@ def search(
     calibration_seqlen: dsa.CalibrationSeqlen = None,
     correlate: dsa.Correlate = None,
     mode: dsa.Mode = None,
+    ignore: dsa.Ignore = None,
     recipe: Recipe = None,
     recover: Recover = False,
     recover_data: RecoverData = None,
@@ -111,6 +112,7 @@ def search(
     own = {
         "sparsity": sparsity, "pruner": pruner, "pattern": pattern, "population": population, "plateau": plateau,
         "nsamples": nsamples, "calibration_seqlen": calibration_seqlen, "correlate": correlate, "mode": mode,
+        "ignore": ignore,
     }  # fmt: skip
     options = SearchOptions(
         source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),

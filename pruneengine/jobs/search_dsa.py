@@ -80,7 +80,7 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     saved = save_checkpoint(
         model, tokenizer, options, clock, say,
         plan=result.plan, recipe=recipe, report=summary(job), dense_config=model.config.to_dict(),
-        remarks=("Sparsity", tuple(speed_notes(result.plan))),
+        remarks=("Sparsity", (*_left_out(config), *speed_notes(result.plan))),
     )  # fmt: skip
     if result.function is not None:
         result.function.save(saved.path / FUNCTION_FILE, result.metadata | {"source": options.source})
@@ -95,10 +95,16 @@ def _checked(config: DsaConfig, options: SearchOptions) -> SearchRun:
     run_as = options.check()
     check_spec(config.calibration, config.nsamples, default=config.nsamples)
     check_spec(config.search_text, config.windows, default=1)
-    if config.parsed_pattern.grouped:
+    if config.parsed_pattern.grouped or config.ignore:
         skeleton = load_skeleton(options.source, options.trust_remote_code)
-        check_columns(find_matrices(skeleton, find_groups(skeleton)), config.parsed_pattern.m)
+        matrices = find_matrices(skeleton, find_groups(skeleton), config.ignore)
+        if config.parsed_pattern.grouped:
+            check_columns(matrices, config.parsed_pattern.m)
     return run_as
+
+
+def _left_out(config: DsaConfig) -> tuple[str, ...]:
+    return (f"{', '.join(config.ignore)} (left out by ignore) are dense.",) if config.ignore else ()
 
 
 def summary(job: DsaJobResult) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class Allocated:
 
     Attributes:
         sparsities: by the linear's module path.
-        levels: 0 to 255, one a decoder layer. Functions whose values differ in scale and offset alone, or by
-            thousandths of their range, have the same.
+        levels: 0 to 255, one a decoder layer; 0 of a layer whose linears all stay dense. Functions whose values differ
+            in scale and offset alone, or by thousandths of their range, have the same.
         words: how it was decided.
     """
 
@@ -36,10 +36,12 @@ class Allocated:
     words: str
 
     def by_layer(self, matrices: Sequence[Matrix]) -> list[float]:
-        """The sparsity of each decoder layer."""
+        """The sparsity of each decoder layer, over its linears among the matrices; 0 where there are none."""
+        layers = of_layers(matrices)
         return [
-            sum(self.sparsities[m.name] * m.numel for m in layer) / sum(m.numel for m in layer)
-            for layer in of_layers(matrices).values()
+            sum(self.sparsities[m.name] * m.numel for m in layers.get(index, ()))
+            / max(1, sum(m.numel for m in layers.get(index, ())))
+            for index in range(len(self.levels))
         ]
 
 
@@ -48,15 +50,22 @@ class Allocator:
 
     Args:
         model: the dense model; read here, and not again but for allocations with a name.
-        matrices: what is pruned; every decoder layer has some.
+        matrices: what is pruned.
         statistics: of the dense model, with "squares". Functions read Wanda's scores under every pruner.
         config: the sparsity and the pattern.
+        num_layers: of the model; a layer without any of the matrices stays dense.
     """
 
     def __init__(
-        self, model: nn.Module, matrices: Sequence[Matrix], statistics: Statistics, config: SparseConfig
+        self,
+        model: nn.Module,
+        matrices: Sequence[Matrix],
+        statistics: Statistics,
+        config: SparseConfig,
+        num_layers: int,
     ) -> None:
         self.matrices, self.config = tuple(matrices), config
+        self._num_layers = num_layers
         self._pattern = Pattern.parse(config.pattern)
         blocks = collect_scores(model, matrices, statistics).of_layers()
         self._sizes = blocks.sizes
@@ -91,7 +100,11 @@ class Allocator:
         return sparsities
 
     def _levels(self, sparsities: Mapping[str, float]) -> tuple[int, ...]:
-        by_layer = [sparsities[layer[0].name] for layer in of_layers(self.matrices).values()]
+        layers = of_layers(self.matrices)
+        by_layer = [sparsities[layer[0].name] for layer in layers.values()]
         if self._pattern.grouped:
-            return tuple(level_of_group(sparsity, self._pattern.m) for sparsity in by_layer)
-        return levels_of(by_layer)
+            levels = tuple(level_of_group(sparsity, self._pattern.m) for sparsity in by_layer)
+        else:
+            levels = levels_of(by_layer)
+        found = dict(zip(layers, levels, strict=True))
+        return tuple(found.get(layer, 0) for layer in range(self._num_layers))

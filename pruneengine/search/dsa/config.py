@@ -25,8 +25,8 @@ class DsaConfig:
     The paper names evolution by crossover and mutation and gives no rates, sizes or selection; these are ours.
 
     Attributes:
-        sparsity: in (0, 0.99]: fraction of the weights of all linears in decoder layers that become zero; None where an
-            N:M pattern says it.
+        sparsity: in (0, 0.99]: fraction of the weights of all linears in decoder layers, but for those of ``ignore``,
+            that become zero; None where an N:M pattern says it.
         pruner: who decides which weights of a layer go: "wanda", "magnitude" or "sparsegpt". Candidates of SparseGPT
             are tried with Wanda's masks, and pruned by SparseGPT in the end.
         pattern: "unstructured" or "N:M" (N kept of every M; M is common and N each layer's own).
@@ -48,6 +48,7 @@ class DsaConfig:
         correlate: allocations, spread over the range of fast losses, that the rank correlation of fast and full losses
             is computed from, finalists included; 0 leaves it out. All are pruned in full, and so any of them may win.
         mode: of the final prunes (:class:`pruneengine.sparse.config.SparseConfig`).
+        ignore: linears that stay dense and that no score or trial counts, likewise.
     """
 
     sparsity: float | None = None
@@ -74,6 +75,7 @@ class DsaConfig:
     finalists: int = 5
     correlate: int = 20
     mode: str = "sequential"
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_choice("pruner", self.pruner, PRUNERS)
@@ -101,7 +103,9 @@ class DsaConfig:
                 f"held_out {self.held_out:g} of {self.windows} windows is {self.held_out_windows}: expected at least "
                 "one window to hold out and one to search on"
             )
-        object.__setattr__(self, "sparsity", self.sparse_config.sparsity)
+        pruning = self.sparse_config
+        object.__setattr__(self, "sparsity", pruning.sparsity)
+        object.__setattr__(self, "ignore", pruning.ignore)
         if not 0 < self.sparsity <= MOST:
             raise ValueError(
                 f"sparsity {self.sparsity:g} leaves nothing to allocate: expected a fraction in (0, {MOST}]"
@@ -127,7 +131,7 @@ class DsaConfig:
     def sparse_config(self) -> SparseConfig:
         """The final prune, but for its allocation."""
         return SparseConfig(
-            method=self.pruner, sparsity=self.sparsity, pattern=self.pattern, mode=self.mode,
+            method=self.pruner, sparsity=self.sparsity, pattern=self.pattern, mode=self.mode, ignore=self.ignore,
             calibration=self.calibration, nsamples=self.nsamples, seqlen=self.calibration_seqlen,
             batch_size=self.batch_size, seed=self.seed,
         )  # fmt: skip
@@ -143,11 +147,14 @@ class DsaConfig:
         apart = {
             "trials", "plateau", "calibration", "search_text", "batch_size", "finalists", "correlate", "mode",
         }  # fmt: skip
+        # Studies of before there was such an option hold none.
+        if not self.ignore:
+            apart.add("ignore")
         return {name: value for name, value in self.to_dict().items() if name not in apart}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what a recipe holds under ``search``."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"ignore": list(self.ignore)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DsaConfig:

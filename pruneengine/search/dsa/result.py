@@ -33,7 +33,7 @@ class DsaTrial:
         value: loss above the dense model's over all segments, nats; None unless complete.
         estimate: of that, also where it was stopped.
         segments: how many were run for it.
-        levels: 256ths of sparsity, one a decoder layer.
+        levels: 256ths of sparsity, one a decoder layer; 0 where all of it stays dense.
         seconds: by stage: propose, score, masks, forward, test.
         origin: "sampler", or "repeat" (its allocation was known).
         illegal: why the function gives no allocation.
@@ -92,7 +92,7 @@ class DsaResult:
         ended: why the search drew no more: "trials" (it had drawn all), "plateau" or "time".
         plateau: the trial after which none was better for so long that the search ended; None where it did not end so,
             or no trial was evaluated to the end.
-        allocations: sparsities by decoder layer, of the finalists by name.
+        allocations: sparsities by decoder layer, of what is not ignored, of the finalists by name.
         warnings: what the user should know.
         seconds: by stage; of the trials "trials: <stage>", which add up to "trials".
     """
@@ -154,6 +154,7 @@ class DsaResult:
             "pruner": config.pruner,
             "sparsity": config.sparsity,
             "pattern": config.pattern,
+            **({"ignore": list(config.ignore)} if config.ignore else {}),
             "name": winner.entrant.name,
             "loss above dense": {"search": winner.full, "held out": winner.held_out},
             "search text": config.search_text,

@@ -60,14 +60,14 @@ def search_dsa(
         say: told what is being done.
 
     Raises:
-        ValueError: a pattern or texts that do not fit, a study about something else; before a forward pass is spent.
-            In the end, where no allocation at all could be pruned.
+        ValueError: a pattern, an ``ignore`` or texts that do not fit, a study about something else; before a forward
+            pass is spent. In the end, where no allocation at all could be pruned.
         ConnectionError: the storage does not answer.
     """
     run = run or SearchRun("dsa")
     clock, begun = Stopwatch(), time.monotonic()
     structure = find_groups(model)
-    matrices = find_matrices(model, structure)
+    matrices = find_matrices(model, structure, config.ignore)
     pattern = config.parsed_pattern
     if pattern.grouped:
         check_columns(matrices, pattern.m)
@@ -81,7 +81,7 @@ def search_dsa(
             model, calibration, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
         )
     with clock("scores"):
-        allocator = Allocator(model, matrices, statistics, config.sparse_config)
+        allocator = Allocator(model, matrices, statistics, config.sparse_config, structure.num_layers)
     with clock("codes"):
         codes = quantile_masks(model, matrices, statistics, config.pruner, pattern)
     with clock("dense"):
