@@ -23,6 +23,7 @@ _COUNTS = {
     "repeats": "gave an allocation that was known by then, and cost no forward pass",
     "distinct allocations": "distinct allocations were evaluated",
     "stopped early": "of them were stopped as plainly worse than the best so far",
+    "not finite": "of them ruined the model: the loss is not finite",
     "evaluated to the end": "of them were evaluated to the end",
 }
 

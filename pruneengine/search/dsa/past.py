@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # What a trial leaves in the study, in one entry.
 FOUND = "found"
+# Why a trial has no value whose allocation was run, and ruined the model.
+NOT_FINITE = "the loss under its allocation is not finite"
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Past:
 
     Attributes:
         known: by levels, in the order in which they were first evaluated.
+        ruined: levels under which the loss is not finite.
         drawn: the genes of all trials.
         best: the best complete allocation of them; since: trials after it, or all where there is none.
     """
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, ...], Known] = {}
+        self.ruined: set[tuple[int, ...]] = set()
         self.drawn: set[tuple] = set()
         self.since = 0
         self.best: Known | None = None
@@ -79,6 +83,9 @@ class Past:
         self.drawn.add(tuple(trial.params.get(gene) for gene in GENES))
         found: dict[str, Any] | None = trial.user_attrs.get(FOUND)
         if found is None or found["origin"] == "repeat":
+            return
+        if found["estimate"] is None:
+            self.ruined.add(tuple(found["levels"]))
             return
         known = Known(
             trial.number, function_of(trial.params), tuple(found["levels"]), tuple(found["losses"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import GENES, function_of
 from pruneengine.search.dsa.finals import Correlation, Judged
-from pruneengine.search.dsa.past import FOUND
+from pruneengine.search.dsa.past import FOUND, NOT_FINITE
 from pruneengine.search.study import ILLEGAL
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.plan import SparsePlan
@@ -31,12 +31,12 @@ class DsaTrial:
         state: "complete", "pruned" (stopped early, or no allocation) or "fail".
         function: as text.
         value: loss above the dense model's over all segments, nats; None unless complete.
-        estimate: of that, also where it was stopped.
+        estimate: of that, also where it was stopped; None where a loss is not finite.
         segments: how many were run for it.
         levels: 256ths of sparsity, one a decoder layer; 0 where all of it stays dense.
         seconds: by stage: propose, score, masks, forward, test.
         origin: "sampler", or "repeat" (its allocation was known).
-        illegal: why the function gives no allocation.
+        illegal: why the function gives no allocation, or what it gives has no value.
     """
 
     number: int
@@ -50,6 +50,17 @@ class DsaTrial:
     seconds: dict[str, float]
     origin: str
     illegal: str | None = None
+
+    @property
+    def ruined(self) -> bool:
+        """Whether its allocation was given, but the loss under it is not finite."""
+        return self.illegal == NOT_FINITE
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether its allocation was run, to the end or not."""
+        # Trials of older studies say no more of an allocation that ruined the model than that it did.
+        return self.origin != "repeat" and (self.illegal is None or self.ruined)
 
 
 def dsa_trials(study: optuna.Study) -> tuple[DsaTrial, ...]:
@@ -69,7 +80,7 @@ def _trial(trial: optuna.trial.FrozenTrial) -> DsaTrial:
         function=str(function_of(trial.params)),
         value=trial.value if trial.state.name == "COMPLETE" else None,
         estimate=found.get("estimate"),
-        segments=len(found.get("losses", ())),
+        segments=found.get("segments", len(found.get("losses", ()))),
         levels=tuple(found.get("levels", ())),
         params=dict(trial.params),
         seconds=dict(found.get("seconds", {})),
@@ -122,16 +133,17 @@ class DsaResult:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials by what became of them: repeats, invalid ones, and of distinct allocations those stopped and ended."""
+        """Trials by what became of them: repeats, invalid ones, and what became of the distinct allocations."""
         drawn = [trial for trial in self.trials if trial.state != "fail"]
-        evaluated = [trial for trial in drawn if trial.segments]
+        evaluated = [trial for trial in drawn if trial.evaluated]
         return {
             "drawn": len(drawn),
             "distinct allocations": len(evaluated),
             "evaluated to the end": sum(trial.state == "complete" for trial in evaluated),
-            "stopped early": sum(trial.state == "pruned" for trial in evaluated),
+            "stopped early": sum(trial.state == "pruned" and not trial.ruined for trial in evaluated),
+            "not finite": sum(trial.ruined for trial in evaluated),
             "repeats": sum(trial.origin == "repeat" for trial in drawn),
-            "invalid": sum(trial.illegal is not None for trial in drawn),
+            "invalid": sum(trial.illegal is not None and not trial.ruined for trial in drawn),
         }
 
     @property

@@ -14,7 +14,7 @@ from pruneengine.search.dsa.allocator import Allocated, Allocator
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import Evolution
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import FOUND, Past
+from pruneengine.search.dsa.past import FOUND, NOT_FINITE, Past
 from pruneengine.search.study import ILLEGAL, ask, at_work, counted, fail_abandoned
 
 if TYPE_CHECKING:
@@ -86,8 +86,6 @@ class DsaLoop:
             except ValueError as reason:
                 return self._refuse(trial, str(reason))
             found, complete = self._found(allocated)
-            if not math.isfinite(found["estimate"]):
-                return self._refuse(trial, "the loss under its allocation is not finite")
             found["seconds"] = {
                 stage: round(spent - before.get(stage, 0.0), 6)
                 for stage, spent in self.clock.seconds.items()
@@ -95,6 +93,8 @@ class DsaLoop:
             }
             with self.clock("tell"):
                 trial.set_user_attr(FOUND, found)
+                if found["estimate"] is None:
+                    return self._refuse(trial, NOT_FINITE)
                 state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED
                 self.study.tell(trial, found["estimate"] if complete else None, state=state)
         except optuna.exceptions.UpdateFinishedTrialError:
@@ -122,13 +122,19 @@ class DsaLoop:
         return ask(self.study)
 
     def _found(self, allocated: Allocated) -> tuple[dict[str, Any], bool]:
-        """What a trial leaves in the study, and whether all its losses are known."""
+        """What a trial leaves in the study, and whether all its losses are known.
+
+        The estimate is None where a loss is not finite: nothing is better or worse than that by any test.
+        """
         levels = allocated.levels
         found: dict[str, Any] = {"levels": list(levels)}
-        if levels in self.rivals:
-            losses = self.rivals[levels]
-            return found | {"losses": [], "estimate": mean(losses), "origin": "repeat"}, True
-        known = self.past.update(self.study).known.get(levels)
+        past = self.past.update(self.study)
+        fixed = mean(self.rivals[levels]) if levels in self.rivals else None
+        if levels in past.ruined or (fixed is not None and not math.isfinite(fixed)):
+            return found | {"losses": [], "estimate": None, "origin": "repeat"}, False
+        if fixed is not None:
+            return found | {"losses": [], "estimate": fixed, "origin": "repeat"}, True
+        known = past.known.get(levels)
         if known is not None:
             return found | {"losses": [], "estimate": known.estimate, "origin": "repeat"}, known.complete
         best = self._best()
@@ -141,6 +147,9 @@ class DsaLoop:
         for stage, spent in fitness.seconds.items():
             self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + spent
         estimate = fitness.mean
+        if not math.isfinite(estimate):
+            run = len(fitness.losses)
+            return found | {"losses": [], "segments": run, "estimate": None, "origin": "sampler"}, False
         if fitness.stopped and best:
             # What it is above the best one so far, where both were run.
             estimate += mean(best) - mean(best[: len(fitness.losses)])
@@ -150,7 +159,8 @@ class DsaLoop:
     def _best(self) -> tuple[float, ...]:
         """The losses of the best allocation so far, fixed ones too."""
         ours = [self.past.best.losses] if self.past.best else []
-        return min([*self.rivals.values(), *ours], key=mean, default=())
+        rivals = [losses for losses in self.rivals.values() if math.isfinite(mean(losses))]
+        return min([*rivals, *ours], key=mean, default=())
 
 
 def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bool:
