@@ -15,7 +15,7 @@ from pruneengine.samples import Samples  # noqa: E402
 from pruneengine.search.adapruner import SearchRun  # noqa: E402
 from pruneengine.search.dsa import search as dsa  # noqa: E402
 from pruneengine.search.dsa.config import DsaConfig  # noqa: E402
-from pruneengine.search.dsa.finals import spread_over  # noqa: E402
+from pruneengine.search.dsa.lineup import spread_over  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokens  # noqa: E402
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruneengine.evaluate import perplexity
 from pruneengine.progress import track
@@ -20,6 +20,7 @@ from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.texts import SearchTexts
 from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.functions.function import Function
+from pruneengine.sparse.given_back import given_back, keep_weights
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
 
@@ -63,7 +64,10 @@ class Judged:
 
 
 class Judge:
-    """Prunes copies of a model and measures them; what a study knows is not done again.
+    """Prunes a model and measures it, again and again; what a study knows is not done again.
+
+    The model is pruned in place, and given back its weights every time. From the first prune on these are held once
+    more, in main memory: a second model might not fit where the first one is.
 
     Attributes:
         dense: token loss of the dense model on "search" and "held out", nats.
@@ -86,9 +90,10 @@ class Judge:
         self.failed: dict[str, str] = {}
 
     def judge(self, entrants: Sequence[Entrant], what: str) -> list[Judged]:
-        """Prune for each by the config's pruner and mode, and measure; the model is not changed.
+        """Prune for each by the config's pruner and mode, and measure.
 
-        An allocation that ruins the model (activations or losses that are not finite) is left out.
+        The model is as it was afterwards, also after an error or Ctrl-C. An allocation that ruins it (activations or
+        losses that are not finite) is left out.
         """
         judged = []
         for entrant in track(entrants, what):
@@ -107,26 +112,21 @@ class Judge:
         key = FULL + _digest(plan, self._config.mode, self._texts)
         found = self._study.user_attrs.get(key)
         if found is None:
-            pruned = copy.deepcopy(self._model)
             (calibration,) = self._texts.pool.values()
-            sparsify(pruned, calibration, config, plan=plan)
-            losses = self._losses(pruned)
+            with given_back(self._model, self._dense_weights):
+                sparsify(self._model, calibration, config, plan=plan)
+                losses = self._losses(self._model)
             found = {text: losses[text] - self.dense[text] for text in losses}
             self._study.set_user_attr(key, found)
         return Judged(entrant, plan, found["search"], found["held out"])
 
+    @cached_property
+    def _dense_weights(self) -> dict[str, Tensor]:
+        return keep_weights(self._model, self._matrices)
+
     def _losses(self, model: nn.Module) -> dict[str, float]:
         named: dict[str, Samples] = {"search": self._texts.search, "held out": self._texts.held_out}
         return {name: perplexity(model, windows, dtype=self._dtype).nll for name, windows in named.items()}
-
-
-def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
-    """Positions of up to ``count`` of the values, evenly over their ranks and none of them taken."""
-    ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
-    if count >= len(ranked):
-        return ranked
-    # The last of the ranks would be the one whose loss tells least: of a model that is destroyed.
-    return [ranked[int((index + 0.5) * len(ranked) / count)] for index in range(count)]
 
 
 @dataclass(frozen=True)

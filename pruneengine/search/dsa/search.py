@@ -7,7 +7,6 @@ where it is not plainly worse than the best so far. The best are then pruned in 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pruneengine.calibrate import calibrate
-from pruneengine.progress import Stopwatch, track
+from pruneengine.progress import Stopwatch
 from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.dsa.allocator import Allocated, Allocator
 from pruneengine.search.dsa.codes import quantile_masks
 from pruneengine.search.dsa.config import DsaConfig
-from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, correlate, ranked, spread_over
+from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, correlate, ranked
+from pruneengine.search.dsa.lineup import Lineup, line_up
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import Known, Past
+from pruneengine.search.dsa.past import Past
 from pruneengine.search.dsa.result import NONE_COMPLETE, DsaResult, dsa_trials
 from pruneengine.search.dsa.trials import DsaLoop, mean
 from pruneengine.search.study import counted, open_study
@@ -48,7 +48,10 @@ def search_dsa(
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> DsaResult:
-    """Search for the best allocation function; the model is not changed, copies of it are in the end.
+    """Search for the best allocation function; the model is left as it was.
+
+    In the end it is pruned in place, again and again, while its dense weights are held in main memory; it has every bit
+    of them back afterwards, also after an error or Ctrl-C.
 
     A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
 
@@ -100,12 +103,16 @@ def search_dsa(
     ended = "trials" if counted(study) >= config.trials else "plateau" if loop.over else "time"
     say("pruning the best allocations in full")
     with clock("finalists"):
-        judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
         entrants = [Entrant(name, fixed[name], mean(rivals[name]), FIXED[name]) for name in FIXED]
-        judged, correlation = _finals(judge, entrants, past, allocator, objective, config)
+        lineup = line_up(entrants, past, allocator, objective, config)
+        segments, spent_within = len(objective), loop.clock.seconds
+        # A byte a weight, which a prune may need itself.
+        del codes, objective, loop
+        judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
+        judged, correlation = _finals(judge, lineup, config)
     if not judged:
         raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
-    seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in loop.clock.seconds.items()}
+    seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in spent_within.items()}
     allocations = {each.entrant.name: each.entrant.allocated.by_layer(matrices) for each in judged}
     finalists = ranked(judged, config)
     return DsaResult(
@@ -115,7 +122,7 @@ def search_dsa(
         correlation=correlation,
         trials=dsa_trials(study),
         dense=judge.dense,
-        segments=len(objective),
+        segments=segments,
         ended=ended,
         plateau=past.best.number if ended == "plateau" and past.best else None,
         allocations=allocations,
@@ -124,40 +131,17 @@ def search_dsa(
     )
 
 
-def _finals(
-    judge: Judge,
-    entrants: list[Entrant],
-    past: Past,
-    allocator: Allocator,
-    objective: SparseObjective,
-    config: DsaConfig,
-) -> tuple[list[Judged], Correlation]:
+def _finals(judge: Judge, lineup: Lineup, config: DsaConfig) -> tuple[list[Judged], Correlation]:
     """All that may win, pruned in full, and how well the fast loss had ordered them and others."""
-    complete = sorted((k for k in past.known.values() if k.complete), key=lambda k: (k.estimate, k.number))
-
-    def entrant(known: Known, fast: float) -> Entrant:
-        return Entrant(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
-
-    def best(start: int, end: int) -> list[Entrant]:
-        return [entrant(known, known.estimate) for known in complete[start:end]]
-
-    judged = judge.judge(entrants + best(0, config.finalists), "finalists")
+    judged = judge.judge(lineup.finalists, "finalists")
     if not config.correlate:
         return judged, Correlation(None, ())
-    others = list(past.known.values())
-    taken = [known.estimate for known in complete[: config.finalists]]
-    chosen = spread_over(max(0, config.correlate - len(judged)), [known.estimate for known in others], taken)
-    # Of an allocation that was stopped, the fast loss is known on a few segments only.
-    spread = [
-        entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
-    ]
     # What was pruned in full has a full loss like any finalist's, so it may win like one.
-    judged += judge.judge([each for each in spread if math.isfinite(each.fast)], "correlation")
+    judged += judge.judge(lineup.spread, "correlation")
     correlation = correlate(judged)
     if not correlation.trusted:
         known = {each.entrant.name for each in judged}
-        more = [each for each in best(config.finalists, 2 * config.finalists) if each.name not in known]
-        judged += judge.judge(more, "more finalists")
+        judged += judge.judge([each for each in lineup.reserve if each.name not in known], "more finalists")
     return judged, correlation
 
 
