@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 pytest.importorskip("optuna")
@@ -67,6 +68,28 @@ def test_ignored_linears_are_dense_in_the_files(texts, tmp_path):
     assert json.loads((out / "report.json").read_text())["config"]["ignore"] == uneven.split(",")
     assert yaml.safe_load((out / "recipe.yaml").read_text())["search"]["ignore"] == uneven.split(",")
     assert "gate_proj, up_proj (left out by ignore) are dense" in (out / "README.md").read_text()
+
+
+def test_zeros_are_counted_in_the_saved_files(texts, tmp_path, monkeypatch):
+    from pruneengine.jobs import search_dsa
+
+    save, out = search_dsa.save_checkpoint, tmp_path / "sparse"
+
+    def with_another_zero(*arguments, **options):
+        saved = save(*arguments, **options)
+        weights = load_file(saved.path / "model.safetensors")
+        name = "model.layers.0.mlp.up_proj.weight"
+        weights[name].view(-1)[weights[name].view(-1).nonzero()[0]] = 0
+        save_file(weights, saved.path / "model.safetensors", {"format": "pt"})
+        return saved
+
+    monkeypatch.setattr(search_dsa, "save_checkpoint", with_another_zero)
+    options = ("--sparsity", 0.5, "--trials", 2, "--correlate", 0, "--finalists", 1, "--no-proof")
+    done = run(*arguments(texts, out, *options))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["zeros"] == report["zeros planned"] + 1
+    assert report["matrices with other than the planned zeros"] == 1
 
 
 @pytest.mark.parametrize(

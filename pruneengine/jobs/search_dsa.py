@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pruneengine.checkpoint import SavedCheckpoint
+from pruneengine.checkpoint import SavedCheckpoint, count_saved_zeros
 from pruneengine.data import check_spec
 from pruneengine.jobs.checks import refuse_recovery
 from pruneengine.jobs.saving import proof_values, save_checkpoint
@@ -28,13 +28,14 @@ from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 from pruneengine.structure import find_groups
+from pruneengine.twin import written_linears
 
 FUNCTION_FILE = "function.json"
 
 
 @dataclass(frozen=True)
 class DsaJobResult:
-    """What came out of a search job; ``report`` is of the prune by the winner."""
+    """What came out of a search job; ``report`` is of the prune by the winner, ``zeros`` are those in the files."""
 
     result: DsaResult
     report: SparseReport
@@ -59,6 +60,7 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     clock = Stopwatch()
     run_as = _checked(config, options)
     model, tokenizer = options.load(clock, say)
+    structure = find_groups(model)
     with clock("text"):
         texts, report = dsa_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
@@ -84,7 +86,9 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     )  # fmt: skip
     if result.function is not None:
         result.function.save(saved.path / FUNCTION_FILE, result.metadata | {"source": options.source})
-    job = replace(job, saved=saved, seconds=with_search(clock, result.seconds))
+    in_files = count_saved_zeros(saved.path, result.plan.removed, written_linears(structure))
+    zeros = ZeroCount.against(result.plan, in_files)
+    job = replace(job, zeros=zeros, saved=saved, seconds=with_search(clock, result.seconds))
     write_report(saved.path, "dsa", _report_values(job, recipe), say)
     return job
 
