@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pruneengine.calibrate import calibrate
+from pruneengine.experts import unfuse_experts
 from pruneengine.progress import Stopwatch
 from pruneengine.search.adapruner import SearchRun
 from pruneengine.search.dsa.allocator import Allocated, Allocator
@@ -56,7 +57,8 @@ def search_dsa(
     A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
 
     Args:
-        model: the dense model.
+        model: the dense model; fused experts get linears of their own, as by
+            :func:`pruneengine.experts.unfuse_experts`.
         texts: tokens of the calibration samples (of one length), the search and the held-out windows.
         config: the target and the search.
         run: where the study is kept, and how many work on it; in memory, one, by default.
@@ -69,7 +71,7 @@ def search_dsa(
     """
     run = run or SearchRun("dsa")
     clock, begun = Stopwatch(), time.monotonic()
-    structure = find_groups(model)
+    structure = find_groups(unfuse_experts(model))
     matrices = find_matrices(model, structure, config.ignore)
     pattern = config.parsed_pattern
     if pattern.grouped:

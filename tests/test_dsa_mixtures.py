@@ -1,0 +1,27 @@
+"""A search for an allocation function of a mixture of experts, given as transformers holds it."""
+
+import pytest
+import torch
+
+pytest.importorskip("optuna")
+pytest.importorskip("scipy")
+
+import pruneengine as pe
+from pruneengine.search.dsa.config import DsaConfig
+from tests.test_dsa_search import OPTIONS, texts
+from tests.test_experts import fused_model
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_fused_experts_are_searched_as_those_with_linears_of_their_own(name):
+    config = DsaConfig(**(OPTIONS | {"trials": 3}))
+    fused, unfused = fused_model(name), pe.unfuse_experts(fused_model(name))
+    before = {name: tensor.clone() for name, tensor in unfused.state_dict().items()}
+    found, expected = (pe.search(model, texts(), config) for model in (fused, unfused))
+    assert found.finalists == expected.finalists
+    assert [trial.levels for trial in found.trials] == [trial.levels for trial in expected.trials]
+    assert any(".expert." in path or ".experts." in path for path in found.plan.removed)
+    for model in (fused, unfused):
+        state = model.state_dict()
+        assert state.keys() == before.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
