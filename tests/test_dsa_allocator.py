@@ -4,6 +4,7 @@ import pytest
 
 import pruneengine as pe
 from pruneengine.search.dsa.allocator import Allocator
+from pruneengine.search.dsa.codes import levels_of
 from pruneengine.sparse.functions.function import PUBLISHED, Function
 from pruneengine.sparse.matrices import find_matrices
 from tests.tiny import tiny_model, tiny_tokens
@@ -49,3 +50,21 @@ def test_fixed_allocations_by_name():
     published = made.named(model, "dsa", statistics)
     assert str(PUBLISHED) in published.words
     assert sum(published.by_layer(matrices)) / 3 == pytest.approx(0.5)
+
+
+def test_levels_weigh_layers_by_what_they_may_lose():
+    # One matrix of layer 0, of 7 in the others.
+    made, matrices, _ = allocator(ignore=(r"re:layers\.0\.(self_attn|mlp\.(gate|up))",))
+    sizes = [sum(m.numel for m in matrices if m.layer == layer) for layer in range(3)]
+    assert sizes[0] < sizes[1] / 4
+    nearer = []
+    for spread in (0.05, 0.061, 0.063, 0.074, 0.085, 0.087):
+        found = made.of_function(Function((), "mean", spread=spread))
+        wanted = sum(found.sparsities[m.name] * m.numel for m in matrices) * 256
+
+        def off(levels, wanted=wanted):
+            return abs(sum(level * size for level, size in zip(levels, sizes, strict=True)) - wanted)
+
+        assert off(found.levels) <= max(sizes) / 2
+        nearer.append(off(found.levels) < off(levels_of(found.by_layer(matrices), [1] * 3)))
+    assert any(nearer)

@@ -1,5 +1,7 @@
 """Fast fitness of sparsities: what a really masked model costs, without touching a weight."""
 
+import random
+
 import pytest
 import torch
 
@@ -157,10 +159,37 @@ def test_codes_of_a_pattern_hold_its_masks(n, m):
 
 
 def test_levels_keep_the_mean():
-    levels = levels_of([0.7] * 30)
+    levels = levels_of([0.7] * 30, [1000] * 30)
     assert sum(levels) == round(0.7 * 256 * 30)
     assert max(levels) - min(levels) == 1
-    assert levels_of([0.5, 0.25, 0.0, 0.999]) == (128, 64, 0, 255)
+    assert levels_of([0.5, 0.25, 0.0, 0.999], [7] * 4) == (128, 64, 0, 255)
+
+
+def test_levels_of_layers_of_equal_size_are_the_largest_remainders():
+    draw = random.Random(0)
+    for _ in range(300):
+        count, size = draw.randint(1, 40), draw.randint(1, 10**9)
+        exact = [draw.random() * 255 for _ in range(count)]
+        expected = [int(level) for level in exact]
+        missing = round(sum(exact) - sum(expected))
+        for place in sorted(range(count), key=lambda p: expected[p] - exact[p])[:missing]:
+            expected[place] += 1
+        assert levels_of([level / 256 for level in exact], [size] * count) == tuple(expected)
+
+
+def test_levels_of_layers_of_other_sizes_keep_the_mean_over_weights():
+    draw = random.Random(0)
+    for _ in range(300):
+        sizes = [draw.choice((60, 1000, 5000)) for _ in range(draw.randint(2, 40))]
+        sparsities = [draw.random() * 0.99 for _ in sizes]
+        levels = levels_of(sparsities, sizes)
+        assert all(0 <= level - int(sparsity * 256) <= 1 for level, sparsity in zip(levels, sparsities, strict=True))
+        removed = sum(level * size for level, size in zip(levels, sizes, strict=True)) / 256
+        wanted = sum(sparsity * size for sparsity, size in zip(sparsities, sizes, strict=True))
+        assert abs(removed - wanted) <= max(sizes) / 2 / 256 * (1 + 1e-9)
+    # Of equal size, one of either pair would be raised.
+    assert levels_of([0.5 + 0.6 / 256, 0.5 + 0.55 / 256], [10, 1000]) == (129, 129)
+    assert levels_of([0.5 + 0.4 / 256, 0.5 + 0.6 / 256], [1000, 10]) == (128, 129)
 
 
 def test_what_is_worse_segment_by_segment_is_stopped():

@@ -105,6 +105,6 @@ class Allocator:
         if self._pattern.grouped:
             levels = tuple(level_of_group(sparsity, self._pattern.m) for sparsity in by_layer)
         else:
-            levels = levels_of(by_layer)
+            levels = levels_of(by_layer, self._sizes)
         found = dict(zip(layers, levels, strict=True))
         return tuple(found.get(layer, 0) for layer in range(self._num_layers))

@@ -54,18 +54,24 @@ def quantile_masks(
     return codes
 
 
-def levels_of(sparsities: Sequence[float]) -> tuple[int, ...]:
-    """Whole levels of layers of equal size, 0 to 255, of the same sum as their sparsities as nearly as levels allow.
+def levels_of(sparsities: Sequence[float], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Whole levels of layers, 0 to 255, that remove as many weights as their sparsities as nearly as levels allow.
 
-    Levels are rounded down, and those that lost most are raised again; of equal losses the first.
+    Levels are rounded down, and those that lost most are raised again while that brings the sum nearer; of equal losses
+    the first.
 
     Args:
         sparsities: each in [0, 1).
+        sizes: weights of each layer.
     """
     exact = torch.tensor(sparsities, dtype=torch.float64) * LEVELS
     levels = exact.floor()
-    missing = round(float(exact.sum() - levels.sum()))
-    levels[(exact - levels).argsort(descending=True, stable=True)[:missing]] += 1
+    lost = exact - levels
+    missing = float(lost @ torch.tensor(sizes, dtype=torch.float64))
+    for layer in lost.argsort(descending=True, stable=True).tolist():
+        if lost[layer] and missing > sizes[layer] / 2:
+            levels[layer] += 1
+            missing -= sizes[layer]
     return tuple(levels.clamp_(0, LEVELS - 1).long().tolist())
 
 
