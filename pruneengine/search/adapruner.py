@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pruneengine.engine import rehearse
+from pruneengine.experts import unfuse_experts
 from pruneengine.progress import Stopwatch
 from pruneengine.search import baselines as fixed
 from pruneengine.search.config import SearchConfig
@@ -77,12 +78,13 @@ def search(
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
-    """Search for the best plan; the model is not changed.
+    """Search for the best plan; the weights of the model stay as they are.
 
     A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
 
     Args:
-        model: the dense model.
+        model: the dense model; fused experts get linears of their own, as by
+            :func:`pruneengine.experts.unfuse_experts`.
         texts: tokens of the pool, the objective and the held-out blocks.
         config: the target and the space; defaults to :class:`SearchConfig`.
         run: where the study is kept, and how many work on it; in memory, one, by default.
@@ -96,7 +98,7 @@ def search(
     config, run = config or SearchConfig(), run or SearchRun()
     clock = Stopwatch()
     begun = time.monotonic()
-    structure = find_groups(model)
+    structure = find_groups(unfuse_experts(model))
     rehearse(structure, config.prune_config)
     kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
     study = open_study(run.study, run.storage, _identity(model, texts, config, run))

@@ -1,4 +1,6 @@
-"""A search for an allocation function of a mixture of experts, given as transformers holds it."""
+"""Both searches on a mixture of experts, given as transformers holds it."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ pytest.importorskip("scipy")
 
 import pruneengine as pe
 from pruneengine.search.dsa.config import DsaConfig
+from tests import test_search as adapruner
 from tests.test_dsa_search import OPTIONS, texts
 from tests.test_experts import fused_model
 
@@ -25,3 +28,11 @@ def test_fused_experts_are_searched_as_those_with_linears_of_their_own(name):
         state = model.state_dict()
         assert state.keys() == before.keys()
         assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+
+
+def test_plans_of_fused_experts_are_searched_as_those_of_unfused_ones():
+    config = replace(adapruner.CONFIG, trials=2, ratio=0.2)
+    models = fused_model("mixtral"), pe.unfuse_experts(fused_model("mixtral"))
+    found, expected = (pe.search(model, adapruner.TEXTS, config) for model in models)
+    assert found.plan == expected.plan
+    assert any("experts" in name for name in found.plan.keep)
