@@ -39,6 +39,13 @@ class CheckpointOptions:
     proof: bool = True
     trust_remote_code: bool = False
 
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What a report says of the text that perplexities are measured on; empty where there is none."""
+        if not self.eval_text:
+            return {}
+        return {"evaluation": {"text": self.eval_text, "tokens a window": self.eval_seqlen}}
+
     def load(self, clock: Stopwatch, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
         """The model and its tokenizer; ``clock`` gains "load".
 

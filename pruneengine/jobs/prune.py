@@ -201,10 +201,7 @@ def _report_values(
 
 def ending(options: JobOptions, saved: SavedCheckpoint, text: str | None, seconds: dict[str, float]) -> dict[str, Any]:
     """What the report of a prune of either kind closes with: the evaluation text, proof, continuation and times."""
-    values: dict[str, Any] = {}
-    if options.eval_text:
-        values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
-    values |= proof_values(saved)
+    values = options.evaluation | proof_values(saved)
     if text is not None:
         values |= {"prompt": options.prompt, "continuation": text}
     return values | {"seconds": dict(seconds)}

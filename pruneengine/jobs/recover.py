@@ -158,8 +158,7 @@ def _own_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str
     }
     if result.before.perplexity is not None:
         values["hashes"]["evaluation text"] = result.before.perplexity.samples
-        values["evaluation"] = {"text": options.eval_text, "tokens a window": options.eval_seqlen}
-    return values | proof_values(result.saved)
+    return values | options.evaluation | proof_values(result.saved)
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pruneengine.report.frame import Recipe, framed
 from pruneengine.report.page import Fact, Figure, Page, Section
 from pruneengine.report.parts import Row, before_and_after, times
 from pruneengine.report.plan_section import KINDS, plan_section
-from pruneengine.report.words import change, count, number, percent, short_count, signed, size
+from pruneengine.report.words import change, count, number, percent, short_count, size, with_error
 from pruneengine.structure import part_of
 
 SMOKE_TEXT = (
@@ -88,8 +88,7 @@ def measured_section(values: Mapping[str, Any], calibration: str | None = None) 
     if "perplexity" in values:
         text = measured_on(values)
         if loss := values.get("loss difference"):
-            cost = f"{signed(loss['mean'])} ± {number(loss['standard error'], 2)}"
-            text += f" Pruning costs {cost} nats a token on the same windows."
+            text += f" Pruning costs {with_error(loss)} nats a token on the same windows."
         paragraphs.append(text)
     if speed := values.get("tokens per second"):
         dense, pruned = speed["dense"], speed["pruned"]

@@ -13,7 +13,7 @@ from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.parts import pairs, times
 from pruneengine.report.plan_section import plan_section
 from pruneengine.report.prune import measured_on, measured_section, scores_section
-from pruneengine.report.words import number, plain, short_count, signed
+from pruneengine.report.words import number, plain, short_count, signed, with_error
 
 # As the job calls it: where it is among the numbers, the curve's end would only say it again.
 VALIDATION = "validation loss, nats"
@@ -60,8 +60,7 @@ def _measured(own: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     text = measured_on(own)
     if loss := own.get("loss difference"):
-        change = f"{signed(loss['mean'])} ± {number(loss['standard error'], 2)}"
-        text += f" Recovery changes the loss by {change} nats a token."
+        text += f" Recovery changes the loss by {with_error(loss)} nats a token."
     return (text,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pruneengine.files import in_words
@@ -66,6 +67,11 @@ def signed(value: float | None, digits: int = 3) -> str:
     if value is None:
         return NOTHING
     return ("+" if value >= 0 else "−") + number(abs(value), digits)
+
+
+def with_error(value: Mapping[str, float]) -> str:
+    """A "mean" and its "standard error": ``+0.301 ± 0.012``."""
+    return f"{signed(value['mean'])} ± {number(value['standard error'], 2)}"
 
 
 def plain(value: Any) -> str:
