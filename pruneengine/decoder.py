@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruneengine.heap import reuse_freed_memory
 from pruneengine.loss import logit_options
@@ -28,6 +28,25 @@ def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, floa
     if head is None or body is model:
         raise TypeError(f"model: {type(model).__name__}, expected a transformers causal language model")
     return body, head, logit_options(model.config)
+
+
+def autocast(weight: Tensor, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Return the context in which a model computes in ``dtype``.
+
+    Args:
+        weight: one of the model's weights, for its dtype and device.
+        dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
+
+    Raises:
+        ValueError: another dtype than the model's, and not half precision of float32.
+    """
+    if dtype in (None, weight.dtype):
+        return nullcontext()
+    if weight.dtype != torch.float32 or dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"dtype={dtype} for a model in {weight.dtype}: expected None, {weight.dtype}, or half precision of float32"
+        )
+    return torch.autocast(weight.device.type, dtype)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pruneengine.decoder import causal_parts, inference
+from pruneengine.decoder import autocast, causal_parts, inference
 from pruneengine.loss import token_nll
 from pruneengine.plan import Plan
 from pruneengine.progress import track
@@ -91,23 +90,19 @@ def perplexity(
     """
     samples = as_samples(samples)
     body, head, options = causal_parts(model)
-    own = next(model.parameters()).dtype
-    half = dtype in (torch.bfloat16, torch.float16)
-    if dtype not in (None, own) and not (half and own == torch.float32):
-        raise ValueError(f"dtype={dtype} for a model in {own}: expected None, {own}, or half precision of float32")
+    weight = next(model.parameters())
+    cast = autocast(weight, dtype)
     if not len(samples) or samples.tokens.shape[1] < 2:
         raise ValueError(f"samples {tuple(samples.tokens.shape)}: expected at least one window of two tokens")
     if samples.tokens.max() >= head.weight.shape[0]:
         raise ValueError(f"token id {int(samples.tokens.max())}: the model's vocabulary is {head.weight.shape[0]}")
-    device = next(model.parameters()).device
-    cast = torch.autocast(device.type, dtype) if dtype not in (None, own) else nullcontext()
     windows: list[Tensor] = []
     start = time.perf_counter()
     with inference(model), cast:
-        _check_head(model, samples.tokens[:1, :8].to(device))
+        _check_head(model, samples.tokens[:1, :8].to(weight.device))
         batches = list(samples.batches(batch_size))
         for batch in track(batches, "perplexity"):
-            ids = batch.to(device)
+            ids = batch.to(weight.device)
             hidden = body(input_ids=ids, use_cache=False).last_hidden_state
             nll = token_nll(hidden[:, :-1], head, ids[:, 1:], **options).double().mean(1).cpu()
             _require_finite(nll, batch_size * len(windows), samples)
@@ -121,7 +116,7 @@ def perplexity(
         nll=mean,
         tokens=len(samples) * (samples.tokens.shape[1] - 1),
         per_window=per_window,
-        dtype=str(dtype or own).removeprefix("torch."),
+        dtype=str(dtype or weight.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         samples=samples.hash,
     )

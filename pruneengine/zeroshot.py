@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pruneengine import harness
-from pruneengine.decoder import inference
+from pruneengine.decoder import autocast, inference
 
 # What LLM-Pruner's averages, and those of the papers that follow its protocol, are taken over. The repository does not
 # say; a reproduction in its issue 25 matches the published numbers with exactly these, as does the dense row of its
@@ -155,9 +155,10 @@ def zero_shot(
     check_batch_size(batch_size)
     manager = manager or harness.find_tasks(tasks, include_path)
     loaded = harness.load_tasks(manager, tasks)
-    own = next(model.parameters()).dtype
-    cast = None if dtype in (None, own) else dtype
-    computed = str(cast or own).removeprefix("torch.")
+    weight = next(model.parameters())
+    autocast(weight, dtype)
+    cast = None if dtype == weight.dtype else dtype
+    computed = str(cast or weight.dtype).removeprefix("torch.")
     results = {}
     with inference(model):
         wrapped = harness.wrap(model, tokenizer, batch_size, cast)

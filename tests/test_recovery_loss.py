@@ -1,7 +1,5 @@
 """The losses of the recovery against autograd on full logits."""
 
-from unittest import mock
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -110,8 +108,7 @@ def test_validation_is_the_token_loss_and_another_vocabulary_is_refused():
 def test_under_autocast_both_losses_stay_close():
     student, teacher, tokens = tiny_model(), tiny_model(seed=3), tiny_tokens(3, 12)
     exact = Objective(student, RecoverConfig(), teacher)(tokens, tokens)
-    with mock.patch("pruneengine.recovery.objective.best_dtype", return_value=torch.bfloat16):
-        objective = Objective(student, RecoverConfig(), teacher)
+    objective = Objective(student, RecoverConfig(), teacher, torch.bfloat16)
     loss = objective(tokens, tokens)
     loss.backward()
     assert loss.dtype == torch.float32

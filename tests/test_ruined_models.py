@@ -96,7 +96,7 @@ def test_the_dense_model_must_have_a_loss():
     text = Samples(tiny_tokens(2, 16), ("text",) * 2)
     with pytest.raises(FloatingPointError, match="window 0 of 2"):
         perplexity(ruin(tiny_model()), text)
-    measures, warnings = Yardstick(text, torch.float32, "cpu").measure_changed(tiny_model())
+    measures, warnings = Yardstick(text).measure_changed(tiny_model())
     assert measures.perplexity.tokens == 30
     assert warnings == ()
 

@@ -21,6 +21,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a GGUF file, or a hub name.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the weights in memory and on disk.")]
+ComputeDtype = Annotated[
+    str | None,
+    typer.Option(help="What float32 weights compute in: float32, bfloat16, float16, or auto (fastest here) [--dtype]."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
 Ratio = Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")]
@@ -72,6 +76,23 @@ def parse_dtype(name: str):
     if name not in known:
         raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(known)}")
     return known[name]
+
+
+def parse_compute_dtype(name: str | None, weights: str, device: str):
+    """The dtype to compute in, None for that of the weights; ValueError for a cast that cannot be."""
+    import torch
+
+    from pruneengine.decoder import autocast
+    from pruneengine.evaluate import best_dtype
+
+    own = parse_dtype(weights)
+    if name is None:
+        return None
+    if name == "auto":
+        return best_dtype(parse_device(device)) if own == torch.float32 else None
+    dtype = parse_dtype(name)
+    autocast(torch.empty(0, dtype=own), dtype)
+    return dtype
 
 
 def parse_device(name: str) -> str:

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, out, parse_device, parse_dtype, say, show_smoke_test
+from pruneengine.cli.app import (
+    ComputeDtype,
+    Device,
+    Dtype,
+    Model,
+    Trust,
+    out,
+    parse_compute_dtype,
+    parse_device,
+    parse_dtype,
+    say,
+    show_smoke_test,
+)
 
 if TYPE_CHECKING:
     from pruneengine.results import Results
@@ -40,6 +52,7 @@ def evaluate(
         ),
     ] = None,
     dtype: Dtype = "float32",
+    compute_dtype: ComputeDtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
@@ -54,7 +67,9 @@ def evaluate(
     options = EvalOptions(
         source=model, text=None if text == "none" else text, seqlen=seqlen, windows=windows,
         tasks=names, include_path=include_path, limit=limit, batch_size=_whole(batch_size), speed=speed, dense=dense,
-        out=out_file, dtype=parse_dtype(dtype), device=parse_device(device), trust_remote_code=trust_remote_code,
+        out=out_file, dtype=parse_dtype(dtype),
+        compute_dtype=parse_compute_dtype(compute_dtype, dtype, device),
+        device=parse_device(device), trust_remote_code=trust_remote_code,
     )  # fmt: skip
     results = run(options, say=say)
     _show(results)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pruneengine.cli.app import (
+    ComputeDtype,
     Device,
     Dtype,
     EvalSeqlen,
@@ -22,6 +23,7 @@ from pruneengine.cli.app import (
     Shape,
     Trust,
     out,
+    parse_compute_dtype,
     parse_device,
     parse_dtype,
     read_config,
@@ -105,6 +107,7 @@ def prune(
     proof: Proof = True,
     overwrite: Overwrite = False,
     dtype: Dtype = "float32",
+    compute_dtype: ComputeDtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
@@ -134,7 +137,8 @@ def prune(
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
         source=model, out=None if dry_run else out_dir, overwrite=overwrite,
-        dtype=parse_dtype(dtype), device=parse_device(device),
+        dtype=parse_dtype(dtype), compute_dtype=parse_compute_dtype(compute_dtype, dtype, device),
+        device=parse_device(device),
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         speed=speed, statistics=statistics, proof=proof, prompt=prompt, trust_remote_code=trust_remote_code,
         recover=recovery,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pruneengine.cli.app import (
+    ComputeDtype,
     Device,
     Dtype,
     EvalSeqlen,
@@ -19,6 +20,7 @@ from pruneengine.cli.app import (
     Trust,
     given,
     out,
+    parse_compute_dtype,
     parse_device,
     parse_dtype,
     run_job,
@@ -64,6 +66,7 @@ def recover(
     proof: Proof = True,
     overwrite: Overwrite = False,
     dtype: Dtype = "float32",
+    compute_dtype: ComputeDtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
@@ -84,7 +87,8 @@ def recover(
     }  # fmt: skip
     config = _config(recipe, given(fields))
     options = RecoverOptions(
-        source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
+        source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype),
+        compute_dtype=parse_compute_dtype(compute_dtype, dtype, device), device=parse_device(device),
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         proof=proof, trust_remote_code=trust_remote_code,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import typer
 
 from pruneengine.cli import search_dsa as dsa
 from pruneengine.cli.app import (
+    ComputeDtype,
     Device,
     Dtype,
     EvalSeqlen,
@@ -25,6 +26,7 @@ from pruneengine.cli.app import (
     flags,
     given,
     out,
+    parse_compute_dtype,
     parse_device,
     parse_dtype,
     read_config,
@@ -87,6 +89,7 @@ def search(
     proof: Proof = True,
     overwrite: Overwrite = False,
     dtype: Dtype = "float32",
+    compute_dtype: ComputeDtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
@@ -115,7 +118,8 @@ def search(
         "ignore": ignore,
     }  # fmt: skip
     options = SearchOptions(
-        source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype), device=parse_device(device),
+        source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype),
+        compute_dtype=parse_compute_dtype(compute_dtype, dtype, device), device=parse_device(device),
         study=study or method, storage=storage, workers=workers, time_limit=time_limit,
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         proof=proof, trust_remote_code=trust_remote_code,

@@ -12,7 +12,7 @@ from torch import nn
 
 from pruneengine import data, harness, zeroshot
 from pruneengine.checkpoint import written_here
-from pruneengine.evaluate import best_dtype, measure_speed, measure_speed_pair, perplexity
+from pruneengine.evaluate import measure_speed, measure_speed_pair, perplexity
 from pruneengine.files import check_writable
 from pruneengine.jobs.versions import versions
 from pruneengine.loading import load_model, load_skeleton
@@ -35,6 +35,8 @@ class EvalOptions:
             speed have their own.
         speed: measure tokens per second.
         dense: another model, whose speed is measured in turn with this one's.
+        dtype: of the weights in memory.
+        compute_dtype: what a float32 model computes text and tasks in; None for ``dtype``.
         out: the file of the results; None for ``results.json`` in a folder that pruneengine wrote, else none.
     """
 
@@ -50,6 +52,7 @@ class EvalOptions:
     dense: str | None = None
     out: Path | None = None
     dtype: torch.dtype = torch.float32
+    compute_dtype: torch.dtype | None = None
     device: str = "cpu"
     trust_remote_code: bool = False
 
@@ -79,7 +82,6 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
         raise ValueError(
             f"{options.file} holds results of {results.difference(earlier)}; choose another --out, or delete it"
         )
-    autocast = best_dtype(options.device) if options.dtype == torch.float32 else None
 
     def keep(found: Results) -> None:
         nonlocal results
@@ -89,12 +91,12 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
 
     if options.text is not None:
         windows = data.evaluation_windows(options.text, tokenizer, options.seqlen, options.windows)
-        found = perplexity(model, windows, dtype=autocast)
+        found = perplexity(model, windows, dtype=options.compute_dtype)
         keep(results.with_text(TextResult.of(options.text, options.seqlen, found)))
     if options.tasks:
         zeroshot.zero_shot(
             model, tokenizer, options.tasks, include_path=options.include_path, limit=options.limit,
-            batch_size=options.batch_size, dtype=autocast, manager=manager,
+            batch_size=options.batch_size, dtype=options.compute_dtype, manager=manager,
             done=lambda found: keep(results.with_task(found)),
         )  # fmt: skip
     if options.speed or options.dense is not None:

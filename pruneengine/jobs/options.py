@@ -22,6 +22,8 @@ class CheckpointOptions:
     Attributes:
         source: model folder, GGUF file or hub name.
         out: the checkpoint's folder.
+        dtype: of the weights in memory and on disk.
+        compute_dtype: what a float32 model computes in while it is searched, trained and measured; None for ``dtype``.
         eval_text: text spec of the perplexity before and after, None for none.
         eval_seqlen: tokens a window of that text.
         eval_windows: how many; None for the counts in the spec, or 16 where it has none.
@@ -32,6 +34,7 @@ class CheckpointOptions:
     out: Path
     overwrite: bool = False
     dtype: torch.dtype = torch.float32
+    compute_dtype: torch.dtype | None = None
     device: str = "cpu"
     eval_text: str | None = "builtin-eval"
     eval_seqlen: int = 256
@@ -58,9 +61,10 @@ class CheckpointOptions:
 
     def recipe(self, **more: Any) -> dict[str, Any]:
         """What a recipe says of the model: source, dtype, then ``more``, and last the versions."""
+        dtypes = {"dtype": self.dtype, "compute_dtype": self.compute_dtype}
         return {
             "source": self.source,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            **{name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items() if dtype is not None},
             **more,
             "versions": versions(),
         }

@@ -93,7 +93,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=config.calibrates)
         rows = load_rows(options.recover, tokenizer, model) if options.recover and options.out else None
     if rows is not None:
-        check_work_folder(work_folder(options.out), options.recover, rows)
+        check_work_folder(work_folder(options.out), options.recover, rows, options.compute_dtype)
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
     statistics = held
     if options.statistics is not None and calibration is not None:
@@ -102,7 +102,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             statistics = _complete(held, model, structure, counted, config, options.statistics)
     report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
     warnings += report.warnings
-    yardstick = Yardstick(evaluation, options.dtype, options.device)
+    yardstick = Yardstick(evaluation, options.compute_dtype)
     if options.out is None:
         return JobResult(structure, report, yardstick.measure(model), warnings=warnings, seconds=clock.seconds)
     say("measuring dense and pruned")

@@ -72,15 +72,16 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     with clock("text"):
         rows = load_rows(config, tokenizer, model)
         evaluation = load_evaluation(options, tokenizer)
-    check_work_folder(options.work, config, rows)
+    check_work_folder(options.work, config, rows, options.compute_dtype)
     warnings = overlap_warnings(rows, evaluation)
-    yardstick = Yardstick(evaluation, options.dtype, options.device)
+    yardstick = Yardstick(evaluation, options.compute_dtype)
     with clock("evaluate"):
         before = yardstick.measure(model)
     say(f"training on {len(rows)} rows; checkpoints in {options.work}, from which the same command goes on")
     report = recover(
-        model, tokenizer, config, data=rows, work_dir=options.work, trust_remote_code=options.trust_remote_code
-    )
+        model, tokenizer, config, data=rows, work_dir=options.work, dtype=options.compute_dtype,
+        trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
     for stage, seconds in report.seconds.items():
         clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     with clock("evaluate"):

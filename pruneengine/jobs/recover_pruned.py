@@ -78,7 +78,15 @@ def recover_pruned(
     """
     try:
         with clock("recover"):
-            report = recover(model, tokenizer, config, data=rows, work_dir=work, trust_remote_code=trust_remote_code)
+            report = recover(
+                model,
+                tokenizer,
+                config,
+                data=rows,
+                work_dir=work,
+                dtype=yardstick.dtype,
+                trust_remote_code=trust_remote_code,
+            )
     except Exception as error:
         raise RuntimeError(f"{str(error) or type(error).__name__}. {_stored(store)}") from error
     with clock("evaluate"):

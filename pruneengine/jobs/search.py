@@ -59,8 +59,8 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         described, warnings = describe(config, texts, report, options.eval_text)
         rows = load_rows(options.recover, tokenizer, model) if options.recover else None
     if rows is not None:
-        check_work_folder(work_folder(options.out), options.recover, rows)
-    yardstick = Yardstick(report, options.dtype, options.device)
+        check_work_folder(work_folder(options.out), options.recover, rows, options.compute_dtype)
+    yardstick = Yardstick(report, options.compute_dtype)
     result = search(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
     if report is not None:
         say("measuring dense and pruned")

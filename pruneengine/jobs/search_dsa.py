@@ -64,7 +64,7 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     with clock("text"):
         texts, report = dsa_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
-    yardstick = Yardstick(report, options.dtype, options.device)
+    yardstick = Yardstick(report, options.compute_dtype)
     result = search_dsa(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
     if report is not None:
         say("measuring dense and pruned")

@@ -74,7 +74,7 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
         return SparseResult(report, warnings=warnings + report.warnings, seconds=clock.seconds)
     work = partial_folder(options.out)
     partial = keep_layers(model, calibration, report, work)
-    yardstick = Yardstick(evaluation, options.dtype, options.device)
+    yardstick = Yardstick(evaluation, options.compute_dtype)
     with clock("evaluate"):
         dense = yardstick.measure(model)
     say(f"pruning by {config.method}" + (f", behind the layers in {work}" if work.exists() else ""))

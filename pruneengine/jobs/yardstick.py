@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from pruneengine.data import Samples
-from pruneengine.evaluate import best_dtype, model_size, perplexity
+from pruneengine.evaluate import model_size, perplexity
 from pruneengine.report.values import Measures
 
 
@@ -18,17 +18,11 @@ class Yardstick:
 
     Attributes:
         text: windows of the perplexity; None for none.
-        loaded: what the models' weights are in; float32 is computed in the fastest that the device has.
-        device: where they are.
+        dtype: what they compute in; None for their weights' dtype.
     """
 
     text: Samples | None
-    loaded: torch.dtype
-    device: str
-    dtype: torch.dtype | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", best_dtype(self.device) if self.loaded == torch.float32 else None)
+    dtype: torch.dtype | None = None
 
     def measure(self, model: nn.Module) -> Measures:
         """Size, and perplexity where there is a text."""

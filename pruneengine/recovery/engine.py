@@ -46,6 +46,7 @@ class RecoverReport:
         resumed_from: the step that a stopped run went on from, or None.
         stopped: why the training ended before its last step, or None: a loss or gradient that was not finite.
         text: what was read, by source.
+        dtype: what the training computed in, e.g. ``"float32"``.
         seconds: by stage.
     """
 
@@ -62,6 +63,7 @@ class RecoverReport:
     resumed_from: int | None = None
     stopped: str | None = None
     text: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -92,6 +94,7 @@ class RecoverReport:
             "loss by step": list(self.losses.items()),
             "validation loss by step": list(self.validation.items()),
             "text": self.text,
+            "computed in": self.dtype,
             "seconds": self.seconds,
         }
 
@@ -104,6 +107,7 @@ def recover(
     data: TokenRows | Samples | Tensor | Sequence[Tensor] | None = None,
     teacher: nn.Module | None = None,
     work_dir: str | Path | None = None,
+    dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> RecoverReport:
     """Train LoRA adapters on a pruned model and merge them into its weights, in place.
@@ -120,6 +124,7 @@ def recover(
         teacher: a dense model to imitate, on the same device, in place of ``config.teacher``.
         work_dir: folder of the checkpoints; it stays, for whoever gave it. None for a temporary one, which stays only
             if the run fails after its first checkpoint (the error's note says where).
+        dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
         trust_remote_code: run modelling code that comes with ``config.teacher``.
 
     Raises:
@@ -145,8 +150,8 @@ def recover(
         with clock("teacher"):
             weight = next(model.parameters())
             teacher, _ = load_model(config.teacher, weight.dtype, weight.device, trust_remote_code)
-    objective = Objective(model, config, teacher.eval() if teacher is not None else None)
-    run = _run(config, rows) | {MODEL: model_fingerprint(model)}
+    objective = Objective(model, config, teacher.eval() if teacher is not None else None, dtype)
+    run = _run(config, rows, dtype) | {MODEL: model_fingerprint(model)}
     if teacher is not None:
         run[TEACHER] = model_fingerprint(teacher)
     with _work(work_dir) as work, _adapted(model, config) as adapters:
@@ -161,6 +166,7 @@ def recover(
         config, done.steps, done.best_step, done.losses, done.validation,
         trained=sum(p.numel() for p in trained), rows=len(training), tokens=training.predicted,
         validation_rows=0 if validation is None else len(validation), data_hash=rows.hash, text=rows.report,
+        dtype=str(dtype or next(model.parameters()).dtype).removeprefix("torch."),
         resumed_from=None if checkpoint is None else step_of(checkpoint), stopped=done.stopped, seconds=clock.seconds,
     )  # fmt: skip
 
@@ -189,18 +195,19 @@ def check_recovery(
                 raise ValueError(f"{name} is {getattr(config, name)!r}: an option of a teacher, and there is none")
 
 
-def check_work_folder(folder: Path, config: RecoverConfig, rows: TokenRows) -> None:
+def check_work_folder(folder: Path, config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None = None) -> None:
     """Refuse a work folder that :func:`recover` would refuse of any model, for before the model is pruned.
 
     Raises:
         ValueError, PermissionError: as :func:`pruneengine.recovery.work.open_work`.
     """
-    check_work(folder, _run(config, rows), unknown=(MODEL, TEACHER))
+    check_work(folder, _run(config, rows, dtype), unknown=(MODEL, TEACHER))
 
 
-def _run(config: RecoverConfig, rows: TokenRows) -> dict[str, Any]:
+def _run(config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None) -> dict[str, Any]:
     """What makes a run, whatever the model."""
-    return config.to_dict() | {"rows hash": rows.hash}
+    computed = {} if dtype is None else {"computed in": str(dtype).removeprefix("torch.")}
+    return config.to_dict() | {"rows hash": rows.hash} | computed
 
 
 def _check_tokens(rows: TokenRows, model: nn.Module) -> None:

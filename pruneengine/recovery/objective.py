@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
-from pruneengine.decoder import causal_parts
-from pruneengine.evaluate import best_dtype
+from pruneengine.decoder import autocast, causal_parts
 from pruneengine.loss import IGNORED, token_nll
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.distill import distill_loss, teacher_targets
@@ -18,19 +15,25 @@ from pruneengine.recovery.head_loss import head_loss
 class Objective:
     """Losses of a model whose adapters, if any, are in place already.
 
-    Only the hidden states of predicted tokens reach the head, a chunk at a time; under a float32 model everything runs
-    in bfloat16 autocast where the device multiplies it in hardware.
+    Only the hidden states of predicted tokens reach the head, a chunk at a time.
 
     Args:
         model: the causal language model itself, not a wrapper.
         config: reads the distillation's options.
         teacher: a causal language model in evaluation mode with the same vocabulary, or None.
+        dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
 
     Raises:
-        ValueError: the teacher's vocabulary has another size.
+        ValueError: the teacher's vocabulary has another size, or the model cannot be computed in ``dtype``.
     """
 
-    def __init__(self, model: nn.Module, config: RecoverConfig, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RecoverConfig,
+        teacher: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.body, self.head, self.options = causal_parts(model)
         self.config = config
         self.teacher = None if teacher is None else causal_parts(teacher)
@@ -41,7 +44,8 @@ class Objective:
             )
         weight = self.head.weight
         self.device = weight.device
-        self.autocast = best_dtype(weight.device) if weight.dtype == torch.float32 else weight.dtype
+        self.dtype = dtype
+        autocast(weight, dtype)
 
     def __call__(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of all predicted tokens, with a graph: float32 scalar.
@@ -51,7 +55,7 @@ class Objective:
             labels: int64 ``[B, L]``, -100 where nothing is predicted.
         """
         targets, chosen = _targets(labels)
-        with self._cast():
+        with autocast(self.head.weight, self.dtype):
             hidden = self._hidden(self.body, input_ids, chosen)
             share = self.config.distill_weight if self.teacher is not None else 0.0
             loss = hidden.new_zeros((), dtype=torch.float32)
@@ -70,17 +74,13 @@ class Objective:
     def nll(self, input_ids: Tensor, labels: Tensor) -> tuple[float, int]:
         """Sum of the token losses, nats, and how many tokens are predicted."""
         targets, chosen = _targets(labels)
-        with self._cast():
+        with autocast(self.head.weight, self.dtype):
             hidden = self._hidden(self.body, input_ids, chosen)
             losses = token_nll(hidden, self.head, targets, **self.options)
         return float(losses.double().sum()), len(targets)
 
     def _hidden(self, body: nn.Module, input_ids: Tensor, chosen: Tensor) -> Tensor:
         return body(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][chosen]
-
-    def _cast(self) -> AbstractContextManager:
-        half = self.head.weight.dtype == torch.float32 and self.autocast != torch.float32
-        return torch.autocast(self.device.type, self.autocast) if half else nullcontext()
 
 
 def _targets(labels: Tensor) -> tuple[Tensor, Tensor]:

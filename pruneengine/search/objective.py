@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.apply import gate, kept_mask
-from pruneengine.decoder import causal_parts, inference
+from pruneengine.decoder import autocast, causal_parts, inference
 from pruneengine.layer_walk import LayerWalk
 from pruneengine.loss import token_nll
 from pruneengine.plan import Plan
@@ -99,9 +99,9 @@ class Objective:
             raise ValueError(f"blocks {tuple(blocks.tokens.shape)}: expected at least one of two tokens")
         self.model, self.blocks = model, blocks
         self.structure = structure or find_groups(model)
-        self.device, self.dtype = next(model.parameters()).device, dtype
-        own = next(model.parameters()).dtype
-        self._cast = (self.device.type, dtype) if dtype not in (None, own) else None
+        self._weight, self.dtype = next(model.parameters()), dtype
+        self.device = self._weight.device
+        autocast(self._weight, dtype)
         self._norm = model.get_submodule(self.structure.family.final_norm)
         self._pieces = [piece.to(self.device) for piece in blocks.tokens.split(batch)]
         self._entries: list[list[Tensor]] = [[] for _ in range(self.structure.num_layers)]
@@ -159,7 +159,7 @@ class Objective:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        with inference(self.model), torch.autocast(*self._cast) if self._cast else nullcontext():
+        with inference(self.model), autocast(self._weight, self.dtype):
             yield
 
     def _run_dense(self) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.apply import masked_weights
-from pruneengine.decoder import causal_parts, inference
+from pruneengine.decoder import autocast, causal_parts, inference
 from pruneengine.layer_walk import LayerWalk
 from pruneengine.loss import token_nll
 from pruneengine.samples import Samples
@@ -85,10 +85,10 @@ class SparseObjective:
         self._norm = model.get_submodule(structure.family.final_norm)
         self._codes = {layer: {m.name: codes[m.name] for m in of} for layer, of in of_layers(matrices).items()}
         self.num_layers = structure.num_layers
-        own = next(model.parameters())
-        self._cast = (own.device.type, dtype) if dtype not in (None, own.dtype) else None
+        self._weight = next(model.parameters())
+        autocast(self._weight, dtype)
         self._parts = max(1, round((windows.tokens.shape[1] - 1) / segment))
-        self._pieces = [piece.to(own.device) for piece in windows.tokens.split(_growing(len(windows), batch))]
+        self._pieces = [piece.to(self._weight.device) for piece in windows.tokens.split(_growing(len(windows), batch))]
         self._buffer: Tensor | None = None
         with self._quiet():
             self._walk = LayerWalk(model, structure, self._pieces)
@@ -133,7 +133,7 @@ class SparseObjective:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        with inference(self.model), torch.autocast(*self._cast) if self._cast else nullcontext():
+        with inference(self.model), autocast(self._weight, self.dtype):
             yield
 
     def _segments(self, index: int, levels: Sequence[int], seconds: dict[str, float]) -> Tensor:
