@@ -23,9 +23,9 @@ from benchmarks.adapruner_plans import write_plans
 from benchmarks.adapruner_report import csv_lines, json_lines, summary, table
 from benchmarks.options import add_places, check_texts, load_model, setting_of, settle_texts, study_parser
 from pruneengine.bench.record import write_lines
-from pruneengine.files import write_atomically
-from pruneengine.progress import set_progress
-from pruneengine.search.config import FIXED, SearchConfig
+from pruneengine.common.files import write_atomically
+from pruneengine.common.progress import set_progress
+from pruneengine.search.adapruner.config import FIXED, SearchConfig
 
 
 def main() -> None:

@@ -12,14 +12,14 @@ from torch import nn
 
 from benchmarks.kept import digest, keep, read_kept
 from pruneengine import Plan, Samples, find_groups, mask, perplexity
-from pruneengine.apply import Correction
 from pruneengine.bench.here import commit
-from pruneengine.files import write_atomically
-from pruneengine.search.adapruner import SearchRun, search
-from pruneengine.search.config import FIXED, SearchConfig
-from pruneengine.search.result import SearchResult
+from pruneengine.common.files import write_atomically
+from pruneengine.model import Structure, model_fingerprint
+from pruneengine.search.adapruner.config import FIXED, SearchConfig
+from pruneengine.search.adapruner.result import SearchResult
+from pruneengine.search.adapruner.search import SearchRun, search
 from pruneengine.search.texts import search_texts
-from pruneengine.structure import Structure, model_fingerprint
+from pruneengine.structured.apply import Correction
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 from benchmarks.adapruner_cells import Bench, Cell
 from pruneengine import Plan
-from pruneengine.search.adapruner import quantities, subset_options
-from pruneengine.search.baselines import baselines, masked
-from pruneengine.search.candidate import Candidate
-from pruneengine.search.config import SearchConfig
-from pruneengine.search.decide import Decider
-from pruneengine.search.pool import collect_pool
+from pruneengine.search.adapruner.baselines import baselines, masked
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.decide import Decider
+from pruneengine.search.adapruner.pool import collect_pool
+from pruneengine.search.adapruner.search import quantities, subset_options
+from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.texts import search_texts
 
 
@@ -34,7 +34,7 @@ def write_plans(bench: Bench, cells: list[Cell], folder: Path) -> list[Path]:
 
 
 def winning_plan(bench: Bench, config: SearchConfig, search: dict[str, Any]) -> Plan:
-    """What the best of a search keeps; ``search`` is :meth:`pruneengine.search.result.SearchResult.to_dict`'s."""
+    """What the best of a search keeps; ``search`` is :meth:`SearchResult.to_dict`'s."""
     texts = search_texts(config, bench.tokenizer)
     pool = collect_pool(
         bench.model, texts.pool, quantities(), subset_options(texts, config),

@@ -22,8 +22,8 @@ import torch
 from benchmarks.dsa_cells import Bench, Cell
 from benchmarks.options import add_places, check_texts, load_model, setting_of, settle_texts, study_parser
 from pruneengine.bench.record import read, write_lines
-from pruneengine.files import write_atomically
-from pruneengine.progress import set_progress
+from pruneengine.common.files import write_atomically
+from pruneengine.common.progress import set_progress
 from pruneengine.search.dsa.config import PRUNERS, SAMPLERS, DsaConfig
 from pruneengine.sparse.functions.function import Function
 

@@ -26,10 +26,11 @@ from benchmarks.models import smollm2
 from benchmarks.options import settle_texts
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
-from pruneengine.export import export, llama_cpp
-from pruneengine.loading import load_model
-from pruneengine.progress import set_progress
-from pruneengine.text import documents
+from pruneengine.checkpoint.load import load_model
+from pruneengine.common.progress import set_progress
+from pruneengine.data.sources import documents
+from pruneengine.export import export
+from pruneengine.export.gguf import llama_cpp
 from tests.test_checkpoint import prune_by_hand
 from tests.tiny import tiny_model
 from tests.tiny_exports import byte_level_tokenizer
@@ -71,7 +72,7 @@ def main() -> None:
         for case in cases(options):
             found[case.name] = measure(case, options)
             print(f"{case.name}: {found[case.name]}", flush=True)
-    except (ValueError, OSError, pruneengine.reload.ReloadError) as error:
+    except (ValueError, OSError, pruneengine.checkpoint.reload_proof.ReloadError) as error:
         sys.exit(f"gguf_check: {error}")
     write(found, options)
     if wrong := [name for name, one in found.items() if not one.divergence <= ALLOWED_DIVERGENCE]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pruneengine.export import llama_cpp
-from pruneengine.export.compare import logits
+from pruneengine.export.compare_logits import logits
+from pruneengine.export.gguf import llama_cpp
 
 # Rows whose logits are held at a time.
 ROWS = 4

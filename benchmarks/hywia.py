@@ -32,7 +32,7 @@ from benchmarks.options import (
     settle_texts,
     study_parser,
 )
-from pruneengine.progress import set_progress
+from pruneengine.common.progress import set_progress
 
 FUSION_TARGET = 0.05
 

@@ -14,16 +14,16 @@ from torch import nn
 
 from benchmarks.kept import digest, keep, read_kept
 from pruneengine import PruneConfig, Statistics, calibrate, find_groups, perplexity
-from pruneengine.apply import mask
-from pruneengine.attention import LearnedAttention
 from pruneengine.bench.here import commit
-from pruneengine.blends import blends
-from pruneengine.data import Samples
-from pruneengine.engine import decide
-from pruneengine.files import write_atomically
-from pruneengine.fusion import FUSIONS, HyWIA, fuse
-from pruneengine.score import score
-from pruneengine.structure import Structure, model_fingerprint
+from pruneengine.common.files import write_atomically
+from pruneengine.data.windows import Samples
+from pruneengine.model import Structure, model_fingerprint
+from pruneengine.report.values.blends import blends
+from pruneengine.structured.apply import mask
+from pruneengine.structured.prune import decide
+from pruneengine.structured.scores.hywia import FUSIONS, HyWIA, fuse
+from pruneengine.structured.scores.hywia_attention import LearnedAttention
+from pruneengine.structured.scores.score import score
 
 QUANTITIES = ("squares", "signed", "abs_mean", "fisher", "mix")
 LLM_PRUNER = ("vectorize", "param_first", "param_second", "param_mix")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pruneengine.files import write_atomically
+from pruneengine.common.files import write_atomically
 
 
 def digest(made_by: Any) -> str:

@@ -75,7 +75,7 @@ def check_texts(options: argparse.Namespace) -> None:
     """Raise ValueError for a text that does not exist, before a model is loaded."""
     for name in TEXTS:
         if name in options:
-            pruneengine.data.check_spec(getattr(options, name), None, default=1)
+            pruneengine.data.windows.check_spec(getattr(options, name), None, default=1)
 
 
 def load_model(options: argparse.Namespace) -> tuple[nn.Module, Any]:

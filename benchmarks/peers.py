@@ -22,7 +22,7 @@ from benchmarks.models import smollm2
 from benchmarks.worker import Worker, interpreter, make_environment
 from pruneengine.bench.here import ROOT
 from pruneengine.bench.record import GateError, Row, Setting, interleave
-from pruneengine.engine import decide
+from pruneengine.structured.prune import decide
 
 BASE = "pruneengine-l1"
 TARGETS = (

@@ -17,7 +17,7 @@ from pruneengine.bench.here import RESULTS
 from pruneengine.bench.providers import OURS
 from pruneengine.bench.record import read
 from pruneengine.bench.targets import HEADLINE
-from pruneengine.extras import needs
+from pruneengine.common.optional_imports import needs
 
 Line = Mapping[str, str]
 RUN = ("device", "threads", "versions", "commit", "date")

@@ -33,9 +33,9 @@ from benchmarks.options import (
 from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
 from benchmarks.quality_models import DENSE, ROWS, Models, recovery_config
 from benchmarks.quality_report import tables, write_csv
-from pruneengine import harness
-from pruneengine.progress import set_progress
-from pruneengine.recipe_text import read_yaml
+from pruneengine.common.progress import set_progress
+from pruneengine.common.recipes import read_yaml
+from pruneengine.evaluation import lm_eval_adapter as harness
 
 TASKS = ("hellaswag_local", "piqa_local", "arc_easy_local", "winogrande_local", "openbookqa_local", "boolq_local")
 # Seconds on two cores, of a 135M model: what is said before anything was timed. A task's are for 200 items.

@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.kept import digest, keep, read_kept
 from benchmarks.quality_models import DENSE, Models, Variant
-from pruneengine import Samples, harness, perplexity
+from pruneengine import Samples, perplexity
 from pruneengine.bench.here import commit
-from pruneengine.evaluate import measure_speed, measure_speed_pair
-from pruneengine.results import ModelFacts, TextResult
-from pruneengine.zeroshot import zero_shot
+from pruneengine.evaluation import lm_eval_adapter as harness
+from pruneengine.evaluation.perplexity import measure_speed, measure_speed_pair
+from pruneengine.evaluation.results import ModelFacts, TextResult
+from pruneengine.evaluation.zero_shot import zero_shot
 
 SPEED, TEXT, RECOVERY = "speed", "text", "recovery"
 # At the size of SmolLM2-135M the other tasks hardly tell models apart.

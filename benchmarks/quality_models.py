@@ -13,9 +13,9 @@ from torch import nn
 
 from benchmarks.kept import digest
 from pruneengine import Plan, PruneConfig, Samples, Statistics, calibrate, compact, find_groups
-from pruneengine.engine import decide
+from pruneengine.model import Structure, model_fingerprint
 from pruneengine.recovery import RecoverConfig, recover
-from pruneengine.structure import Structure, model_fingerprint
+from pruneengine.structured.prune import decide
 
 DENSE = "dense"
 # In the order of their importance to the table; None: its plan comes from a file.

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, carries_signal
 from benchmarks.quality_models import DENSE, Variant
 from pruneengine.bench.record import write_lines
-from pruneengine.zeroshot import main_metric
+from pruneengine.evaluation.zero_shot import main_metric
 
 Results = Mapping[Cell, Mapping[str, Any]]
 COLUMNS = (

@@ -28,9 +28,9 @@ from benchmarks.search_cost_replay import Recorded, recorded, replay
 from benchmarks.search_cost_study import CostStudy, sampled, stages
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import GateError, Row, Setting, record
-from pruneengine.progress import set_progress
-from pruneengine.search.adapruner import search
-from pruneengine.search.config import SearchConfig
+from pruneengine.common.progress import set_progress
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.search import search
 from pruneengine.search.study import reopen_study
 from pruneengine.search.texts import search_texts
 

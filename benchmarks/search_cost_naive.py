@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pruneengine
-from pruneengine.family import MetricPoint
-from pruneengine.progress import Stopwatch
-from pruneengine.samples import Samples
-from pruneengine.search.candidate import Candidate
-from pruneengine.search.config import SearchConfig
-from pruneengine.search.decide import Decider
-from pruneengine.statistics import QUANTITIES, Statistics
-from pruneengine.structure import Structure, get_linear
+from pruneengine.calibration.statistics import QUANTITIES, Statistics
+from pruneengine.common.progress import Stopwatch
+from pruneengine.data.samples import Samples
+from pruneengine.model import Structure, get_linear
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.decide import Decider
+from pruneengine.search.adapruner.space.candidate import Candidate
+from pruneengine.structured.scores.metric_family import MetricPoint
 
 STAGES = ("copy", "calibrate", "score", "slice", "evaluate")
 PART = "part of the whole text"

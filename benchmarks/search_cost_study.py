@@ -18,16 +18,16 @@ import pruneengine
 from benchmarks.search_cost_naive import block_losses, naive_trial
 from pruneengine.bench.here import commit, cpu_name
 from pruneengine.bench.record import GateError
-from pruneengine.files import write_atomically
-from pruneengine.samples import Samples
-from pruneengine.search.adapruner import SearchRun, SearchTexts, quantities, search, subset_options
-from pruneengine.search.candidate import Candidate
-from pruneengine.search.config import SearchConfig
-from pruneengine.search.heads import legal_heads
-from pruneengine.search.pool import Pool, collect_pool
-from pruneengine.search.space import Space
+from pruneengine.common.files import write_atomically
+from pruneengine.data.samples import Samples
+from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.pool import Pool, collect_pool
+from pruneengine.search.adapruner.search import SearchRun, SearchTexts, quantities, search, subset_options
+from pruneengine.search.adapruner.space.candidate import Candidate
+from pruneengine.search.adapruner.space.kv_groups import legal_heads
+from pruneengine.search.adapruner.space.space import Space
 from pruneengine.search.study import ORIGIN, SECONDS, reopen_study
-from pruneengine.structure import find_groups, model_fingerprint
 
 if TYPE_CHECKING:
     import optuna

@@ -27,8 +27,8 @@ from benchmarks.gemma3 import gemma3
 from benchmarks.options import settle_texts
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
-from pruneengine.evaluate import PerplexityResult, model_size, paired_difference
-from pruneengine.progress import set_progress
+from pruneengine.common.progress import set_progress
+from pruneengine.evaluation.perplexity import PerplexityResult, model_size, paired_difference
 
 STRUCTURED, SPARSE = ("param_first", "wanda", "magnitude_l1"), ("wanda", "magnitude")
 RATIO, SPARSITY = 0.2, 0.5

@@ -34,8 +34,8 @@ from benchmarks.options import (
 )
 from benchmarks.sparse_cells import DENSE, METHODS, OURS, ROWS, Cell, Column, Study, cells, columns
 from benchmarks.sparse_report import markdown, write_csv
-from pruneengine.files import write_atomically
-from pruneengine.progress import set_progress
+from pruneengine.common.files import write_atomically
+from pruneengine.common.progress import set_progress
 from pruneengine.sparse.config import MODES
 
 # Seconds on two cores, of a 135M model and the default sizes: what is said before anything was timed.

@@ -16,12 +16,12 @@ from torch import nn
 from benchmarks.kept import digest, keep, read_kept
 from pruneengine import Samples, Statistics, calibrate, perplexity
 from pruneengine.bench.here import commit
+from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.sparse.allocations.allocate import needs_statistics
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.plan import SparsePlan
+from pruneengine.sparse.prune import sparsify
 from pruneengine.sparse.zeros import count_zeros
-from pruneengine.structure import find_groups, model_fingerprint
 
 DENSE, OURS = "dense", "ours"
 HEADLINE = ("uniform", "owl", "dsa", OURS)

@@ -20,9 +20,9 @@ from benchmarks.compare import Target
 from benchmarks.models import smollm2
 from pruneengine.bench.here import versions
 from pruneengine.bench.record import GateError, Row, Setting, interleave
-from pruneengine.decoder import causal_parts
-from pruneengine.loss import token_nll_backward
-from pruneengine.structure import get_linear
+from pruneengine.model import get_linear
+from pruneengine.model.decoder import causal_parts
+from pruneengine.model.loss import token_nll_backward
 
 BASE = "frozen backward"
 TARGETS = (

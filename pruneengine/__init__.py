@@ -6,31 +6,31 @@
 """
 
 from pruneengine import ops, search
-from pruneengine.allocate import ALLOCATIONS, allocate
-from pruneengine.apply import compact, mask
-from pruneengine.calibrate import calibrate
-from pruneengine.checkpoint import save
-from pruneengine.compensate import COMPENSATIONS, Compensation, compensate
-from pruneengine.config import PruneConfig
-from pruneengine.data import Samples, evaluation_windows, load_samples
-from pruneengine.engine import PruneReport, prune
-from pruneengine.evaluate import perplexity
-from pruneengine.experts import unfuse_experts
-from pruneengine.fusion import FUSIONS, HyWIA
-from pruneengine.loading import load_model as load
-from pruneengine.metrics import METRICS, metric
-from pruneengine.plan import Plan, make_plan
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.checkpoint.load import load_model as load
+from pruneengine.checkpoint.write import save
+from pruneengine.data.windows import Samples, evaluation_windows, load_samples
+from pruneengine.evaluation.perplexity import perplexity
+from pruneengine.model import Group, Structure, find_groups
+from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery import RecoverConfig, RecoverReport, recover
-from pruneengine.score import Scores, score
-from pruneengine.search.adapruner import SearchRun
-from pruneengine.search.config import SearchConfig
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.texts import SearchTexts, dsa_texts, search_texts
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import SparseReport, sparsify
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.statistics import Statistics
-from pruneengine.structure import Group, Structure, find_groups
+from pruneengine.sparse.prune import SparseReport, sparsify
+from pruneengine.structured.allocate import ALLOCATIONS, allocate
+from pruneengine.structured.apply import compact, mask
+from pruneengine.structured.compensate import COMPENSATIONS, Compensation, compensate
+from pruneengine.structured.config import PruneConfig
+from pruneengine.structured.plan import Plan, make_plan
+from pruneengine.structured.prune import PruneReport, prune
+from pruneengine.structured.scores.hywia import FUSIONS, HyWIA
+from pruneengine.structured.scores.metrics import METRICS, metric
+from pruneengine.structured.scores.score import Scores, score
 
 __version__ = "0.1.0"
 

@@ -6,8 +6,8 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from pruneengine.experts import unfuse_experts
-from pruneengine.structure import auto_class
+from pruneengine.model import auto_class
+from pruneengine.model.experts import unfuse_experts
 from tests import modeling_baichuan
 
 _COMMON = {"vocab_size": 97, "hidden_size": 48, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

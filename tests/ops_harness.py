@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruneengine import backends, extension, ops
+from pruneengine import ops
+from pruneengine.ops import backends, extension
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((37, 1001), (1, 1), (3, 7))

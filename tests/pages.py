@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from pruneengine.report.svg import COLOURS
+from pruneengine.report.figures.svg import COLOURS
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

@@ -9,10 +9,10 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import pruneengine as pe
+from pruneengine.model import get_linear
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.functions.grammar import parse
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.structure import get_linear
 from tests.test_cli import run
 from tests.tiny import tiny_model, tiny_tokens
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pruneengine import ops
-from pruneengine.allocate import allocate
-from pruneengine.apply import compact, mask, zero_of_groups, zero_weights
-from pruneengine.plan import make_plan
-from pruneengine.score import score
-from pruneengine.structure import find_groups
+from pruneengine.model import find_groups
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.apply import compact, mask, zero_of_groups, zero_weights
+from pruneengine.structured.plan import make_plan
+from pruneengine.structured.scores.score import score
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 

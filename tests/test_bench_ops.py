@@ -102,7 +102,7 @@ def test_what_fails_the_gate_is_told_and_not_timed(tmp_path, monkeypatch):
              (("wrong", wrong), ("raising", raising), ("impossible", impossible))]  # fmt: skip
     monkeypatch.setattr(runner, "CASES", cases)
     monkeypatch.setattr(runner, "missing", lambda name, device: None)
-    monkeypatch.setattr("pruneengine.backends._why_not", lambda backend: None)
+    monkeypatch.setattr("pruneengine.ops.backends._why_not", lambda backend: None)
     result, told = bench(tmp_path, providers=("reference", "cpp"))
     assert result.exit_code == 1
     assert {row.provider for row in result.rows} == {"reference", "read"}

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pruneengine.calibrate import calibrate
-from pruneengine.statistics import QUANTITIES, Statistics
-from pruneengine.structure import find_groups, get_linear
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.calibration.statistics import QUANTITIES, Statistics
+from pruneengine.model import find_groups, get_linear
 from tests.tiny import VARIANTS, tiny_model, tiny_tokens
 
 ALL = frozenset(QUANTITIES)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from pruneengine import checkpoint
-from pruneengine.checkpoint import check_output, save
-from pruneengine.loading import load_model
-from pruneengine.reload import ReloadError, prove_reload, reload_and_generate
-from pruneengine.structure import find_groups
-from pruneengine.widths import layer_widths, sync_config
+from pruneengine.checkpoint import write as checkpoint
+from pruneengine.checkpoint.load import load_model
+from pruneengine.checkpoint.reload_proof import ReloadError, prove_reload, reload_and_generate
+from pruneengine.checkpoint.write import check_output, save
+from pruneengine.model import find_groups
+from pruneengine.model.config_sync import layer_widths, sync_config
 from tests.tiny import logits, tiny_model, tiny_tokens
 
 transformers = pytest.importorskip("transformers")

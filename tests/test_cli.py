@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruneengine.progress import set_progress
-from pruneengine.statistics import Statistics
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.progress import set_progress
 from tests.smollm2 import find_smollm2
 from tests.tiny import tiny_model
 
@@ -235,8 +235,8 @@ def test_the_source_is_never_overwritten(folder):
 
 
 def test_a_failed_proof_is_one_line_and_leaves_nothing(folder, tmp_path):
-    from pruneengine import checkpoint
-    from pruneengine.reload import ReloadError
+    from pruneengine.checkpoint import write as checkpoint
+    from pruneengine.checkpoint.reload_proof import ReloadError
 
     def fail(*_):
         raise ReloadError("the checkpoint reloads with other logits [x]")

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from pruneengine.checkpoint import save
-from pruneengine.loading import load_model
-from pruneengine.structure import find_groups
+from pruneengine.checkpoint.load import load_model
+from pruneengine.checkpoint.write import save
+from pruneengine.model import find_groups
 from tests.families import family_model
 from tests.test_cli import run
 from tests.tiny_folder import TEXT

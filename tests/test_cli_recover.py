@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pruneengine.files import check_space
+from pruneengine.common.files import check_space
 from pruneengine.report.words import number
 from tests.pages import read
 from tests.test_cli import prune_arguments, run
@@ -174,7 +174,7 @@ def full_disk_for_weights():
         with mock.patch("shutil.disk_usage", return_value=SimpleNamespace(free=4096)):
             check_space(folder, needed)
 
-    with mock.patch("pruneengine.checkpoint.check_space", check):
+    with mock.patch("pruneengine.checkpoint.write.check_space", check):
         yield
 
 

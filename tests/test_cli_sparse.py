@@ -9,10 +9,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.model import get_linear
 from pruneengine.sparse.functions.function import PUBLISHED
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.statistics import Statistics
-from pruneengine.structure import get_linear
 from tests.pages import read
 from tests.test_cli import run
 

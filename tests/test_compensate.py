@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import pruneengine as pe
-from pruneengine.apply import Correction, compact, mask
-from pruneengine.checkpoint import save
-from pruneengine.compensate import RIDGES, bias_corrections, channel_means, compensate
-from pruneengine.ridge import Moments, solve
-from pruneengine.structure import find_groups, get_linear
+from pruneengine.checkpoint.write import save
+from pruneengine.model import find_groups, get_linear
+from pruneengine.structured.apply import Correction, compact, mask
+from pruneengine.structured.compensate import RIDGES, bias_corrections, channel_means, compensate
+from pruneengine.structured.ridge import Moments, solve
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 

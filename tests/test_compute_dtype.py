@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pruneengine.decoder import autocast
+from pruneengine.model.decoder import autocast
 from tests.test_cli import run
 
 
@@ -13,7 +13,7 @@ from tests.test_cli import run
 def fastest(request, monkeypatch):
     """The fastest dtype of a CPU of either kind."""
     dtype = torch.bfloat16 if request.param == "bfloat16 too" else torch.float32
-    monkeypatch.setattr("pruneengine.evaluate.best_dtype", lambda device: dtype)
+    monkeypatch.setattr("pruneengine.evaluation.perplexity.best_dtype", lambda device: dtype)
     return str(dtype).removeprefix("torch.")
 
 

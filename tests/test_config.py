@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pruneengine.config import PruneConfig, read_recipe
+from pruneengine.structured.config import PruneConfig, read_recipe
 
 
 def test_recipe_round_trip(tmp_path):

@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pruneengine.data import as_samples, check_overlap, evaluation_windows, load_samples, parse_spec
-from pruneengine.text import documents
+from pruneengine.data.sources import documents
+from pruneengine.data.windows import as_samples, check_overlap, evaluation_windows, load_samples, parse_spec
 
 WORDS = 4000
 EOS = WORDS + 1

@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 
 from benchmarks import dsa, dsa_cells
 from benchmarks.dsa_cells import Bench, Cell
-from pruneengine.progress import set_progress
+from pruneengine.common.progress import set_progress
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.sparse.functions.function import Function, is_function_file, read_metadata
 from tests.tiny import tiny_model

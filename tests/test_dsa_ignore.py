@@ -7,7 +7,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 import pruneengine as pe
-from pruneengine.search.adapruner import SearchRun
+from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa import search as dsa
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.study import open_study

@@ -10,13 +10,13 @@ pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 import pruneengine as pe
-from pruneengine.search.adapruner import SearchRun
+from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa import finals
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.sparse import pruners
 from pruneengine.sparse.given_back import given_back, keep_weights
 from pruneengine.sparse.matrices import find_matrices
+from pruneengine.sparse.pruners import pruner as pruners
 from tests.test_dsa_search import OPTIONS, texts
 from tests.tiny import logits, tiny_model, tiny_tokens
 

@@ -5,8 +5,8 @@ import pytest
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
-from pruneengine.report.search_dsa import dsa_page  # noqa: E402
-from pruneengine.search.adapruner import SearchRun  # noqa: E402
+from pruneengine.report.pages.search_dsa import dsa_page  # noqa: E402
+from pruneengine.search.adapruner.search import SearchRun  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
 from pruneengine.search.dsa.past import FOUND, NOT_FINITE, Past  # noqa: E402
 from pruneengine.search.study import ILLEGAL, reopen_study  # noqa: E402

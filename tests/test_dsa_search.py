@@ -11,8 +11,8 @@ optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 import pruneengine as pe  # noqa: E402
-from pruneengine.samples import Samples  # noqa: E402
-from pruneengine.search.adapruner import SearchRun  # noqa: E402
+from pruneengine.data.samples import Samples  # noqa: E402
+from pruneengine.search.adapruner.search import SearchRun  # noqa: E402
 from pruneengine.search.dsa import search as dsa  # noqa: E402
 from pruneengine.search.dsa.config import DsaConfig  # noqa: E402
 from pruneengine.search.dsa.lineup import spread_over  # noqa: E402

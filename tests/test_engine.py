@@ -5,7 +5,7 @@ import torch
 
 import pruneengine
 from pruneengine import PruneConfig, Statistics
-from pruneengine.metrics import METRICS
+from pruneengine.structured.scores.metrics import METRICS
 from tests.tiny import logits, tiny_model, tiny_tokens
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruneengine.evaluate import (
+from pruneengine.data.samples import Samples
+from pruneengine.evaluation.perplexity import (
     best_dtype,
     measure_speed,
     measure_speed_pair,
@@ -15,8 +16,7 @@ from pruneengine.evaluate import (
     paired_difference,
     perplexity,
 )
-from pruneengine.samples import Samples
-from pruneengine.speed import _greedy
+from pruneengine.evaluation.speed import _greedy
 
 VOCABULARY = 101
 
@@ -193,7 +193,7 @@ def test_speed_counts_every_token_and_runs_in_turn(monkeypatch):
         order.append(model)
         return [warm_up, *runs][order.count(model) - 1]
 
-    monkeypatch.setattr("pruneengine.speed._time_once", timed)
+    monkeypatch.setattr("pruneengine.evaluation.speed._time_once", timed)
     first, second = measure_speed_pair(dense, pruned, prompt_tokens=9, new_tokens=7, repeats=3, batch_size=2)
     assert order == [dense, pruned] * 4
     for result in (first, second):

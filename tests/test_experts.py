@@ -9,19 +9,19 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import pruneengine
-from pruneengine.allocate import allocate
-from pruneengine.apply import compact, mask
-from pruneengine.checkpoint import count_saved_zeros, save
-from pruneengine.config import PruneConfig
-from pruneengine.experts import unfuse_experts
-from pruneengine.plan import Plan, make_plan
+from pruneengine.checkpoint.write import count_saved_zeros, save
+from pruneengine.data.samples import Samples
+from pruneengine.model import Group, find_groups
+from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery import RecoverConfig
-from pruneengine.report.values import plan_columns
-from pruneengine.samples import Samples
-from pruneengine.score import score
-from pruneengine.search.objective import Masked, Objective
+from pruneengine.report.values.structured import plan_columns
+from pruneengine.search.adapruner.objective import Masked, Objective
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.structure import Group, find_groups
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.apply import compact, mask
+from pruneengine.structured.config import PruneConfig
+from pruneengine.structured.plan import Plan, make_plan
+from pruneengine.structured.scores.score import score
 from tests.families import FAMILIES, family_model
 from tests.tiny import logits, tiny_tokens
 

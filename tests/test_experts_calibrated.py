@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import pruneengine
-from pruneengine.apply import compact, mask
-from pruneengine.compensate import bias_corrections, channel_means
-from pruneengine.config import PruneConfig
+from pruneengine.model import find_groups
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.structure import find_groups
+from pruneengine.structured.apply import compact, mask
+from pruneengine.structured.compensate import bias_corrections, channel_means
+from pruneengine.structured.config import PruneConfig
 from tests.families import family_model
 from tests.test_experts import TOKENS, each_mixture, plan_of
 from tests.tiny import logits, tiny_tokens

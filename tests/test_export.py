@@ -5,14 +5,16 @@ import json
 import pytest
 import torch
 
-from pruneengine.checkpoint import save
-from pruneengine.export import compare, export, llama_cpp
+from pruneengine.checkpoint.load import load_model
+from pruneengine.checkpoint.reload_proof import ReloadError
+from pruneengine.checkpoint.write import save
+from pruneengine.export import compare_logits as compare
+from pruneengine.export import export
 from pruneengine.export.deci import deci_heads
-from pruneengine.export.gguf_tensors import pair_rows
+from pruneengine.export.gguf import llama_cpp
+from pruneengine.export.gguf.tensors import pair_rows
+from pruneengine.export.layout import layout_of
 from pruneengine.export.padding import pad_model, widen
-from pruneengine.layout import layout_of
-from pruneengine.loading import load_model
-from pruneengine.reload import ReloadError
 from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
 from tests.tiny import logits, tiny_model, tiny_tokens
 from tests.tiny_exports import (
@@ -167,7 +169,7 @@ def test_outputs_are_complete_or_absent(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="--overwrite"):
         export(source, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in made.path.iterdir()}
-    monkeypatch.setattr("pruneengine.export.gguf_tensors.pair_rows", lambda rows, dim: rows)
+    monkeypatch.setattr("pruneengine.export.gguf.tensors.pair_rows", lambda rows, dim: rows)
     with pytest.raises(ReloadError, match="q_proj"):
         export(source, tmp_path / "out", overwrite=True)
     assert {file.name: file.read_bytes() for file in made.path.iterdir()} == before

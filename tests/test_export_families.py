@@ -6,13 +6,13 @@ import pytest
 import torch
 import transformers
 
-from pruneengine.apply import compact
-from pruneengine.checkpoint import save
+from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.checkpoint.write import save
 from pruneengine.export import export
-from pruneengine.layout import layout_of
-from pruneengine.loading import load_model, load_skeleton
-from pruneengine.runtimes import runtimes
-from pruneengine.structure import find_groups
+from pruneengine.export.layout import layout_of
+from pruneengine.export.runtimes import runtimes
+from pruneengine.model import find_groups
+from pruneengine.structured.apply import compact
 from tests.families import FAMILIES, family_model
 from tests.test_families import TOKENS, pruned
 from tests.tiny import logits

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pruneengine.checkpoint import save
-from pruneengine.export import export, llama_cpp
-from pruneengine.export.gguf_tokenizer import splitting_rule, tokenizer_keys
-from pruneengine.layout import layout_of
-from pruneengine.loading import load_model
-from pruneengine.reload import ReloadError
+from pruneengine.checkpoint.load import load_model
+from pruneengine.checkpoint.reload_proof import ReloadError
+from pruneengine.checkpoint.write import save
+from pruneengine.export import export
+from pruneengine.export.gguf import llama_cpp
+from pruneengine.export.gguf.tokenizer import splitting_rule, tokenizer_keys
+from pruneengine.export.layout import layout_of
 from tests.smollm2 import find_smollm2
 from tests.test_checkpoint import prune_by_hand
 from tests.tiny import logits, tiny_model, tiny_tokens

@@ -9,24 +9,24 @@ import torch
 import transformers
 
 import pruneengine
-from pruneengine.allocate import allocate
-from pruneengine.apply import compact, gate, mask, zero_weights
-from pruneengine.calibrate import calibrate
-from pruneengine.checkpoint import save
-from pruneengine.compensate import compensate
-from pruneengine.config import PruneConfig
-from pruneengine.evaluate import perplexity
-from pruneengine.experts import unfuse_experts
-from pruneengine.plan import make_plan
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.checkpoint.write import save
+from pruneengine.data.samples import Samples
+from pruneengine.evaluation.perplexity import perplexity
+from pruneengine.model import FAMILIES as ENTRIES
+from pruneengine.model import find_groups
+from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.lora import attach, detach
-from pruneengine.samples import Samples
-from pruneengine.score import score
-from pruneengine.search.objective import Masked, Objective
+from pruneengine.search.adapruner.objective import Masked, Objective
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.masks import smallest_of_rows
-from pruneengine.structure import FAMILIES as ENTRIES
-from pruneengine.structure import find_groups
+from pruneengine.sparse.pruners.smallest import smallest_of_rows
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.apply import compact, gate, mask, zero_weights
+from pruneengine.structured.compensate import compensate
+from pruneengine.structured.config import PruneConfig
+from pruneengine.structured.plan import make_plan
+from pruneengine.structured.scores.score import score
 from tests.families import FAMILIES, family_model
 from tests.tiny import logits, tiny_tokens
 

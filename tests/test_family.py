@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruneengine.calibrate import calibrate
-from pruneengine.family import SPECIAL_CASES, MetricPoint, score_point
-from pruneengine.metrics import METRICS, MemberView
-from pruneengine.score import AGGREGATES, score
-from pruneengine.statistics import QUANTITIES
-from pruneengine.structure import find_groups, get_linear
-from pruneengine.weight_sums import WeightSums
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.calibration.statistics import QUANTITIES
+from pruneengine.model import find_groups, get_linear
+from pruneengine.structured.scores.metric_family import SPECIAL_CASES, MetricPoint, score_point
+from pruneengine.structured.scores.metrics import METRICS, MemberView
+from pruneengine.structured.scores.score import AGGREGATES, score
+from pruneengine.structured.scores.weight_sums import WeightSums
 from tests.tiny import tiny_model, tiny_tokens
 
 ACTIVATION = MetricPoint(share=1, norm_power=0.7)

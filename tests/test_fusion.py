@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import pruneengine
-from pruneengine.attention import LearnedAttention, average_ranks, features
-from pruneengine.blends import blends, rank_correlation
-from pruneengine.calibrate import calibrate
-from pruneengine.fusion import VARIANTS, HyWIA, fuse, methods, needs_of, normalise
-from pruneengine.metrics import METRICS
-from pruneengine.score import score
-from pruneengine.structure import find_groups
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.model import find_groups
+from pruneengine.report.values.blends import blends, rank_correlation
+from pruneengine.structured.scores.hywia import VARIANTS, HyWIA, fuse, methods, needs_of, normalise
+from pruneengine.structured.scores.hywia_attention import LearnedAttention, average_ranks, features
+from pruneengine.structured.scores.metrics import METRICS
+from pruneengine.structured.scores.score import score
 from tests.tiny import tiny_model, tiny_tokens
 
 STRUCTURE = find_groups(tiny_model())

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pruneengine import PruneConfig, calibrate, compensate, mask, perplexity, prune
-from pruneengine.engine import decide
-from pruneengine.samples import Samples
-from pruneengine.search.objective import Masked, Objective
-from pruneengine.statistics import QUANTITIES
-from pruneengine.structure import find_groups
+from pruneengine.calibration.statistics import QUANTITIES
+from pruneengine.data.samples import Samples
+from pruneengine.model import find_groups
+from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.structured.prune import decide
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 pytestmark = pytest.mark.gpu

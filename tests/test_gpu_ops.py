@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruneengine import extension, ops, reference
+from pruneengine import ops
+from pruneengine.ops import extension, reference
 from tests.ops_harness import DTYPES, running
 
 pytestmark = pytest.mark.gpu

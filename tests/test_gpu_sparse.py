@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pruneengine as pe
-from pruneengine.samples import Samples
+from pruneengine.data.samples import Samples
 from pruneengine.search.dsa.codes import quantile_masks
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.objective import SparseObjective

@@ -8,9 +8,9 @@ import pytest
 
 COUNT = """
 import resource, torch
-from pruneengine.heap import reuse_freed_memory
+from pruneengine.model.decoder import keep_freed_memory
 if {taught}:
-    reuse_freed_memory()
+    keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():

@@ -7,15 +7,15 @@ import torch
 
 import pruneengine
 from pruneengine import PruneConfig
-from pruneengine.apply import gate, mask
-from pruneengine.attention import LearnedAttention
-from pruneengine.calibrate import calibrate
-from pruneengine.engine import split_samples
-from pruneengine.fusion import HyWIA
-from pruneengine.hywia_fit import _gate, _loss, _loss_backward, _Scores, fit
-from pruneengine.samples import as_samples
-from pruneengine.score import score
-from pruneengine.structure import find_groups
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.data.samples import as_samples
+from pruneengine.model import find_groups
+from pruneengine.structured.apply import gate, mask
+from pruneengine.structured.prune import split_samples
+from pruneengine.structured.scores.hywia import HyWIA
+from pruneengine.structured.scores.hywia_attention import LearnedAttention
+from pruneengine.structured.scores.hywia_fit import _gate, _loss, _loss_backward, _Scores, fit
+from pruneengine.structured.scores.score import score
 from tests.tiny import logits, tiny_model, tiny_tokens
 
 CONFIG = PruneConfig(method="hywia", ratio=0.5, round_to=1, hywia_variant="c", hywia_steps=12, hywia_samples=6)

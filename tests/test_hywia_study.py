@@ -8,7 +8,7 @@ import pytest
 from benchmarks.hywia import fusion_times, run
 from benchmarks.hywia_cells import DENSE, METHODS, SHAPES, Cell, Study, cells
 from benchmarks.hywia_report import blend_table, plot, tables, write_csv
-from pruneengine.samples import as_samples
+from pruneengine.data.samples import as_samples
 from tests.tiny import tiny_model, tiny_tokens
 
 

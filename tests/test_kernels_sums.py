@@ -11,7 +11,7 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from pruneengine import reference  # noqa: E402
+from pruneengine.ops import reference  # noqa: E402
 from pruneengine.kernels.activation_stats import activation_stats  # noqa: E402
 from pruneengine.kernels.block_moments import block_moments  # noqa: E402
 from pruneengine.kernels.gate_scores import gate_scores  # noqa: E402

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruneengine import loading
-from pruneengine.checkpoint import save
-from pruneengine.extras import needs
-from pruneengine.loading import load_model, load_skeleton
+from pruneengine.checkpoint import load as loading
+from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.checkpoint.write import save
+from pruneengine.common.optional_imports import needs
 from tests.tiny import logits, tiny_model, tiny_tokens
 
 transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pruneengine.loss import IGNORED, logit_options, token_nll, token_nll_backward
+from pruneengine.model.loss import IGNORED, logit_options, token_nll, token_nll_backward
 
 N, T, H, V = 2, 13, 24, 61
 
@@ -120,7 +120,7 @@ def test_full_logits_never_exist(softcap):
 
 
 def test_default_chunk_bounds_the_logits(monkeypatch):
-    monkeypatch.setattr("pruneengine.loss.LOGIT_BYTES", 4 * V * 30)
+    monkeypatch.setattr("pruneengine.model.loss.LOGIT_BYTES", 4 * V * 30)
     hidden, head, targets = torch.randn(100, 8), torch.nn.Linear(8, V), torch.randint(V, (100,))
     with LargestTensor() as seen:
         token_nll_backward(hidden, head, targets)

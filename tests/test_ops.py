@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruneengine import backends, extension, ops
+from pruneengine import ops
+from pruneengine.ops import backends, extension
 from tests.ops_harness import (
     DTYPES,
     OPS,

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneengine import extension, ops
+from pruneengine import ops
+from pruneengine.ops import extension
 from pruneengine.ops.gathers import ALIGNMENT, compact_bytes
 from tests.ops_harness import (
     DTYPES,

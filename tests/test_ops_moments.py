@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pruneengine import ops, reference
+from pruneengine import ops
+from pruneengine.ops import reference
 from tests.ops_harness import (
     DTYPES,
     SHAPES,

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruneengine.allocate import allocate
-from pruneengine.plan import Plan, make_plan
-from pruneengine.score import Scores, score
-from pruneengine.structure import find_groups
+from pruneengine.model import find_groups
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.plan import Plan, make_plan
+from pruneengine.structured.scores.score import Scores, score
 from tests.tiny import tiny_model
 
 
@@ -156,7 +156,7 @@ def test_the_llm_pruner_protocol_leaves_something_of_every_group():
 
 
 def test_a_uniform_plan_refuses_layers_that_differ():
-    from pruneengine.apply import compact
+    from pruneengine.structured.apply import compact
 
     model = tiny_model()
     compact(model, plan(0.4, structure=find_groups(model), shape="per-layer", allocation="global"))

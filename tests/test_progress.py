@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pruneengine import progress
+from pruneengine.common import progress
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
 from benchmarks.quality_models import DENSE, ROWS, Models, Variant
 from benchmarks.quality_report import tables, write_csv
 from pruneengine import PruneConfig, find_groups
-from pruneengine.engine import decide
-from pruneengine.samples import as_samples
+from pruneengine.data.samples import as_samples
+from pruneengine.structured.prune import decide
 from tests.tiny import tiny_model, tiny_tokens
 from tests.tiny_tasks import VOCABULARY, byte_tokenizer, write_task
 

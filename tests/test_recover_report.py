@@ -2,11 +2,11 @@
 
 import math
 
-from pruneengine.config import PruneConfig
-from pruneengine.engine import decide
+from pruneengine.model import find_groups
 from pruneengine.report import Measures, report_files
-from pruneengine.report.values import details, summary
-from pruneengine.structure import find_groups
+from pruneengine.report.values.structured import details, summary
+from pruneengine.structured.config import PruneConfig
+from pruneengine.structured.prune import decide
 from tests.pages import read
 from tests.tiny import tiny_model
 

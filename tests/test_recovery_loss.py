@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pruneengine.loss import IGNORED, token_nll
+from pruneengine.model.loss import IGNORED, token_nll
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.distill import distill_loss, teacher_targets
 from pruneengine.recovery.head_loss import head_loss

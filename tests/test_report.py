@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruneengine.config import PruneConfig
-from pruneengine.engine import decide
+from pruneengine.model import find_groups
 from pruneengine.report import Measures, page, report_files, write_report
 from pruneengine.report.page import Fact, Figure, Page, Section, Table, render
-from pruneengine.report.prune import prune_page
-from pruneengine.report.values import details, hashes, json_value, summary
+from pruneengine.report.pages.prune import prune_page
+from pruneengine.report.values.structured import details, hashes, json_value, summary
 from pruneengine.report.words import change, clipped, duration, number, short_count, signed
-from pruneengine.structure import find_groups
+from pruneengine.structured.config import PruneConfig
+from pruneengine.structured.prune import decide
 from tests.pages import read
 from tests.test_recover_report import recover_values
 from tests.tiny import tiny_model, tiny_tokens

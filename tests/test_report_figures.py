@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from pruneengine.report.figures import lines, loss_curves, plan_picture, score_spread
-from pruneengine.report.search_figures import drawn_baselines, history, importance, pareto, pareto_front, spread
+from pruneengine.report.figures.layers import lines, loss_curves, plan_picture, score_spread
+from pruneengine.report.figures.search import drawn_baselines, history, importance, pareto, pareto_front, spread
 from tests.pages import Reader
 
 ZERO = {"least": 0.0, "quartile": 0.0, "median": 0.0, "third quartile": 0.0, "most": 0.0}

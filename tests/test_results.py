@@ -10,11 +10,11 @@ import torch
 
 from pruneengine import PruneConfig, find_groups, perplexity, prune
 from pruneengine.cli.compare import _text
-from pruneengine.comparison import compare
-from pruneengine.evaluate import kv_cache_bytes
-from pruneengine.results import SCHEMA, Beside, ModelFacts, Results, TextResult, read_results
-from pruneengine.speed import SpeedResult
-from pruneengine.zeroshot import Metric, TaskResult
+from pruneengine.evaluation.comparison import compare
+from pruneengine.evaluation.perplexity import kv_cache_bytes
+from pruneengine.evaluation.results import SCHEMA, Beside, ModelFacts, Results, TextResult, read_results
+from pruneengine.evaluation.speed import SpeedResult
+from pruneengine.evaluation.zero_shot import Metric, TaskResult
 from tests.tiny import tiny_model, tiny_tokens
 
 SPEED = SpeedResult(100.0, 10.0, 128, 32, 3, "float32", "cpu")

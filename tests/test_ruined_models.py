@@ -7,11 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruneengine import PruneConfig, SparseConfig
-from pruneengine.data import Samples
-from pruneengine.evaluate import perplexity
-from pruneengine.jobs import prune, search, search_dsa, sparsify
-from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.reload import ReloadError, prove_reload
+from pruneengine.checkpoint.reload_proof import ReloadError, prove_reload
+from pruneengine.data.windows import Samples
+from pruneengine.evaluation.measures import Yardstick
+from pruneengine.evaluation.perplexity import perplexity
+from pruneengine.jobs import prune, search, search_dsa
+from pruneengine.jobs import prune_sparse as sparsify
 from tests.pages import read
 from tests.tiny import logits, tiny_model, tiny_tokens
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pruneengine.apply import compact
-from pruneengine.layout import layout_of
-from pruneengine.plan import make_plan
-from pruneengine.runtimes import check_deci, gguf_architecture, runtimes
-from pruneengine.score import score
-from pruneengine.structure import find_groups
+from pruneengine.export.layout import layout_of
+from pruneengine.export.runtimes import check_deci, gguf_architecture, runtimes
+from pruneengine.model import find_groups
+from pruneengine.structured.apply import compact
+from pruneengine.structured.plan import make_plan
+from pruneengine.structured.scores.score import score
 from tests.families import family_model
 from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
 from tests.tiny import tiny_model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruneengine.samples import Samples, as_samples, check_overlap
+from pruneengine.data.samples import Samples, as_samples, check_overlap
 
 
 def test_samples_hash_follows_content_and_shape():

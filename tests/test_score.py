@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
-from pruneengine.calibrate import calibrate
-from pruneengine.metrics import METRICS
-from pruneengine.score import AGGREGATES, score
-from pruneengine.structure import find_groups
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.model import find_groups
+from pruneengine.structured.scores.metrics import METRICS
+from pruneengine.structured.scores.score import AGGREGATES, score
 from tests.tiny import tiny_model, tiny_tokens
 
 calibrate_module = sys.modules[calibrate.__module__]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pruneengine as pe
-from pruneengine.samples import Samples
+from pruneengine.data.samples import Samples
 
 pytest.importorskip("optuna")
 
@@ -247,7 +247,7 @@ def test_counts_follow_the_pool():
 def test_starts_that_were_lost_are_given_again():
     import optuna
 
-    from pruneengine.search.adapruner import _enqueue_starts
+    from pruneengine.search.adapruner.search import _enqueue_starts
 
     study, starts = optuna.create_study(), [{"x": 0.1}, {"x": 0.2}, {"x": 0.3}]
     _enqueue_starts(study, starts)
@@ -282,7 +282,7 @@ def test_compensation_is_kept_where_it_helps(tmp_path):
 
 
 def test_compensation_is_judged_in_the_precision_of_the_objective(tmp_path, monkeypatch):
-    from pruneengine.search import finals
+    from pruneengine.search.adapruner import finals
 
     used = []
 
@@ -321,7 +321,7 @@ def test_a_part_of_the_model_has_its_baselines_and_its_means(tmp_path, part):
 
 
 def test_an_interrupted_trial_is_evaluated_again(tmp_path, monkeypatch):
-    from pruneengine.search.objective import Objective
+    from pruneengine.search.adapruner.objective import Objective
 
     config = replace(CONFIG, sampler="random", stop=None, trials=4, shape="per-layer")
     evaluate, calls = Objective.evaluate, []

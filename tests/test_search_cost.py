@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pruneengine as pe
-from pruneengine.samples import Samples
+from pruneengine.data.samples import Samples
 from tests.tiny import tiny_model, tiny_tokens
 
 optuna = pytest.importorskip("optuna")
@@ -29,12 +29,12 @@ from benchmarks.search_cost_naive import STAGES, block_losses, fresh_statistics,
 from benchmarks.search_cost_replay import Recorded, recorded, replay  # noqa: E402
 from benchmarks.search_cost_study import CostStudy, check_same, drawn, sampled, stages, typical, work  # noqa: E402
 from pruneengine.bench.record import GateError, Setting  # noqa: E402
-from pruneengine.calibrate import calibrate  # noqa: E402
-from pruneengine.family import MetricPoint, score_point  # noqa: E402
-from pruneengine.search.adapruner import SearchTexts, search  # noqa: E402
-from pruneengine.search.candidate import Candidate  # noqa: E402
-from pruneengine.search.config import SearchConfig  # noqa: E402
-from pruneengine.search.subsets import Subset  # noqa: E402
+from pruneengine.calibration.calibrate import calibrate  # noqa: E402
+from pruneengine.search.adapruner.config import SearchConfig  # noqa: E402
+from pruneengine.search.adapruner.search import SearchTexts, search  # noqa: E402
+from pruneengine.search.adapruner.space.candidate import Candidate  # noqa: E402
+from pruneengine.search.adapruner.space.subsets import Subset  # noqa: E402
+from pruneengine.structured.scores.metric_family import MetricPoint, score_point  # noqa: E402
 
 CONFIG = SearchConfig(
     ratio=0.4, trials=9, startup=4, pool=8, counts=(4, 6), lengths=(16,), seqlen=20, windows=6, held_out=4,

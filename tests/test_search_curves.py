@@ -8,13 +8,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pruneengine.allocate import allocate
-from pruneengine.plan import make_plan
-from pruneengine.score import Scores
-from pruneengine.search.curves import NORMALISATIONS, Curve
-from pruneengine.search.heads import legal_heads, uniform_ratios
+from pruneengine.model import find_groups
+from pruneengine.search.adapruner.space.curves import NORMALISATIONS, Curve
+from pruneengine.search.adapruner.space.kv_groups import legal_heads, uniform_ratios
 from pruneengine.search.target import CAP
-from pruneengine.structure import find_groups
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.plan import make_plan
+from pruneengine.structured.scores.score import Scores
 from tests.tiny import VARIANTS, tiny_model
 
 STRUCTURES = {name: find_groups(tiny_model(name, num_hidden_layers=6)) for name in VARIANTS}

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import pruneengine as pe
-from pruneengine.samples import Samples
-from pruneengine.search import objective as module
-from pruneengine.search.objective import Masked, Objective
+from pruneengine.data.samples import Samples
+from pruneengine.search.adapruner import objective as module
+from pruneengine.search.adapruner.objective import Masked, Objective
 from tests.tiny import VARIANTS, tiny_model, tiny_tokens
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruneengine.calibrate import calibrate
-from pruneengine.samples import Samples
-from pruneengine.score import score
-from pruneengine.search.pool import SubsetOptions, collect_pool
-from pruneengine.search.subsets import Subset, canonical, menu, select
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.data.samples import Samples
+from pruneengine.search.adapruner.pool import SubsetOptions, collect_pool
+from pruneengine.search.adapruner.space.subsets import Subset, canonical, menu, select
+from pruneengine.structured.scores.score import score
 from tests.tiny import tiny_model, tiny_tokens
 
 SIZES = {16: {"all": 6, "c4": 4, "ptb": 2}, 9: {"all": 5, "c4": 5}}
@@ -31,7 +31,7 @@ def passes(monkeypatch):
         asked.append(frozenset(quantities))
         return calibrate(model, samples, quantities, **options)
 
-    monkeypatch.setattr("pruneengine.search.pool.calibrate", spy)
+    monkeypatch.setattr("pruneengine.search.adapruner.pool.calibrate", spy)
     return asked
 
 
@@ -198,7 +198,7 @@ def test_a_length_that_is_done_survives_an_interruption(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return calibrate(model, samples, *args, **options)
 
-    monkeypatch.setattr("pruneengine.search.pool.calibrate", stop_at_9)
+    monkeypatch.setattr("pruneengine.search.adapruner.pool.calibrate", stop_at_9)
     with pytest.raises(KeyboardInterrupt):
         collect_pool(model, texts, ["squares"], OPTIONS, cache=tmp_path)
     assert [p.name.split("-")[1] for p in tmp_path.iterdir()] == ["16"]

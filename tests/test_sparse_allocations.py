@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from pruneengine.model import get_linear
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
-from pruneengine.sparse.allocations.meaning import NAMES
+from pruneengine.sparse.allocations.parse import NAMES
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.functions.function import PUBLISHED, Function
 from pruneengine.sparse.matrices import of_layers
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import make_sparse_plan
-from pruneengine.structure import get_linear
+from pruneengine.sparse.prune import sparsify
 from tests.tiny import tiny_model
 from tests.tiny_scores import MATRICES, MODEL, STATISTICS, UNEQUAL, mean_of, scores_of
 

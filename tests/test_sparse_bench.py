@@ -7,9 +7,9 @@ from benchmarks import sparse_cells
 from benchmarks.sparse import arguments, read_functions, run
 from benchmarks.sparse_cells import DENSE, HEADLINE, OURS, ROWS, Cell, Study, cells, columns, counted
 from benchmarks.sparse_report import markdown, paired, write_csv
-from pruneengine.samples import as_samples
+from pruneengine.data.samples import as_samples
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import sparsify
+from pruneengine.sparse.prune import sparsify
 from tests.tiny import tiny_model, tiny_tokens
 
 WANTED = columns(("wanda", "magnitude"), (0.6, 0.5))

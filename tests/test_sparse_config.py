@@ -5,9 +5,9 @@ from datetime import date
 import pytest
 
 from pruneengine import SparseConfig, sparsify
-from pruneengine.recipe_text import read_yaml, write_yaml
+from pruneengine.common.recipes import read_yaml, write_yaml
+from pruneengine.model import find_groups
 from pruneengine.sparse.matrices import find_matrices
-from pruneengine.structure import find_groups
 from tests.tiny import tiny_model, tiny_tokens
 
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from pruneengine import SparseConfig
+from pruneengine.common.progress import Stopwatch
+from pruneengine.data.samples import as_samples
+from pruneengine.evaluation.measures import Yardstick
 from pruneengine.jobs import prune
-from pruneengine.jobs import sparsify as job
-from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.progress import Stopwatch
-from pruneengine.samples import as_samples
-from pruneengine.sparse import engine, partial, pruners
-from pruneengine.sparse.partial import partial_folder, remove_partial
-from pruneengine.structure import find_groups
+from pruneengine.jobs import prune_sparse as job
+from pruneengine.model import find_groups
+from pruneengine.sparse import prune as engine
+from pruneengine.sparse import resume as partial
+from pruneengine.sparse.pruners import pruner as pruners
+from pruneengine.sparse.resume import partial_folder, remove_partial
 from tests.tiny import tiny_model, tiny_tokens
 
 TOKENS = as_samples(tiny_tokens(5, 16))

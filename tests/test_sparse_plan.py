@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruneengine.model import find_groups
 from pruneengine.sparse.allocations.allocate import allocate_sparsities
 from pruneengine.sparse.config import METHODS, SparseConfig
 from pruneengine.sparse.matrices import Matrix, find_matrices
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
-from pruneengine.structure import find_groups
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()

@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruneengine.checkpoint import count_saved_zeros
-from pruneengine.model_card import model_card
+from pruneengine.checkpoint.model_card import model_card
+from pruneengine.checkpoint.write import count_saved_zeros
 from pruneengine.report import report_files
-from pruneengine.report.figures import sparsity_picture
-from pruneengine.report.sparse_values import layer_rows, sparse_details, sparse_summary
-from pruneengine.report.values import Measures
+from pruneengine.report.figures.layers import sparsity_picture
+from pruneengine.report.values.sparse import layer_rows, sparse_details, sparse_summary
+from pruneengine.report.values.structured import Measures
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.plan import SparsePlan, is_sparse_plan
+from pruneengine.sparse.prune import sparsify
 from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 from tests.pages import Reader, read
@@ -114,7 +114,11 @@ def test_zeros_of_saved_files_over_shards(tmp_path):
 def test_a_sparse_plan_is_told_from_other_files(tmp_path):
     plan_of().save(tmp_path / "plan.json")
     assert is_sparse_plan(tmp_path / "plan.json")
-    for name, text in (("other.json", '{"format": "pruneengine.plan/1"}'), ("list.json", "[]"), ("bad.json", "{")):
+    for name, text in (
+        ("other.json", '{"format": "pruneengine.plan/1"}'),
+        ("list.json", "[]"),
+        ("bad.json", "{"),
+    ):
         (tmp_path / name).write_text(text)
         assert not is_sparse_plan(tmp_path / name)
     assert not is_sparse_plan(tmp_path / "absent.json")

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruneengine.calibrate import calibrate
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.common.budgets import meet_mean
 from pruneengine.ops import MOMENTS
 from pruneengine.sparse.allocations.block_scores import collect_scores, wanda_norm
 from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
 from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.matrices import Matrix, of_layers
-from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import make_sparse_plan
 from tests.tiny import tiny_tokens

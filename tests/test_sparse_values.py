@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruneengine.model import find_groups, get_linear
 from pruneengine.sparse.config import METHODS, MODES, SparseConfig
 from pruneengine.sparse.matrices import check_columns, find_matrices, of_layers
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.structure import find_groups, get_linear
 from tests.tiny import VARIANTS, tiny_model
 
 MODEL = tiny_model()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pruneengine.sparse.inputs import Hessian
-from pruneengine.sparse.sparsegpt import STRONGEST_DAMPING, Share, inverse_factor, prune_columns
+from pruneengine.sparse.pruners.input_sums import Hessian
+from pruneengine.sparse.pruners.sparsegpt import STRONGEST_DAMPING, Share, inverse_factor, prune_columns
 
 
 def test_a_hessian_that_no_damping_helps():

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import pruneengine
-from pruneengine.progress import Stopwatch
-from pruneengine.sparse.engine import carry_out, decide
-from pruneengine.structure import find_groups
+from pruneengine.common.progress import Stopwatch
+from pruneengine.model import find_groups
+from pruneengine.sparse.prune import carry_out, decide
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 METHODS = ("magnitude", "wanda", "sparsegpt")

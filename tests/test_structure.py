@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from pruneengine.allocate import allocate
-from pruneengine.apply import compact
-from pruneengine.plan import make_plan
-from pruneengine.score import Scores
-from pruneengine.structure import FAMILIES, find_groups, model_fingerprint, unit_slices
+from pruneengine.model import FAMILIES, find_groups, model_fingerprint, unit_slices
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.apply import compact
+from pruneengine.structured.plan import make_plan
+from pruneengine.structured.scores.score import Scores
 from tests.tiny import VARIANTS, tiny_model
 
 LLAMA_7B = {
@@ -143,7 +143,7 @@ def test_every_family_can_be_saved_with_per_layer_widths():
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    from pruneengine import checkpoint_config
+    from pruneengine.checkpoint import config_json as checkpoint_config
 
     types = {t if family.own_class else family.twin for family in FAMILIES for t in family.model_types}
     known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pruneengine import gradient_sums
-from pruneengine.calibrate import calibrate
-from pruneengine.statistics import QUANTITIES, Statistics
-from pruneengine.structure import find_groups, get_linear
+from pruneengine.calibration import gradient_sums
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.calibration.statistics import QUANTITIES, Statistics
+from pruneengine.model import find_groups, get_linear
 from tests.test_calibrate import assert_same
 from tests.tiny import tiny_model, tiny_tokens
 

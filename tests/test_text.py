@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from pruneengine.samples import Samples, check_overlap
-from pruneengine.text import HUB, alpaca_prompt, builtin_halves, documents, rows_to_text
+from pruneengine.data.samples import Samples, check_overlap
+from pruneengine.data.sources import HUB, alpaca_prompt, builtin_halves, documents, rows_to_text
 
 
 def test_txt_paragraphs_are_documents(tmp_path):

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from pruneengine.apply import compact
-from pruneengine.checkpoint import save
-from pruneengine.compensate import compensate
+from pruneengine.checkpoint.equivalent_class import as_written, with_llamas_linears
+from pruneengine.checkpoint.load import load_model
+from pruneengine.checkpoint.reload_proof import ReloadError
+from pruneengine.checkpoint.write import save
 from pruneengine.export import export
 from pruneengine.export import run as exporting
-from pruneengine.loading import load_model
-from pruneengine.reload import ReloadError
+from pruneengine.model import find_groups
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.structure import find_groups
-from pruneengine.twin import as_written, with_llamas_linears
+from pruneengine.structured.apply import compact
+from pruneengine.structured.compensate import compensate
 from tests import modeling_baichuan
 from tests.families import family_model
 from tests.test_cli import run

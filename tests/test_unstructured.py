@@ -7,11 +7,11 @@ import torch
 
 import pruneengine
 from pruneengine import PruneConfig
-from pruneengine.allocate import allocate
-from pruneengine.calibrate import calibrate
-from pruneengine.score import score
-from pruneengine.structure import find_groups, get_linear
-from pruneengine.unstructured import sparsity_profile
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.model import find_groups, get_linear
+from pruneengine.structured.allocate import allocate
+from pruneengine.structured.scores.score import score
+from pruneengine.structured.sparsity_profile import sparsity_profile
 from tests.tiny import tiny_model, tiny_tokens
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruneengine import PruneConfig, harness, prune, zeroshot
-from pruneengine.progress import set_progress
-from pruneengine.zeroshot import MAIN, Metric, TaskResult, mean_accuracy, zero_shot
+from pruneengine import PruneConfig, prune
+from pruneengine.common.progress import set_progress
+from pruneengine.evaluation import lm_eval_adapter as harness
+from pruneengine.evaluation import zero_shot as zeroshot
+from pruneengine.evaluation.zero_shot import MAIN, Metric, TaskResult, mean_accuracy, zero_shot
 from tests.tiny import tiny_model
 from tests.tiny_tasks import VOCABULARY, byte_tokenizer, write_perplexity_task, write_task
 
@@ -159,7 +161,7 @@ def test_a_perplexity_of_items_is_told_from_a_mean_and_its_bootstrap_is_silent(m
 
 
 def test_progress_names_the_task(model, tasks, capsys, monkeypatch):
-    from pruneengine import progress
+    from pruneengine.common import progress
 
     monkeypatch.setattr(progress, "START_AFTER_S", 0.0)
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)

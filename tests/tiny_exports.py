@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pruneengine.checkpoint import save
+from pruneengine.checkpoint.write import save
 from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
 from tests.tiny import tiny_model
 

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from pruneengine.calibrate import calibrate
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.model import find_groups, get_linear
 from pruneengine.sparse.matrices import find_matrices
-from pruneengine.structure import find_groups, get_linear
 from tests.tiny import tiny_model, tiny_tokens
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pruneengine import backends, extension
 from pruneengine.bench.case import Agree, Case, Work
+from pruneengine.ops import backends, extension
 
 PROVIDERS = ("reference", "compile", "cpp", "triton", "cuda")
 DEFAULT = {"cpu": ("reference", "cpp"), "cuda": ("reference", "compile", "triton", "cuda")}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pruneengine.bench.here import RESULTS, commit, cpu_name
-from pruneengine.files import write_atomically
+from pruneengine.common.files import write_atomically
 
 KEY = ("theme", "case", "provider", "quantity", "device", "threads", "versions", "commit", "date")
 

@@ -22,7 +22,7 @@ from pruneengine.bench.record import Setting, record
 from pruneengine.bench.shapes import DTYPES, Layer, Shape, parse_shapes
 from pruneengine.bench.targets import verdicts
 from pruneengine.bench.timing import Timer, timer_for
-from pruneengine.progress import track
+from pruneengine.common.progress import track
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ app.command()(bench.bench)
 
 def main() -> None:
     """Run the command line. What the user can mend is one line on standard error and exit status 2."""
-    from pruneengine.progress import set_progress
+    from pruneengine.common.progress import set_progress
 
     set_progress(True)
     if not sys.stderr.isatty():

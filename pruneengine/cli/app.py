@@ -45,7 +45,7 @@ def say(line: str) -> None:
 
 def show_smoke_test(*texts: str | None) -> None:
     """One line where one of the texts that were read is the built-in one; None was not read."""
-    from pruneengine.report.prune import SMOKE_TEXT
+    from pruneengine.report.pages.prune import SMOKE_TEXT
 
     if any(text and text.startswith("builtin") for text in texts):
         out.print(SMOKE_TEXT)
@@ -82,8 +82,8 @@ def parse_compute_dtype(name: str | None, weights: str, device: str):
     """The dtype to compute in, None for that of the weights; ValueError for a cast that cannot be."""
     import torch
 
-    from pruneengine.decoder import autocast
-    from pruneengine.evaluate import best_dtype
+    from pruneengine.evaluation.perplexity import best_dtype
+    from pruneengine.model.decoder import autocast
 
     own = parse_dtype(weights)
     if name is None:
@@ -108,7 +108,7 @@ def parse_device(name: str) -> str:
 
 def read_config(kind: type, recipe: Path | None, options: Mapping[str, Any], section: str = "config"):
     """A config from a recipe and what was given on the command line, which wins; None was not given."""
-    from pruneengine.config import read_recipe
+    from pruneengine.structured.config import read_recipe
 
     values = (read_recipe(recipe, section) if recipe else {}) | given(options)
     if "ratio" not in values:

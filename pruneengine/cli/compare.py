@@ -10,7 +10,7 @@ import typer
 from pruneengine.cli.app import out
 
 if TYPE_CHECKING:
-    from pruneengine.comparison import Cell, Row
+    from pruneengine.evaluation.comparison import Cell, Row
 
 FORMS = {
     "count": "{:,.0f}",
@@ -33,8 +33,8 @@ def compare(
     """Print results side by side, with the differences to the first and their standard errors."""
     from rich.table import Table
 
-    from pruneengine.comparison import compare as rows_of
-    from pruneengine.results import read_results
+    from pruneengine.evaluation.comparison import compare as rows_of
+    from pruneengine.evaluation.results import read_results
 
     read = [read_results(path) for path in results]
     rows = rows_of(read)

@@ -22,8 +22,8 @@ from pruneengine.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from pruneengine.results import Results
-    from pruneengine.zeroshot import Metric
+    from pruneengine.evaluation.results import Results
+    from pruneengine.evaluation.zero_shot import Metric
 
 
 def evaluate(
@@ -113,7 +113,7 @@ def _show(results: Results) -> None:
 def _show_tasks(results: Results) -> None:
     from rich.table import Table
 
-    from pruneengine.zeroshot import mean_accuracy
+    from pruneengine.evaluation.zero_shot import mean_accuracy
 
     table = Table(title="zero-shot", title_justify="left")
     for column in ("task, version", "items", "metric", "value", "±", "time"):

@@ -22,14 +22,14 @@ def inspect(
     trust_remote_code: Trust = False,
 ) -> None:
     """What can be pruned, what would be left, what it would cost and what will load the result. Loads no weights."""
-    from pruneengine.cli import tables
-    from pruneengine.fusion import methods
-    from pruneengine.layout import layout_of
-    from pruneengine.loading import load_skeleton
-    from pruneengine.plan import Plan, default_rounding
-    from pruneengine.predict import measure_flops, predict
-    from pruneengine.runtimes import runtimes
-    from pruneengine.structure import find_groups
+    from pruneengine.checkpoint.load import load_skeleton
+    from pruneengine.cli.tables import structured as tables
+    from pruneengine.export.layout import layout_of
+    from pruneengine.export.runtimes import runtimes
+    from pruneengine.model import find_groups
+    from pruneengine.structured.cost import measure_flops, predict
+    from pruneengine.structured.plan import Plan, default_rounding
+    from pruneengine.structured.scores.hywia import methods
 
     kind, device = parse_dtype(dtype), parse_device(device)
     skeleton = load_skeleton(model, trust_remote_code)

@@ -30,9 +30,8 @@ from pruneengine.cli.app import (
     run_job,
     show_smoke_test,
 )
-from pruneengine.cli.prune_sparse import prune_sparsely
-from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
-from pruneengine.cli.sparse_options import (
+from pruneengine.cli.options.recovery import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
+from pruneengine.cli.options.sparse import (
     Block,
     Compare,
     Damp,
@@ -44,6 +43,7 @@ from pruneengine.cli.sparse_options import (
     Spread,
     sparse_config,
 )
+from pruneengine.cli.prune_sparse import prune_sparsely
 
 
 def prune(
@@ -112,9 +112,9 @@ def prune(
     trust_remote_code: Trust = False,
 ) -> None:
     """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
-    from pruneengine.cli import tables
-    from pruneengine.config import PruneConfig
+    from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.prune import JobOptions, run
+    from pruneengine.structured.config import PruneConfig
 
     shared = {
         "method": method, "allocation": allocation, "calibration": calibration, "nsamples": nsamples,

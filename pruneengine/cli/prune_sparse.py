@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     """Run the job and show its result; without ``options.out`` the plan alone."""
-    from pruneengine.cli import tables, tables_sparse
-    from pruneengine.jobs.sparsify import calibrates, run
+    from pruneengine.cli.tables import sparse as tables_sparse
+    from pruneengine.cli.tables import structured as tables
+    from pruneengine.jobs.prune_sparse import calibrates, run
     from pruneengine.sparse.runtimes import speed_notes
 
     result = run_job(run, config, options)

@@ -74,7 +74,7 @@ def recover(
 
     A run that was stopped goes on with the same command.
     """
-    from pruneengine.cli import tables
+    from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.recover import RecoverOptions, run
 
     fields = {

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from pruneengine.cli import search_dsa as dsa
 from pruneengine.cli.app import (
     ComputeDtype,
     Device,
@@ -32,7 +31,8 @@ from pruneengine.cli.app import (
     read_config,
     run_job,
 )
-from pruneengine.cli.recovery_options import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
+from pruneengine.cli.options import dsa
+from pruneengine.cli.options.recovery import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
 
 
 def search(
@@ -97,10 +97,11 @@ def search(
 
     Run it again to go on after a stop.
     """
-    from pruneengine.cli import tables, tables_search
+    from pruneengine.cli.tables import search as tables_search
+    from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.search import run
     from pruneengine.jobs.search_options import SearchOptions
-    from pruneengine.search.config import SearchConfig
+    from pruneengine.search.adapruner.config import SearchConfig
 
     if method not in ("adapruner", "dsa"):
         raise ValueError(f"unknown method {method!r}; choose from adapruner, dsa")

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.checkpoint_config import checkpoint_config
-from pruneengine.export.compare import agree, logits
+from pruneengine.checkpoint.config_json import checkpoint_config
+from pruneengine.checkpoint.reload_proof import fixed_tokens
+from pruneengine.export.compare_logits import agree, logits
 from pruneengine.export.deci_proof import reopen
+from pruneengine.export.layout import Layout
 from pruneengine.export.outcome import Written
 from pruneengine.export.pad import write_folder
 from pruneengine.export.padding import pad_model
-from pruneengine.layout import Layout
-from pruneengine.reload import fixed_tokens
-from pruneengine.runtimes import check_deci
-from pruneengine.structure import Family
+from pruneengine.export.runtimes import check_deci
+from pruneengine.model import Family
 
 CONFIG_CODE = Path(__file__).with_name("configuration_decilm.py")
 NOT_RUN = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pruneengine.modeling_pruned import resize_layer
+from pruneengine.model.modeling_pruned import resize_layer
 
 
 def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:

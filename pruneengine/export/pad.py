@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.checkpoint import write_weights
-from pruneengine.checkpoint_config import checkpoint_config, loader_of
-from pruneengine.export.compare import agree, logits
+from pruneengine.checkpoint.config_json import checkpoint_config, loader_of
+from pruneengine.checkpoint.reload_proof import fixed_tokens, prove_reload
+from pruneengine.checkpoint.write import write_weights
+from pruneengine.export.compare_logits import agree, logits
+from pruneengine.export.layout import Layout
 from pruneengine.export.outcome import Written
 from pruneengine.export.padding import pad_units
-from pruneengine.layout import Layout
-from pruneengine.reload import fixed_tokens, prove_reload
-from pruneengine.runtimes import check_pad
-from pruneengine.structure import find_groups, text_config
-from pruneengine.widths import by_config_alone
+from pruneengine.export.runtimes import check_pad
+from pruneengine.model import find_groups, text_config
+from pruneengine.model.config_sync import by_config_alone
 
 check = check_pad
 

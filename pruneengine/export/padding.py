@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pruneengine.narrowing import set_counts
-from pruneengine.structure import Member, distinct_linears, find_groups, get_linear
-from pruneengine.widths import layer_counts
+from pruneengine.model import Member, distinct_linears, find_groups, get_linear
+from pruneengine.model.config_sync import layer_counts
+from pruneengine.model.edit import set_counts
 
 
 def widen(tensor: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.checkpoint import check_output, complete_or_nothing, share
-from pruneengine.export import deci, gguf_file, pad
-from pruneengine.export.compare import agree, logits
+from pruneengine.checkpoint.equivalent_class import as_written, with_llamas_linears
+from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.checkpoint.reload_proof import fixed_tokens
+from pruneengine.checkpoint.write import check_output, complete_or_nothing, share
+from pruneengine.common.validation import require_choice
+from pruneengine.export import deci, pad
+from pruneengine.export.compare_logits import agree, logits
+from pruneengine.export.gguf import file as gguf_file
+from pruneengine.export.layout import Layout, layout_of
 from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
-from pruneengine.layout import Layout, layout_of
-from pruneengine.loading import load_model, load_skeleton
-from pruneengine.reload import fixed_tokens
-from pruneengine.twin import as_written, with_llamas_linears
-from pruneengine.validate import require_choice
 
 # format: (writes it, refuses what it cannot hold, the model or the twin of it that is written)
 FORMATS: dict[str, tuple[Callable[..., Written], Callable[[Layout], Any], Callable[[nn.Module], nn.Module]]] = {
@@ -43,7 +44,7 @@ def export(
     """Write a checkpoint in another format, into a folder that appears complete or not at all.
 
     Args:
-        source: a model folder, or whatever else :func:`pruneengine.loading.load_model` takes.
+        source: a model folder, or whatever else :func:`pruneengine.checkpoint.load.load_model` takes.
         out: the folder to create.
         format: "gguf" (llama.cpp), "deci" (vLLM's DeciLM) or "pad" (zeros up to the widest layer).
         dtype: of the matrices of a GGUF file, "float16" or "float32"; the other formats keep the checkpoint's.
@@ -54,7 +55,7 @@ def export(
     Raises:
         ValueError: an unknown format or dtype; the format cannot hold this model, with the reason; ``out`` is or holds
             the checkpoint itself, or is a GGUF file's name.
-        FileExistsError, PermissionError: as :func:`pruneengine.checkpoint.check_output`.
+        FileExistsError, PermissionError: as :func:`pruneengine.checkpoint.write.check_output`.
         OSError: not enough space.
         ReloadError: the result does not give what the checkpoint gives; nothing was written.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pruneengine.checkpoint import check_output
-from pruneengine.data import check_spec
+from pruneengine.checkpoint.write import check_output
+from pruneengine.data.windows import check_spec
 
 
 def check_out(out: Path, overwrite: bool, source: str) -> Path:
@@ -14,7 +14,7 @@ def check_out(out: Path, overwrite: bool, source: str) -> Path:
 
     Raises:
         ValueError: it is the model itself.
-        OSError: as :func:`pruneengine.checkpoint.check_output`.
+        OSError: as :func:`pruneengine.checkpoint.write.check_output`.
     """
     path = check_output(out, overwrite)
     if path == Path(source).expanduser().resolve():
@@ -31,7 +31,7 @@ def refuse_recovery(recover: Any) -> None:
 
 
 def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:
-    """How many windows of an evaluation text to take, where there is one: as :func:`pruneengine.data.check_spec`.
+    """How many windows of an evaluation text to take, where there is one: as :func:`check_spec`.
 
     Raises:
         ValueError: a text that does not exist, or windows of less than two tokens.

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine import data, harness, zeroshot
-from pruneengine.checkpoint import written_here
-from pruneengine.evaluate import measure_speed, measure_speed_pair, perplexity
-from pruneengine.files import check_writable
+from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.checkpoint.write import written_here
+from pruneengine.common.files import check_writable
+from pruneengine.data import windows as data
+from pruneengine.evaluation import lm_eval_adapter as harness
+from pruneengine.evaluation import zero_shot as zeroshot
+from pruneengine.evaluation.perplexity import measure_speed, measure_speed_pair, perplexity
+from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.jobs.versions import versions
-from pruneengine.loading import load_model, load_skeleton
-from pruneengine.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EvalOptions:
         tasks: names of lm-eval tasks.
         include_path: folder of further task files.
         limit: only the first items of each task; None for all.
-        batch_size: sequences a forward of the tasks, as of :func:`pruneengine.zeroshot.zero_shot`; the text and the
+        batch_size: sequences a forward of the tasks, as of :func:`zero_shot`; the text and the
             speed have their own.
         speed: measure tokens per second.
         dense: another model, whose speed is measured in turn with this one's.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.checkpoint.load import load_model
+from pruneengine.common.progress import Stopwatch
 from pruneengine.jobs.versions import versions
-from pruneengine.loading import load_model
-from pruneengine.progress import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CheckpointOptions:
         """The model and its tokenizer; ``clock`` gains "load".
 
         Raises:
-            ValueError, OSError: as :func:`pruneengine.loading.load_model`.
+            ValueError, OSError: as :func:`pruneengine.checkpoint.load.load_model`.
         """
         say(f"loading {self.source}")
         with clock("load"):

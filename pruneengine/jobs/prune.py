@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.calibrate import calibrate
-from pruneengine.checkpoint import SavedCheckpoint
-from pruneengine.config import PruneConfig
-from pruneengine.data import Samples, check_spec
-from pruneengine.engine import PruneReport, carry_out, decide, rehearse, split_samples
-from pruneengine.evaluate import best_dtype, measure_speed_pair
-from pruneengine.files import check_writable
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.checkpoint.reload_proof import reload_and_generate
+from pruneengine.checkpoint.write import SavedCheckpoint
+from pruneengine.common.files import check_writable
+from pruneengine.common.progress import Stopwatch
+from pruneengine.data.windows import Samples, check_spec
+from pruneengine.evaluation.measures import Yardstick
+from pruneengine.evaluation.perplexity import best_dtype, measure_speed_pair
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.recover_pruned import recover_pruned, recovering
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_texts
-from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.progress import Stopwatch
+from pruneengine.model import Structure, find_groups, model_fingerprint
 from pruneengine.recovery import RecoverConfig, RecoverReport, check_recovery, check_work_folder, load_rows, work_folder
-from pruneengine.reload import reload_and_generate
 from pruneengine.report import write_report
-from pruneengine.report.values import Measures, details, hashes, summary
-from pruneengine.statistics import Statistics
-from pruneengine.structure import Structure, find_groups, model_fingerprint
+from pruneengine.report.values.structured import Measures, details, hashes, summary
+from pruneengine.structured.config import PruneConfig
+from pruneengine.structured.prune import PruneReport, carry_out, decide, rehearse, split_samples
 
 
 @dataclass(frozen=True)

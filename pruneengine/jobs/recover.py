@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pruneengine.checkpoint import SavedCheckpoint
+from pruneengine.checkpoint.write import SavedCheckpoint
+from pruneengine.common.progress import Stopwatch
+from pruneengine.common.recipes import read_yaml
+from pruneengine.evaluation.measures import Yardstick
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_evaluation
-from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.progress import Stopwatch
-from pruneengine.recipe_text import read_yaml
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
@@ -29,7 +29,7 @@ from pruneengine.recovery import (
     work_folder,
 )
 from pruneengine.report import write_report
-from pruneengine.report.values import Measures
+from pruneengine.report.values.structured import Measures
 from pruneengine.sparse.plan import is_sparse_plan
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.engine import Stopwatch
-from pruneengine.jobs.yardstick import Yardstick
+from pruneengine.evaluation.measures import Yardstick
 from pruneengine.recovery import (
     RecoverConfig,
     RecoverReport,
@@ -20,7 +19,8 @@ from pruneengine.recovery import (
     summarise,
     training_warnings,
 )
-from pruneengine.report.values import Measures
+from pruneengine.report.values.structured import Measures
+from pruneengine.structured.prune import Stopwatch
 
 
 @dataclass(frozen=True)

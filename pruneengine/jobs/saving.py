@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.checkpoint import SavedCheckpoint, save
+from pruneengine.checkpoint.write import SavedCheckpoint, save
+from pruneengine.common.progress import Stopwatch
 from pruneengine.jobs.options import CheckpointOptions
-from pruneengine.progress import Stopwatch
 
 
 def save_checkpoint(
@@ -32,10 +32,10 @@ def save_checkpoint(
         options: where to, whether to overwrite, and whether to prove.
         clock: of the job.
         say: told where the checkpoint goes.
-        contents: what else :func:`pruneengine.checkpoint.save` takes.
+        contents: what else :func:`pruneengine.checkpoint.write.save` takes.
 
     Raises:
-        ValueError, OSError, RuntimeError: as :func:`pruneengine.checkpoint.save`.
+        ValueError, OSError, RuntimeError: as :func:`pruneengine.checkpoint.write.save`.
     """
     say(f"saving {options.out}" + (", and reopening it in a fresh process" if options.proof else ""))
     with clock("save"):

@@ -6,24 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pruneengine.apply import compact
-from pruneengine.checkpoint import SavedCheckpoint
-from pruneengine.data import check_spec
-from pruneengine.engine import rehearse
+from pruneengine.checkpoint.write import SavedCheckpoint
+from pruneengine.common.progress import Stopwatch
+from pruneengine.data.windows import check_spec
+from pruneengine.evaluation.measures import Yardstick
 from pruneengine.jobs.recover_pruned import Recovered, recover_pruned, recovering
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.search_options import SearchOptions, with_search
 from pruneengine.jobs.texts import load_evaluation
-from pruneengine.jobs.yardstick import Yardstick
-from pruneengine.progress import Stopwatch
+from pruneengine.model import find_groups
 from pruneengine.recovery import check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
-from pruneengine.report.values import Measures, measured_values, plan_columns
-from pruneengine.search.adapruner import SearchRun, search
-from pruneengine.search.config import SearchConfig
-from pruneengine.search.result import SearchResult
+from pruneengine.report.values.structured import Measures, measured_values, plan_columns
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.result import SearchResult
+from pruneengine.search.adapruner.search import SearchRun, search
 from pruneengine.search.texts import describe, search_texts
-from pruneengine.structure import find_groups
+from pruneengine.structured.apply import compact
+from pruneengine.structured.prune import rehearse
 
 
 @dataclass(frozen=True)

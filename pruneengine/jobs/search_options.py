@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruneengine.files import check_writable
+from pruneengine.common.files import check_writable
+from pruneengine.common.progress import Stopwatch
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import CheckpointOptions
-from pruneengine.progress import Stopwatch
 from pruneengine.recovery import RecoverConfig
-from pruneengine.search.adapruner import SearchRun
+from pruneengine.search.adapruner.search import SearchRun
 
 
 @dataclass(frozen=True)

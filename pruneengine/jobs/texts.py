@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pruneengine.config import PruneConfig
-from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
+from pruneengine.data.windows import Samples, check_overlap, evaluation_windows, load_samples
 from pruneengine.sparse.config import SparseConfig
+from pruneengine.structured.config import PruneConfig
 
 if TYPE_CHECKING:
     from pruneengine.jobs.options import CheckpointOptions
@@ -19,7 +19,7 @@ def load_evaluation(options: CheckpointOptions, tokenizer: Any) -> Samples | Non
     """Windows of the evaluation text, where there is one.
 
     Raises:
-        ValueError: as :func:`pruneengine.data.evaluation_windows`.
+        ValueError: as :func:`pruneengine.data.windows.evaluation_windows`.
     """
     if not options.eval_text:
         return None
@@ -39,7 +39,7 @@ def load_texts(
         calibrates: whether the job reads a calibration text.
 
     Raises:
-        ValueError: as :func:`pruneengine.data.load_samples` and :func:`pruneengine.data.evaluation_windows`.
+        ValueError: as :func:`load_samples` and :func:`evaluation_windows`.
     """
     calibration = None
     warnings = []

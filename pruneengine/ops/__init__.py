@@ -1,7 +1,7 @@
 """The public ops: one function each, which checks its arguments and runs on the backend for their device.
 
 Backends: ``cuda`` and ``cpp`` (the compiled extension), ``triton`` and ``reference`` (plain PyTorch, the specification
-in :mod:`pruneengine.reference`). On CUDA tensors the order is cuda, triton, reference; on CPU tensors cpp, reference;
+in :mod:`reference`). On CUDA tensors the order is cuda, triton, reference; on CPU tensors cpp, reference;
 ``use_backend`` forces one. Every op is also ``torch.ops.pruneengine.<name>`` with a fake implementation, so that
 ``torch.compile`` keeps it whole. No op is differentiable: arguments are detached. NaN is not looked for.
 
@@ -9,13 +9,13 @@ Sums are accumulated in float32 (``block_moments`` in float64), in an order that
 run gives the same bits, and in C++ so does another number of threads, but where a docstring says otherwise.
 """
 
-from pruneengine.backends import available_backends, use_backend
 from pruneengine.ops.activations import activation_stats, gate_scores
+from pruneengine.ops.backends import available_backends, use_backend
 from pruneengine.ops.gathers import compact_bytes, compact_layer, gather_columns, gather_rows
+from pruneengine.ops.reference import MOMENTS, histogram_edges
 from pruneengine.ops.selection import kth_value, kth_value_global, select_mask, select_mask_global
 from pruneengine.ops.sparsity import masked_copy, nm_apply, nm_mask, quantile_codes
 from pruneengine.ops.weights import block_moments, taylor_scores, taylor_scores_outer, weight_scores
-from pruneengine.reference import MOMENTS, histogram_edges
 
 __all__ = [
     "MOMENTS",

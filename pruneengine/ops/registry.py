@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from pruneengine import backends
+from pruneengine.ops import backends
 
 
 def register(

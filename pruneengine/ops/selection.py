@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pruneengine.extension import empty_mask
 from pruneengine.ops.checks import require_beside, require_matrix, require_norm
+from pruneengine.ops.extension import empty_mask
 from pruneengine.ops.registry import floats, register
 
 

@@ -20,8 +20,8 @@ from pruneengine.ops.checks import (
     require_shape,
     require_unit,
 )
+from pruneengine.ops.reference import HISTOGRAM_BINS, MOMENTS
 from pruneengine.ops.registry import floats, register
-from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
 
 FORMS = ("signed", "absolute", "squared")
 

@@ -4,8 +4,8 @@ from pruneengine.recovery.config import RecoverConfig, read_recovery_recipe
 from pruneengine.recovery.engine import RecoverReport, check_recovery, check_work_folder, recover
 from pruneengine.recovery.instructions import load_rows
 from pruneengine.recovery.rows import TokenRows
-from pruneengine.recovery.summary import overlap_warnings, summarise, training_warnings
 from pruneengine.recovery.work import work_folder
+from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 
 __all__ = [
     "RecoverConfig",

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruneengine.config import read_keys
-from pruneengine.data import parse_spec
-from pruneengine.text import check_source
-from pruneengine.validate import from_known, require_number, require_whole, split_names
+from pruneengine.common.validation import from_known, require_number, require_whole, split_names
+from pruneengine.data.sources import check_source
+from pruneengine.data.windows import parse_spec
+from pruneengine.structured.config import read_keys
 
 VAL_ROWS = 2000
 VAL_FRACTION = 0.1
@@ -33,7 +33,7 @@ class RecoverConfig:
         cutoff: tokens a window, and the most an instruction row keeps.
         targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths;
             None for every linear of the decoder layers; as one text, parted by commas
-            (:func:`pruneengine.validate.split_names`).
+            (:func:`pruneengine.common.validation.split_names`).
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is ``alpha / r`` times B A x) and dropout of x.
         lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows a step, gradients clipped to
             norm 1; the rate rises over ``warmup`` steps (at most a tenth of all) and falls linearly to zero.

@@ -7,7 +7,7 @@ With p and q the softmax of the teacher's and the student's logits over the temp
 
 a coarse Kullback-Leibler divergence: never above the full one, equal to it for k = V. T^2 keeps the gradient's size
 (Hinton et al., 2015). At the student's logits z its gradient is T * (q_i - p_i) in K and T * q_j (1 - p_rest / q_rest)
-elsewhere, so that one chunk of logits is all that exists, as in :mod:`pruneengine.loss`.
+elsewhere, so that one chunk of logits is all that exists, as in :mod:`pruneengine.model.loss`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pruneengine.loss import chunk_tokens, head_logits
+from pruneengine.model.loss import chunk_tokens, head_logits
 
 
 class TeacherTargets(NamedTuple):

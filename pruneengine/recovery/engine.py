@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneengine.data import Samples
-from pruneengine.experts import unfuse_experts
-from pruneengine.extras import needs
-from pruneengine.loading import load_model, load_skeleton
-from pruneengine.progress import Stopwatch
+from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.common.optional_imports import needs
+from pruneengine.common.progress import Stopwatch
+from pruneengine.data.windows import Samples
+from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.instructions import as_rows, load_rows
 from pruneengine.recovery.lora import attach, detach, find_targets
 from pruneengine.recovery.objective import Objective
 from pruneengine.recovery.rows import TokenRows
 from pruneengine.recovery.work import check_room, check_work, list_checkpoints, open_work, step_of
-from pruneengine.structure import find_groups, model_fingerprint
 
 # Names in the work folder's run file.
 MODEL, TEACHER = "model", "teacher model"

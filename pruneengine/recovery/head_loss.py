@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneengine.loss import token_nll_backward
+from pruneengine.model.loss import token_nll_backward
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -30,8 +30,8 @@ def head_loss(hidden: Tensor, head: nn.Module, targets: Tensor, **options: Any) 
 
     Args:
         hidden: the head's input ``[M, H]``.
-        head: frozen linear layer, as in :func:`pruneengine.loss.token_nll`.
+        head: frozen linear layer, as in :func:`pruneengine.model.loss.token_nll`.
         targets: int64 ``[M]``, -100 ignored.
-        options: ``chunk``, ``softcap`` and ``scale`` of :func:`pruneengine.loss.token_nll`.
+        options: ``chunk``, ``softcap`` and ``scale`` of :func:`pruneengine.model.loss.token_nll`.
     """
     return _HeadLoss.apply(hidden, head, targets, options)

@@ -1,6 +1,6 @@
 """Text to token rows: instructions with masked prompts, plain text packed into windows.
 
-An instruction becomes Stanford Alpaca's prompt (:func:`pruneengine.text.alpaca_prompt`), the answer and the tokenizer's
+An instruction becomes Stanford Alpaca's prompt (:func:`alpaca_prompt`), the answer and the tokenizer's
 EOS. The prompt is read, not trained on. What goes beyond the cutoff is cut at the end.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.data import Samples, all_windows, as_samples, load_samples, parse_spec
-from pruneengine.progress import track
+from pruneengine.common.progress import track
+from pruneengine.data.sources import instructions
+from pruneengine.data.windows import Samples, all_windows, as_samples, load_samples, parse_spec
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.rows import TokenRows
-from pruneengine.text import instructions
 
 
 def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = None) -> TokenRows:
@@ -30,7 +30,7 @@ def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = N
     Raises:
         ValueError: no rows, columns that are not known, too little text, no answer that fits the cutoff, or more rows
             for validation than there are.
-        OSError, ImportError: as :func:`pruneengine.text.documents`.
+        OSError, ImportError: as :func:`pruneengine.data.sources.documents`.
     """
     parts = []
     for name, count in parse_spec(config.data, config.rows):
@@ -48,7 +48,7 @@ def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = N
 
 
 def as_rows(samples: Any) -> TokenRows:
-    """Rows as they are, or token windows (:func:`pruneengine.data.as_samples`) predicted from their second token."""
+    """Rows as they are, or token windows (:func:`as_samples`) predicted from their second token."""
     if isinstance(samples, TokenRows):
         return samples
     samples: Samples = as_samples(samples)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.extras import needs
+from pruneengine.common.optional_imports import needs
+from pruneengine.model import Structure, find_groups
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.dropout import SixteenBitDropout
-from pruneengine.structure import Structure, find_groups
 
 
 def find_targets(structure: Structure, targets: Sequence[str] | None = None) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pruneengine.decoder import autocast, causal_parts
-from pruneengine.loss import IGNORED, token_nll
+from pruneengine.model.decoder import autocast, causal_parts
+from pruneengine.model.loss import IGNORED, token_nll
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.distill import distill_loss, teacher_targets
 from pruneengine.recovery.head_loss import head_loss

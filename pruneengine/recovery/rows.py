@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneengine.loss import IGNORED
+from pruneengine.model.loss import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from pruneengine.decoder import inference
-from pruneengine.progress import track
+from pruneengine.common.progress import track
+from pruneengine.model.decoder import inference
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.objective import Objective
 from pruneengine.recovery.rows import TokenRows, collate, training_order

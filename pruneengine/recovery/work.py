@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pruneengine.files import check_writable, in_words, write_atomically
+from pruneengine.common.files import check_writable, in_words, write_atomically
 
 RUN_FILE = "run.json"
 # transformers' Trainer writes this file last of a checkpoint.

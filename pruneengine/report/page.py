@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pruneengine.extras import needs
+from pruneengine.common.optional_imports import needs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Figure:
     """A drawing.
 
     Attributes:
-        svg: one ``<svg>`` element, put into the page as it is (:mod:`pruneengine.report.figures` escapes its text).
+        svg: one ``<svg>`` element, put into the page as it is (:mod:`layers` escapes its text).
         caption: what to see in it.
         alt: the same for those who cannot see it.
         wide: as wide as the page's column, else half of it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pruneengine.files import in_words
+from pruneengine.common.files import in_words
 
 NOTHING = "–"
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pruneengine.files import write_atomically
+from pruneengine.common.files import write_atomically
 from pruneengine.report.page import Page, render
-from pruneengine.report.prune import prune_page
-from pruneengine.report.recover import recover_page
-from pruneengine.report.search import search_page
-from pruneengine.report.search_dsa import dsa_page
-from pruneengine.report.sparse import sparse_page
-from pruneengine.report.values import json_value
+from pruneengine.report.pages.prune import prune_page
+from pruneengine.report.pages.recover import recover_page
+from pruneengine.report.pages.search import search_page
+from pruneengine.report.pages.search_dsa import dsa_page
+from pruneengine.report.pages.sparse import sparse_page
+from pruneengine.report.values.structured import json_value
 
 Say = Callable[[str], None]
 

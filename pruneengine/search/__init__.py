@@ -1,7 +1,7 @@
 """Searches over plans: propose, score, allocate, plan, mask, evaluate, tell.
 
 Package and verb share their name, so the package can be called: ``pruneengine.search(model, texts, config)`` is
-:func:`pruneengine.search.adapruner.search`, or for a :class:`DsaConfig`
+:func:`pruneengine.search.adapruner.search.search`, or for a :class:`DsaConfig`
 :func:`pruneengine.search.dsa.search.search_dsa`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 class _Verb(ModuleType):
     def __call__(self, model: Any, texts: Any, config: Any = None, *arguments: Any, **options: Any):
-        from pruneengine.search.adapruner import search
+        from pruneengine.search.adapruner.search import search
         from pruneengine.search.dsa.config import DsaConfig
         from pruneengine.search.dsa.search import search_dsa
 

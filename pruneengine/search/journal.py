@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any
 
-from pruneengine.extras import needs
+from pruneengine.common.optional_imports import needs
 
 with needs("search"):
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from pruneengine.search.result import TrialRecord
+from pruneengine.search.adapruner.result import TrialRecord
 from pruneengine.search.study import ILLEGAL, KV_BYTES, ORIGIN, SECONDS
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.extras import needs
+from pruneengine.common.optional_imports import needs
 
 if TYPE_CHECKING:
     import optuna

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pruneengine.allocate import most_of
-from pruneengine.structure import Group, Structure
+from pruneengine.model import Group, Structure
+from pruneengine.structured.allocate import most_of
 
 # A tenth of every group stays: what is left of a layer should still be able to work.
 CAP = 0.9

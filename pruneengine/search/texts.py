@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.data import Samples, check_overlap, evaluation_windows, load_samples
-from pruneengine.search.config import SearchConfig
+from pruneengine.data.windows import Samples, check_overlap, evaluation_windows, load_samples
+from pruneengine.search.adapruner.config import SearchConfig
 from pruneengine.search.dsa.config import DsaConfig
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from pruneengine.search.adapruner.trials import TrialLoop
 from pruneengine.search.dsa.trials import DsaLoop
 from pruneengine.search.study import counted, fail_abandoned, reopen_study, running
-from pruneengine.search.trials import TrialLoop
 
 
 def run_workers(

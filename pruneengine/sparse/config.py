@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, split_names
 from pruneengine.sparse.allocations.inline import read_inline, write_inline
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.validate import from_known, require_choice, require_number, require_whole, split_names
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 MODES = ("sequential", "two-pass", "one-shot")
@@ -31,7 +31,7 @@ class SparseConfig:
             become zero; None where an N:M pattern says it.
         pattern: "unstructured", or "N:M": N weights kept of every M consecutive ones of a row.
         allocation: how the sparsity is spread over layers: a name
-            (:data:`pruneengine.sparse.allocations.meaning.NAMES`), an allocation function as text
+            (:data:`pruneengine.sparse.allocations.parse.NAMES`), an allocation function as text
             (:mod:`pruneengine.sparse.functions.grammar`), a list or mapping of sparsities per layer or linear (kept as
             JSON text), or a file: of either, or the plan of an earlier prune.
         spread: lambda of OWL and of allocation functions: sparsities span twice this (0.08, or the function's own).
@@ -47,8 +47,8 @@ class SparseConfig:
         block: SparseGPT's: columns whose errors are handed on together. None: :data:`PUBLISHED_BLOCK`, or under N:M the
             multiple of M that is nearest to it.
         ignore: linears that stay dense, and do not count (:func:`pruneengine.sparse.matrices.find_matrices`); as one
-            text, parted by commas (:func:`pruneengine.validate.split_names`).
-        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`pruneengine.data.load_samples`).
+            text, parted by commas (:func:`pruneengine.common.validation.split_names`).
+        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`load_samples`).
             nsamples: None for the counts in ``calibration``, or 32 where it has none.
         seed: of sampling.
     """

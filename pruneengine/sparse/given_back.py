@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from pruneengine.apply import set_weight
+from pruneengine.model import get_linear
 from pruneengine.sparse.matrices import Matrix
-from pruneengine.structure import get_linear
+from pruneengine.structured.apply import set_weight
 
 
 def keep_weights(model: nn.Module, matrices: Sequence[Matrix]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pruneengine.structure import Structure, get_linear, layer_of
+from pruneengine.model import Structure, get_linear, layer_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Matrix:
     Attributes:
         name: module path of the linear.
         layer: its decoder layer.
-        site: the input that it reads (:class:`pruneengine.structure.Site`).
+        site: the input that it reads (:class:`pruneengine.model.Site`).
     """
 
     name: str

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pruneengine.files import write_atomically
+from pruneengine.common.files import write_atomically
+from pruneengine.common.validation import from_known, require_whole, require_within
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.validate import from_known, require_whole, require_within
 
 _FORMAT = "pruneengine.sparse_plan/1"
 

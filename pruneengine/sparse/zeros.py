@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pruneengine.model import get_linear
 from pruneengine.sparse.plan import SparsePlan
-from pruneengine.structure import get_linear
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruneengine import ops, reference
+from pruneengine import ops
 from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, size, sums
 from pruneengine.bench.cases.selection import metric
 from pruneengine.bench.shapes import Layer, Matrix
+from pruneengine.ops import reference
 
 LOOP_COLUMNS = 2048  # of a CPU's matrix: the loop over groups of columns takes seconds beyond
 DIVISIBLE = Matrix(37, 1004)

@@ -6,9 +6,10 @@ import functools
 
 import torch
 
-from pruneengine import ops, reference
+from pruneengine import ops
 from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, single, size, sums
 from pruneengine.bench.shapes import Layer, Matrix
+from pruneengine.ops import reference
 
 POWERS = (0.5, 1.0, 1.5, 2.0)
 

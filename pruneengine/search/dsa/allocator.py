@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pruneengine.calibration.statistics import Statistics
 from pruneengine.search.dsa.codes import level_of_group, levels_of
 from pruneengine.sparse.allocations.allocate import allocate_sparsities
 from pruneengine.sparse.allocations.block_scores import collect_scores
@@ -17,7 +18,6 @@ from pruneengine.sparse.functions.distribution import ScoreDistribution
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.statistics import Statistics
 
 
 @dataclass(frozen=True)

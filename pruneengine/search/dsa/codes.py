@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.progress import track
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.progress import track
+from pruneengine.model import get_linear
 from pruneengine.sparse.allocations.block_scores import wanda_norm
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.statistics import Statistics
-from pruneengine.structure import get_linear
 
 LEVELS = 256
 
@@ -25,7 +25,7 @@ def quantile_masks(
     method: str,
     pattern: Pattern | None = None,
 ) -> dict[str, Tensor]:
-    """Codes of the weights, for :func:`pruneengine.apply.masked_weights`: uint8 ``[out, in]`` by module path.
+    """Codes of the weights, for :func:`masked_weights`: uint8 ``[out, in]`` by module path.
 
     Args:
         model: the dense model.

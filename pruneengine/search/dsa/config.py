@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.validation import from_known, require_choice, require_whole, require_within
 from pruneengine.sparse.config import MODES, SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.functions.genome import SPREADS
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.validate import from_known, require_choice, require_whole, require_within
 
 SAMPLERS = ("evolution", "random")
 PRUNERS = ("wanda", "magnitude", "sparsegpt")
@@ -42,7 +42,7 @@ class DsaConfig:
         search_text: text of the objective. seqlen: tokens a window of it. windows: how many in all.
         held_out: share of the windows that only finalists see.
         segment: tokens whose losses are one unit of the test, about.
-        calibration, nsamples, calibration_seqlen: text of the statistics (:func:`pruneengine.data.load_samples`).
+        calibration, nsamples, calibration_seqlen: text of the statistics (:func:`load_samples`).
         batch_size: calibration samples a forward pass.
         finalists: the best allocations by fast losses, pruned in full and compared besides the fixed ones.
         correlate: allocations, spread over the range of fast losses, that the rank correlation of fast and full losses

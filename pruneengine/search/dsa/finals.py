@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pruneengine.evaluate import perplexity
-from pruneengine.progress import track
-from pruneengine.samples import Samples
+from pruneengine.common.progress import track
+from pruneengine.data.samples import Samples
+from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.search.dsa.allocator import Allocated
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.texts import SearchTexts
-from pruneengine.sparse.engine import sparsify
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.given_back import given_back, keep_weights
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
+from pruneengine.sparse.prune import sparsify
 
 if TYPE_CHECKING:
     import optuna

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pruneengine.progress import track
+from pruneengine.common.progress import track
 from pruneengine.search.dsa.allocator import Allocator
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.finals import Entrant

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruneengine.apply import masked_weights
-from pruneengine.decoder import autocast, causal_parts, inference
-from pruneengine.layer_walk import LayerWalk
-from pruneengine.loss import token_nll
-from pruneengine.samples import Samples
+from pruneengine.data.samples import Samples
+from pruneengine.model import Structure, get_linear
+from pruneengine.model.decoder import autocast, causal_parts, inference
+from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.loss import token_nll
 from pruneengine.sparse.matrices import Matrix, of_layers
-from pruneengine.structure import Structure, get_linear
+from pruneengine.structured.apply import masked_weights
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from pruneengine.extras import needs
+from pruneengine.common.optional_imports import needs
 from pruneengine.search.dsa.evolution import GENES, Evolution, function_of, genes_of
 from pruneengine.search.dsa.past import Past
 from pruneengine.sparse.functions.function import Function

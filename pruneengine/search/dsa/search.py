@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pruneengine.calibrate import calibrate
-from pruneengine.experts import unfuse_experts
-from pruneengine.progress import Stopwatch
-from pruneengine.search.adapruner import SearchRun
+from pruneengine.calibration.calibrate import calibrate
+from pruneengine.common.progress import Stopwatch
+from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model.experts import unfuse_experts
+from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa.allocator import Allocated, Allocator
 from pruneengine.search.dsa.codes import quantile_masks
 from pruneengine.search.dsa.config import DsaConfig
@@ -31,7 +32,6 @@ from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers
 from pruneengine.sparse.functions.function import PUBLISHED
 from pruneengine.sparse.matrices import check_columns, find_matrices
-from pruneengine.structure import find_groups, model_fingerprint
 
 if TYPE_CHECKING:
     import optuna
@@ -58,7 +58,7 @@ def search_dsa(
 
     Args:
         model: the dense model; fused experts get linears of their own, as by
-            :func:`pruneengine.experts.unfuse_experts`.
+            :func:`pruneengine.model.experts.unfuse_experts`.
         texts: tokens of the calibration samples (of one length), the search and the held-out windows.
         config: the target and the search.
         run: where the study is kept, and how many work on it; in memory, one, by default.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.extras import needs
-from pruneengine.progress import Stopwatch, track
+from pruneengine.common.optional_imports import needs
+from pruneengine.common.progress import Stopwatch, track
 from pruneengine.search.dsa.allocator import Allocated, Allocator
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import Evolution

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from pruneengine.sparse.allocations.meaning import Given, meaning_of
-from pruneengine.sparse.allocations.whole_groups import round_to_groups
-from pruneengine.sparse.allocations.wishes import (
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.budgets import meet_mean
+from pruneengine.sparse.allocations.parse import Given, meaning_of
+from pruneengine.sparse.allocations.requests import (
     Wish,
     wish_as_given,
     wish_by_function,
@@ -19,13 +20,12 @@ from pruneengine.sparse.allocations.wishes import (
     wish_global,
     wish_uniform,
 )
+from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix
-from pruneengine.sparse.mean_sparsity import meet_mean
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def allocate_sparsities(
     ``uniform``; ``global``, one threshold over all scores of the method; ``er`` and ``er-plus``, Erdos-Renyi
     densities, the latter with the last decoder layer dense; ``owl`` (Yin et al. 2024), decoder layers with more
     outliers kept denser; ``dsa``, the function that the authors of DSA released; an allocation function as text or
-    file; or sparsities, written out or in a file (:func:`pruneengine.sparse.allocations.file.read_sparsities`). OWL
+    file; or sparsities, written out or in a file (:func:`pruneengine.sparse.allocations.written.read_sparsities`). OWL
     and functions read Wanda's scores under every method, as published. What a bound cuts off is given to the matrices
     within it by one common shift; the bound on the spread holds for every matrix but those that stay dense (whose
     sparsity was written down as zero, and those of ``er-plus``), and under N:M before whole numbers are taken.

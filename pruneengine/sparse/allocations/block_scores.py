@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.progress import track
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.progress import track
+from pruneengine.model import get_linear
 from pruneengine.sparse.matrices import Matrix
-from pruneengine.statistics import Statistics
-from pruneengine.structure import get_linear
 
 _LEAST, _GREATEST = ops.MOMENTS.index("min"), ops.MOMENTS.index("max")
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from pruneengine import ops
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.model import get_linear
 from pruneengine.sparse.allocations.block_scores import wanda_norm
 from pruneengine.sparse.matrices import Matrix
-from pruneengine.statistics import Statistics
-from pruneengine.structure import get_linear
 
 
 def global_shares(

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pruneengine.common.budgets import meet_mean
+from pruneengine.common.validation import require_within
 from pruneengine.sparse.functions.operations import Array
-from pruneengine.sparse.mean_sparsity import meet_mean
-from pruneengine.validate import require_within
 
 MOST = 0.99
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from pruneengine.reference import HISTOGRAM_BINS, MOMENTS
+from pruneengine.ops.reference import HISTOGRAM_BINS, MOMENTS
 from pruneengine.sparse.functions.allocation import position
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.functions.operations import Array, apply_post, apply_pre, as_published

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pruneengine.files import write_atomically
+from pruneengine.common.files import write_atomically
+from pruneengine.common.validation import from_known, require_number
 from pruneengine.sparse.functions.names import known
-from pruneengine.validate import from_known, require_number
 
 FORMAT = "pruneengine.function/1"
 SPREAD = 0.08

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import random
 
+from pruneengine.common.validation import require_within
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.functions.names import POST, PRE, REDUCE
-from pruneengine.validate import require_within
 
 SPREADS = tuple(step / 100 for step in range(5, 13))
 STAGES = ("pre", "reduce", "transform", "post", "spread", "sign")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruneengine.reference import HISTOGRAM_BINS, MOMENTS, histogram_edges
+from pruneengine.ops.reference import HISTOGRAM_BINS, MOMENTS, histogram_edges
 from pruneengine.sparse.functions.operations import Array
 
 _COLUMN = {name: index for index, name in enumerate(MOMENTS)}

@@ -1,0 +1,1 @@
+"""Calibration: text through the model, once -> Statistics."""

@@ -1,0 +1,224 @@
+"""Load a model and its tokenizer from a folder, a GGUF file or the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from pruneengine.common.optional_imports import needs
+from pruneengine.model import auto_class
+from pruneengine.model.experts import unfuse_experts
+
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_model(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """A causal language model in evaluation mode and its tokenizer.
+
+    Args:
+        source: a model folder; a ``.gguf`` file, or a folder with exactly one and no ``config.json``; a hub name.
+            Only a hub name may use the network.
+        dtype: type of the weights; GGUF weights are dequantised to it.
+        device: where the model goes.
+        trust_remote_code: run modelling code that comes with the model. Checkpoints written by pruneengine with
+            layers of different widths, or with biases, need no permission as long as their modelling file is unchanged.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the folder holds no model, no tokenizer, or several GGUF files; or a modelling file was changed.
+        ConnectionError: the hub does not answer, or has no such model.
+        ImportError: the extra ``hf`` is not installed.
+    """
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
+    device, (folder, gguf) = torch.device(device), _locate(source)
+    with needs("hf"):
+        import accelerate  # noqa: F401
+        import transformers  # noqa: F401
+    if folder is None:
+        model, tokenizer = _load_hub(str(source), trust_remote_code, dtype)
+    elif gguf is not None:
+        model, tokenizer = _load_gguf(folder, gguf, dtype)
+    else:
+        model, tokenizer = _load_folder(folder, trust_remote_code, dtype)
+    return unfuse_experts(model).to(device).eval(), tokenizer
+
+
+def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model of ``source`` on the meta device: every shape and no weights. Reads its config only.
+
+    Raises:
+        As :func:`load_model`.
+    """
+    folder, gguf = _locate(source)
+    with needs("hf"):
+        from transformers import AutoConfig
+    place = str(source) if folder is None else folder
+    trust = trust_remote_code if folder is None or gguf is not None else _may_run_code(folder, trust_remote_code)
+    options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
+    kind, what = ValueError, f"{source} gives no configuration"
+    if folder is None:
+        kind, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
+    with _one_line(what, kind), torch.device("meta"):
+        config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
+        return unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
+
+
+def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
+    """The model of a GGUF file as transformers reads it, without its tokenizer; ValueError if it does not."""
+    from transformers import AutoModelForCausalLM
+
+    with _parsed_once(), _one_line(f"{file} does not load"):
+        return AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True
+        ).eval()
+
+
+def _locate(source: str | Path) -> tuple[Path | None, str | None]:
+    """Folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return _local(path)
+    if HUB_NAME.fullmatch(str(source)) and path.suffix != ".gguf" and str(source)[0] not in ".":
+        return None, None
+    raise FileNotFoundError(f"no model at {str(source)!r}: there is no such file or folder")
+
+
+def _local(path: Path) -> tuple[Path, str | None]:
+    """The folder to load from, and the GGUF file's name in it if it is one."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"{path} is not a model: expected a folder or a .gguf file")
+        return path.parent, path.name
+    if (path / "config.json").is_file():
+        return path, None
+    names = sorted(file.name for file in path.glob("*.gguf"))
+    if len(names) != 1:
+        found = f"several GGUF files ({', '.join(names[:4])}); name one" if names else "no config.json and no .gguf"
+        raise ValueError(f"{path} is not a model folder: {found}")
+    return path, names[0]
+
+
+def _opener(model_type: str | None) -> Any:
+    import transformers
+
+    return getattr(transformers, auto_class(model_type))
+
+
+def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    from transformers import AutoTokenizer
+
+    with _one_line(f"{folder / 'config.json'} does not load"):
+        opener = _opener(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
+    trust = _may_run_code(folder, trust_remote_code)
+    with _one_line(f"{folder} does not load"):
+        model = opener.from_pretrained(folder, dtype=dtype, trust_remote_code=trust, local_files_only=True)
+    with _one_line(f"the tokenizer of {folder} does not load"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    return model, tokenizer
+
+
+def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
+    """Whether a folder's modelling code is run: with permission, or as we wrote it. ValueError if it was changed."""
+    with _one_line(f"{folder / 'config.json'} does not load"):
+        shipped = runs_shipped_code(folder)
+    if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
+        raise ValueError(
+            f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes; "
+            "read it, then pass trust_remote_code=True"
+        )
+    return trust_remote_code or shipped
+
+
+def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": not _hub_answers(name)}
+    with _one_line(f"{name!r} is no local folder and the hub does not give it", ConnectionError):
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        opener = _opener(AutoConfig.from_pretrained(name, **options).model_type)
+        model = opener.from_pretrained(name, dtype=dtype, **options)
+    return model, tokenizer
+
+
+def _hub_answers(name: str) -> bool:
+    """One question without retries: a hub out of reach means the local cache, at once and not after a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HfHubHTTPError:
+        return True
+    # The HTTP library, and so the type of its errors, differs between versions of huggingface_hub.
+    except Exception:
+        return False
+    return True
+
+
+def _load_gguf(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    with needs("hf"):
+        import gguf  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _parsed_once(), _one_line(f"{folder / name} does not load"):
+        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    # The loaded model counts as quantised and refuses to be saved; one built from its weights is an ordinary model.
+    config = loaded.config
+    for leftover in ("quantization_config", "_model_name_or_path"):
+        config.__dict__.pop(leftover, None)
+    config.rms_norm_eps = _decimal(config.rms_norm_eps)
+    model = type(loaded).from_pretrained(None, config=config, state_dict=loaded.state_dict(), dtype=dtype)
+    model.generation_config = loaded.generation_config
+    for leftover in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(leftover, None)
+    return model, tokenizer
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once: it asks for the same reader and name map hundreds of times."""
+    import gguf
+
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = (cache(original) for original in originals)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = originals
+
+
+def _decimal(value: float) -> float:
+    """The short decimal number meant by a value that was stored as float32: 9.99999975e-06 -> 1e-05."""
+    return float(str(np.float32(value)))
+
+
+@contextmanager
+def _one_line(what: str, kind: type[Exception] = ValueError) -> Iterator[None]:
+    """Whatever a loader raises on a broken model, as one line; the loaders' own errors are of many types."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise kind(f"{what}: {reason}") from error

@@ -1,0 +1,72 @@
+"""What the verb search prints."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from pruneengine.cli.tables.structured import show_times
+from pruneengine.jobs.search import SearchJobResult
+from pruneengine.search.adapruner.result import SearchResult
+
+
+def show_search(console: Console, job: SearchJobResult) -> None:
+    """The winner against the fixed metrics, what it is made of, and dense beside pruned."""
+    result = job.result
+    show_finals(console, result)
+    if result.candidate is not None:
+        for what, words in result.candidate.in_words().items():
+            console.print(f"{what}: {words}")
+    if result.importance:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in list(result.importance.items())[:6])
+        console.print(f"what mattered: {shares}")
+    states = [trial.state for trial in result.trials if trial.illegal is None]
+    repeats = sum(trial.origin == "repeat" for trial in result.trials)
+    illegal = len(result.trials) - len(states)
+    console.print(
+        f"{len(result.trials)} trials: {states.count('complete')} to the end, {states.count('pruned')} stopped early, "
+        f"{repeats} answered from cache, {illegal} without a legal plan"
+    )
+    plan = result.plan
+    console.print(
+        f"asked to remove {plan.asked:.2%} of {' and '.join(plan.kinds)}; the plan removes {plan.reached:.2%}: "
+        f"{plan.params_before:,} => {plan.params_after:,} parameters"
+    )
+    if job.dense.perplexity and job.pruned.perplexity:
+        console.print(
+            f"perplexity on text that the search never saw ({job.dense.perplexity.tokens:,} tokens): "
+            f"dense {job.dense.perplexity.perplexity:.2f}, pruned {job.pruned.perplexity.perplexity:.2f}"
+        )
+    show_times(console, job.seconds)
+
+
+def show_finals(console: Console, result: SearchResult) -> None:
+    """Perplexity on search and held-out blocks: finalists, then the fixed metrics."""
+    table = Table(
+        title=f"perplexity, {result.plan.reached:.1%} removed, {result.plan.shape} widths", title_justify="left"
+    )
+    for column in ("", "search", "held out", "compensated"):
+        table.add_column(column, justify="right" if column else "left")
+    dense = result.dense["search"], result.dense["held out"]
+    table.add_row("dense", *(f"{math.exp(loss):.2f}" for loss in dense), "")
+    for each in result.finalists:
+        found = _perplexities((*dense, dense[1]), each.value, each.held_out, each.compensated)
+        style = "bold" if each is result.winner else None
+        table.add_row(each.name, *found, style=style)
+    for each in sorted(result.baselines, key=lambda b: math.inf if b.value is None else b.value):
+        if each.value is None:
+            table.add_row(each.name, "no legal plan", "", "")
+        else:
+            table.add_row(each.name, *_perplexities(dense, each.value, each.held_out), "")
+    console.print(table)
+    if result.winner.compensation != "none":
+        console.print(f"the winner's o_proj and down_proj are compensated by {result.winner.compensation}")
+
+
+def _perplexities(dense: tuple[float, ...], *above: float | None) -> tuple[str, ...]:
+    return tuple(
+        "" if extra is None else f"{math.exp(min(loss + extra, 700)):.2f}"
+        for loss, extra in zip(dense, above, strict=True)
+    )

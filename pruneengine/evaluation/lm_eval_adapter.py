@@ -1,0 +1,198 @@
+"""lm-eval around a model in memory: nothing is reloaded, nothing is printed but our own progress.
+
+Whether data sets may come from the network is left to the environment (``HF_HUB_OFFLINE``); the model never does.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.common.optional_imports import needs
+from pruneengine.common.progress import track
+
+
+def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> Any:
+    """lm-eval's task manager that knows all ``names``: tasks, groups or tags.
+
+    The folder is read first, and lm-eval's own thousands of task files (some seconds) only for names it lacks.
+
+    Args:
+        names: of lm-eval, or of task files in ``include_path``.
+        include_path: a folder of task files; functions that they name are run.
+
+    Raises:
+        ValueError: no name, or one that does not exist; the message has the nearest that do.
+        FileNotFoundError: ``include_path`` is no folder.
+        ImportError: the extra ``eval`` is not installed.
+    """
+    if not names:
+        raise ValueError("tasks: none named; expected names of lm-eval or of task files in the include path")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise FileNotFoundError(f"include path {str(include_path)!r}: there is no such folder")
+    with needs("eval"):
+        from lm_eval.tasks import TaskManager
+    with quiet():
+        if include_path is not None:
+            local = TaskManager(include_path=str(include_path), include_defaults=False)
+            if set(names) <= set(local.all_tasks):
+                return local
+        manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.5)
+            raise ValueError(
+                f"unknown task {name!r}; the nearest are {', '.join(near)}"
+                if near
+                else f"unknown task {name!r}; `lm-eval ls tasks` lists all"
+            )
+    return manager
+
+
+def load_tasks(manager: Any, names: Sequence[str]) -> dict[str, Any]:
+    """lm-eval's task objects with their data, those of a group one by one, by name.
+
+    Raises:
+        OSError: a task's data cannot be read; the message is its reason.
+    """
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(names):
+        with quiet():
+            try:
+                found |= manager.load([name])["tasks"]
+            # A data set's script or a task file's function may raise anything.
+            except Exception as error:
+                reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise OSError(f"task {name!r} cannot be loaded: {reason}") from error
+    return found
+
+
+def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.dtype | None = None) -> Any:
+    """lm-eval's Hugging Face model around ours; log-probabilities are taken in float32.
+
+    Args:
+        model: a transformers causal language model, on any device; it stays as it is.
+        tokenizer: of transformers; lm-eval sets its padding, so it gets a copy.
+        batch_size: sequences a forward; "auto" or "auto:N" leaves it to lm-eval.
+        dtype: half precision to run a float32 model under autocast, or None.
+
+    Raises:
+        ValueError: neither the tokenizer nor the model's config names a token to begin or end a text with.
+    """
+    with needs("eval"):
+        from lm_eval.models.huggingface import HFLM
+
+    class Loaded(HFLM):
+        label = "zero-shot"
+        truncated = 0
+        _steps: Iterator[int] = iter(())
+
+        def loglikelihood(self, requests, disable_tqdm=True):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=True):
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests, disable_tqdm=True):
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
+            longest = max((len(answer) for _, _, answer in requests), default=0)
+            if longest > self.max_length:
+                raise ValueError(f"{self.label}: an answer of {longest} tokens; the model reads {self.max_length}")
+            self.truncated += sum(len(prompt) + len(answer) > self.max_length + 1 for _, prompt, answer in requests)
+            # Of "auto:N": lm-eval divides the requests by N, and then by zero where they are fewer.
+            schedule, self.batch_schedule = self.batch_schedule, min(self.batch_schedule, max(len(requests), 1))
+            self._steps = track(range(len(requests)), self.label)
+            try:
+                return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+            finally:
+                self._steps.close()
+                self.batch_schedule = schedule
+
+        def _detect_batch_size(self, requests=None, pos=0):
+            """Its forwards are trials, no progress."""
+            steps, self._steps = self._steps, iter(())
+            try:
+                return super()._detect_batch_size(requests, pos)
+            finally:
+                self._steps = steps
+
+        def _model_call(self, inps, *args, **kwargs):
+            for _ in range(len(inps)):
+                next(self._steps, None)
+            return super()._model_call(inps, *args, **kwargs)
+
+        def get_model_info(self):
+            """Nothing: the original asks the hub about the model's name."""
+            return {}
+
+    precision = {} if dtype is None else {"mixed_precision_dtype": dtype}
+    with quiet():
+        return Loaded(
+            pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size,
+            softmax_dtype=torch.float32, prefix_token_id=_prefix(model, tokenizer), **precision,
+        )  # fmt: skip
+
+
+def _prefix(model: nn.Module, tokenizer: Any) -> int | None:
+    """The token that stands for an empty context: None leaves it to lm-eval, which asks only the tokenizer."""
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    for name in ("bos_token_id", "eos_token_id"):
+        token = getattr(model.config, name, None)
+        if token is not None:
+            return token[0] if isinstance(token, list) else token
+    raise ValueError("the tokenizer and the config name no BOS and no EOS token: lm-eval needs one")
+
+
+def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
+    """What lm-eval's ``evaluate`` returns for one task object; no seed of this process is set.
+
+    ``simple_evaluate`` would do the same after seeding torch and numpy, and then list the packages of this machine,
+    which takes longer than a small task. ``wrapped.truncated`` counts the prompts that were too long for the model and
+    lost their beginning.
+    """
+    import lm_eval
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    wrapped.label, wrapped.truncated = task.task_name, 0
+    with quiet():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        return lm_eval.evaluate(wrapped, {"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=1000)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval and datasets without bars, without notes below errors, and without what they print."""
+    import datasets
+    from tqdm import std
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars, original = datasets.are_progress_bars_disabled(), std.tqdm.__init__
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    std.tqdm.__init__ = partialmethod(original, disable=True)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        std.tqdm.__init__ = original
+        if not bars:
+            datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

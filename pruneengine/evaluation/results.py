@@ -1,0 +1,223 @@
+"""What was measured on one model, as a value and as ``results.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruneengine.common.files import write_atomically
+from pruneengine.evaluation.perplexity import PerplexityResult, kv_cache_bytes, model_size
+from pruneengine.evaluation.speed import SpeedResult
+from pruneengine.evaluation.zero_shot import Metric, TaskResult
+from pruneengine.model import find_groups, model_fingerprint
+
+SCHEMA = "pruneengine.results/1"
+FILE_NAME = "results.json"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model without its weights.
+
+    Attributes:
+        source: the folder, file or hub name.
+        fingerprint: of the weights, :func:`pruneengine.model.model_fingerprint`.
+        parameters: their number; a tied one counts once.
+        weight_bytes: what they take in ``dtype``.
+        kv_bytes_per_token: what the cache grows by with each token, in ``dtype``.
+        dtype: of the weights.
+    """
+
+    source: str
+    fingerprint: str
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    dtype: str
+
+    @classmethod
+    def of(cls, model: nn.Module, source: str) -> ModelFacts:
+        size, weight = model_size(model), next(model.parameters())
+        return cls(
+            source, model_fingerprint(model), size.parameters, size.bytes,
+            kv_cache_bytes(find_groups(model), weight.element_size()), str(weight.dtype).removeprefix("torch."),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """Perplexity on one text: :class:`PerplexityResult`, with the name of the text."""
+
+    text: str
+    seqlen: int
+    windows: int
+    perplexity: float
+    nll: float
+    tokens: int
+    per_window: tuple[float, ...]
+    dtype: str
+    seconds: float
+    samples: str
+
+    @classmethod
+    def of(cls, text: str, seqlen: int, found: PerplexityResult) -> TextResult:
+        values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        values["per_window"] = tuple(found.per_window.tolist())
+        return cls(text=text, seqlen=seqlen, windows=len(found.per_window), **values)
+
+    @property
+    def name(self) -> str:
+        """What was measured: other windows of the same text are another measurement."""
+        return f"{self.text}, {self.windows:,} windows of {self.seqlen}"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another model's speed, measured in turn with this one's: only such a pair says which is faster."""
+
+    model: ModelFacts
+    speed: SpeedResult
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything measured on one model; what was not is empty or None.
+
+    Attributes:
+        texts: perplexity by :attr:`TextResult.name`.
+        tasks: by name.
+        speed: tokens per second, and ``dense`` of the model it was measured beside.
+        versions: of what the last measurement depended on.
+        date: of that measurement, ISO.
+    """
+
+    model: ModelFacts
+    texts: Mapping[str, TextResult] = field(default_factory=dict)
+    tasks: Mapping[str, TaskResult] = field(default_factory=dict)
+    speed: SpeedResult | None = None
+    dense: Beside | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: date.today().isoformat())
+
+    def with_text(self, found: TextResult) -> Results:
+        return replace(self, texts={**self.texts, found.name: found})
+
+    def with_task(self, found: TaskResult) -> Results:
+        return replace(self, tasks={**self.tasks, found.task: found})
+
+    def same_model(self, other: Results) -> bool:
+        """Whether both are of the same weights in the same dtype."""
+        ours, theirs = self.model, other.model
+        return (ours.fingerprint, ours.dtype) == (theirs.fingerprint, theirs.dtype)
+
+    def difference(self, other: Results) -> str:
+        """What ``other`` is of, in words, where it is not :meth:`same_model`.
+
+        Another dtype has another fingerprint, so there the name and the size tell whether it is the same model.
+        """
+        ours, theirs = self.model, other.model
+        if ours.dtype != theirs.dtype and (ours.source, ours.parameters) == (theirs.source, theirs.parameters):
+            return f"{theirs.source} in {theirs.dtype}, not in {ours.dtype}"
+        return f"other weights ({theirs.source}, {theirs.dtype})"
+
+    def after(self, earlier: Results) -> Results:
+        """These, and what ``earlier`` has and these lack; nothing of it if it is of another model or dtype."""
+        if not self.same_model(earlier):
+            return self
+        pair = (self.speed, self.dense) if self.speed is not None else (earlier.speed, earlier.dense)
+        return replace(
+            self, texts={**earlier.texts, **self.texts}, tasks={**earlier.tasks, **self.tasks},
+            speed=pair[0], dense=pair[1],
+        )  # fmt: skip
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "results") -> Results:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: no JSON, another schema, or a field that is missing or unknown; ``where`` names the origin.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: no JSON ({error})") from None
+        schema = values.pop("schema", None) if isinstance(values, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"{where}: schema {schema!r}, expected {SCHEMA!r}")
+        found = _build(cls, values, where)
+        dense = found.dense
+        if dense is not None:
+            dense = _build(Beside, dense, f"{where}: dense")
+            dense = Beside(
+                _build(ModelFacts, dense.model, f"{where}: dense"), _build(SpeedResult, dense.speed, f"{where}: dense")
+            )
+        return replace(
+            found, model=_build(ModelFacts, found.model, f"{where}: model"),
+            # By their own names: earlier versions called them otherwise.
+            texts={text.name: text for text in (_text(v, f"{where}: texts: {k}") for k, v in found.texts.items())},
+            tasks={name: _task(value, f"{where}: tasks: {name}") for name, value in found.tasks.items()},
+            speed=None if found.speed is None else _build(SpeedResult, found.speed, f"{where}: speed"), dense=dense,
+        )  # fmt: skip
+
+    def write(self, path: str | Path) -> None:
+        write_atomically(path, self.to_json())
+
+
+def read_results(path: str | Path) -> Results:
+    """The results in a file, or in the ``results.json`` of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it holds something else; the message names the file and the field.
+    """
+    file = Path(path).expanduser()
+    file = file / FILE_NAME if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"no results at {str(file)!r}: `pruneengine eval` writes them")
+    return Results.from_json(file.read_text(encoding="utf-8"), str(file))
+
+
+def _text(value: Any, where: str) -> TextResult:
+    found = _build(TextResult, value, where)
+    return replace(found, per_window=tuple(found.per_window))
+
+
+def _task(value: Any, where: str) -> TaskResult:
+    found = _build(TaskResult, value, where)
+    metrics = {name: _build(Metric, metric, f"{where}: {name}") for name, metric in found.metrics.items()}
+    for name, metric in metrics.items():
+        if metric.per_item is not None:
+            metrics[name] = replace(metric, per_item=tuple(metric.per_item))
+    return replace(found, metrics=metrics)
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from JSON: exactly its fields."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: {type(values).__name__}, expected an object")
+    names = {f.name for f in dataclasses.fields(cls)}
+    if names != values.keys():
+        odd = sorted(names ^ values.keys())[0]
+        raise ValueError(f"{where}: field {odd!r} is {'missing' if odd in names else 'unknown'}")
+    for f in dataclasses.fields(cls):
+        kind = str(f.type)
+        value, wanted = values[f.name], None
+        if kind.startswith("Mapping"):
+            wanted = dict
+        elif kind.startswith("tuple"):
+            wanted = list
+        elif kind in ("int", "float", "str"):
+            wanted = {"int": int, "float": (int, float), "str": str}[kind]
+        if wanted is not None and not isinstance(value, wanted):
+            raise ValueError(f"{where}: field {f.name!r} is {value!r}, expected {kind}")
+    return cls(**values)

@@ -1,0 +1,213 @@
+"""Zero-shot accuracy of a model on lm-eval's tasks, item by item, so that two models can be compared in pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruneengine.evaluation import lm_eval_adapter as harness
+from pruneengine.model.decoder import autocast, inference
+
+# What LLM-Pruner's averages, and those of the papers that follow its protocol, are taken over. The repository does not
+# say; a reproduction in its issue 25 matches the published numbers with exactly these, as does the dense row of its
+# tables (LLaMA-7B: openbookqa 42.40 is acc_norm, arc_easy 67.45 is acc).
+MAIN = MappingProxyType({
+    "boolq": "acc",
+    "piqa": "acc",
+    "winogrande": "acc",
+    "arc_easy": "acc",
+    "hellaswag": "acc_norm",
+    "arc_challenge": "acc_norm",
+    "openbookqa": "acc_norm",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a task.
+
+    Attributes:
+        value: the task's aggregate, e.g. the fraction that is right.
+        standard_error: of ``value`` over the items; None where lm-eval gives none.
+        per_item: what it was taken over, in the task's order; None where an item is no single number.
+    """
+
+    value: float
+    standard_error: float | None
+    per_item: tuple[float, ...] | None = None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether ``value`` is the mean of ``per_item``: a perplexity's items are log-likelihoods."""
+        return bool(self.per_item) and math.isclose(statistics.fmean(self.per_item), self.value, abs_tol=1e-9)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task.
+
+    Attributes:
+        task: its name.
+        version: lm-eval's version of the task file.
+        items: how many were asked, from the first on.
+        available: how many there are.
+        limit: what was asked for; None for all.
+        shots: examples in the prompt, 0 unless the task file says otherwise.
+        truncated: prompts (several an item) that were too long for the model and lost their beginning.
+        questions: sha256 of the items, their prompts and their answers: equal exactly when the questions are.
+        metrics: by name, e.g. ``acc`` and ``acc_norm``; with the filter's name where it is not ``none``.
+        lm_eval: its version.
+        dtype: what the forward computed in.
+        seconds: wall-clock time.
+    """
+
+    task: str
+    version: str
+    items: int
+    available: int
+    limit: int | None
+    shots: int
+    truncated: int
+    questions: str
+    metrics: Mapping[str, Metric]
+    lm_eval: str
+    dtype: str
+    seconds: float
+
+    @property
+    def main(self) -> str | None:
+        """The metric that enters a mean over tasks, :func:`main_metric`."""
+        return main_metric(self.task, self.metrics)
+
+
+def main_metric(task: str, metrics: Iterable[str]) -> str | None:
+    """Which of a task's metrics stands for it: :data:`MAIN`'s, else acc_norm, else acc, else none.
+
+    A task is known by the beginning of its name: ``piqa_local`` is ``piqa``.
+    """
+    known = next((MAIN[name] for name in MAIN if f"{task}_".startswith(f"{name}_")), None)
+    return next((name for name in (known, "acc_norm", "acc") if name in metrics), None)
+
+
+def mean_accuracy(results: Iterable[TaskResult]) -> Metric:
+    """Mean of the tasks' main metrics, each task counting once; the tasks' errors are independent.
+
+    Raises:
+        ValueError: no task has a main metric.
+    """
+    mains = [result.metrics[result.main] for result in results if result.main is not None]
+    if not mains:
+        raise ValueError("no task with acc or acc_norm: there is no mean accuracy")
+    errors = [metric.standard_error for metric in mains]
+    error = None if None in errors else math.sqrt(sum(e * e for e in errors)) / len(mains)
+    return Metric(sum(metric.value for metric in mains) / len(mains), error)
+
+
+def zero_shot(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int | str = 8,
+    dtype: torch.dtype | None = None,
+    manager: Any = None,
+    done: Callable[[TaskResult], None] = lambda _: None,
+) -> dict[str, TaskResult]:
+    """Ask a model the questions of lm-eval's tasks, without a chat template.
+
+    All tasks are loaded before the first is asked.
+
+    Args:
+        model: a transformers causal language model of any widths; its training mode is left as found.
+        tokenizer: of transformers.
+        tasks: names of tasks, groups or tags.
+        include_path: folder of further task files.
+        limit: only the first items of each task; None for all.
+        batch_size: sequences a forward; "auto" for as many as lm-eval finds to fit (at most 64), "auto:N" to find
+            out N times as the sequences get shorter.
+        dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
+        manager: from :func:`find_tasks`, where the names were checked before the model was loaded.
+        done: called with each task's result, so that none is lost.
+
+    Returns:
+        The results by task name, in order; of a group's tasks one by one.
+
+    Raises:
+        ValueError: an unknown task (with the nearest names), or a bad argument.
+        OSError: a task's data cannot be read.
+        ImportError: the extra ``eval`` is not installed.
+    """
+    check_limit(limit)
+    check_batch_size(batch_size)
+    manager = manager or harness.find_tasks(tasks, include_path)
+    loaded = harness.load_tasks(manager, tasks)
+    weight = next(model.parameters())
+    autocast(weight, dtype)
+    cast = None if dtype == weight.dtype else dtype
+    computed = str(cast or weight.dtype).removeprefix("torch.")
+    results = {}
+    with inference(model):
+        wrapped = harness.wrap(model, tokenizer, batch_size, cast)
+        for name, task in loaded.items():
+            start = time.perf_counter()
+            found = harness.measure(wrapped, task, limit)
+            results[name] = _read(name, found, limit, computed, wrapped.truncated, time.perf_counter() - start)
+            done(results[name])
+    return results
+
+
+def check_limit(limit: int | None) -> None:
+    """ValueError unless ``limit`` is None or a positive whole number."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit={limit!r}: expected a positive number of items, or None for all")
+
+
+def check_batch_size(batch_size: int | str) -> None:
+    """ValueError unless ``batch_size`` is a positive whole number, "auto" or "auto:N"."""
+    if isinstance(batch_size, str):
+        legal = re.fullmatch(r"auto(:[1-9]\d*)?", batch_size) is not None
+    else:
+        legal = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+    if not legal:
+        raise ValueError(f"batch_size={batch_size!r}: expected a positive number of sequences, auto or auto:N")
+
+
+def _read(
+    name: str, found: Mapping[str, Any], limit: int | None, dtype: str, truncated: int, seconds: float
+) -> TaskResult:
+    samples, values = found["samples"][name], found["results"][name]
+    metrics = {}
+    for key in values:
+        metric, _, chosen = key.partition(",")
+        if not chosen or metric.endswith("_stderr"):
+            continue
+        items = tuple(s[metric] for s in samples if s["filter"] == chosen and metric in s)
+        scalar = items and all(isinstance(item, (int, float)) for item in items)
+        error = values.get(f"{metric}_stderr,{chosen}")
+        metrics[metric if chosen == "none" else key] = Metric(
+            value=float(values[key]),
+            standard_error=float(error) if isinstance(error, (int, float)) else None,
+            per_item=tuple(map(float, items)) if scalar else None,
+        )
+    counts = found["n-samples"][name]
+    parts = "".join(s[part] for s in samples for part in ("doc_hash", "prompt_hash", "target_hash"))
+    questions = hashlib.sha256(parts.encode()).hexdigest()
+    return TaskResult(
+        task=name, version=str(found["versions"][name]), items=counts["effective"], available=counts["original"],
+        limit=limit, shots=found["n-shot"][name], truncated=truncated, questions=questions,
+        metrics=metrics, lm_eval=importlib.metadata.version("lm_eval"), dtype=dtype, seconds=seconds,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Export to GGUF: tensors, tokenizer and file, and the proof that they hold the model."""

@@ -1,0 +1,161 @@
+"""What decides which runtimes open a model: its family, the width of every layer, its biases and positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from pruneengine.checkpoint.equivalent_class import as_written
+from pruneengine.model import Family, Group, Structure, find_groups, text_config
+from pruneengine.structured.plan import Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a decoder-only model, as its checkpoint has it.
+
+    Attributes:
+        family: its ``model_type``.
+        hidden, head_dim: sizes of a token's vector and of one head.
+        heads, kv_heads, channels: query heads, key-value heads and MLP channels of every layer.
+        unlike_llama: why a program that computes Llama does not compute this model or its twin; None where it does, but
+            for what the other attributes say.
+        unnamed: the kinds of units, "heads" and "mlp", for whose number the config has no name.
+        unsaid: those of them whose number is not the dense model's.
+        biases: the linears of a layer that have a bias.
+        loose_biases: some of them are given by no flag of the family's config.
+        query_norms: queries and keys are normalised.
+        rope: the kind of rotary positions ("default", "linear", "llama3", ...).
+        window: tokens that attention looks back, or None for all.
+        activation: of the MLP, None where the config has no ``hidden_act``.
+        experts: channels of every expert, layer by layer; ``channels`` are then those of shared experts, if there are.
+    """
+
+    family: str
+    hidden: int
+    head_dim: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    channels: tuple[int, ...]
+    unlike_llama: str | None = None
+    unnamed: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
+    biases: frozenset[str] = frozenset()
+    loose_biases: bool = False
+    query_norms: bool = False
+    rope: str = "default"
+    window: int | None = None
+    activation: str | None = "silu"
+    experts: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def uniform(self) -> bool:
+        """Every layer has the same widths, and as many experts of one width."""
+        numbers, widths = map(len, self.experts), (width for layer in self.experts for width in layer)
+        counted = (self.heads, self.kv_heads, self.channels, numbers, widths)
+        return all(len(set(counts)) <= 1 for counts in counted)
+
+    @property
+    def uneven(self) -> Layout:
+        """The same with a channel less in the first layer."""
+        if self.channels:
+            return replace(self, channels=(self.channels[0] - 1, *self.channels[1:]))
+        (first, *others), *layers = self.experts
+        return replace(self, experts=((first - 1, *others), *layers))
+
+    @property
+    def not_plain(self) -> str | None:
+        """Why the family's own class in transformers does not hold it; None where it does.
+
+        A Llama with head counts that do not divide the hidden size counts as plain: its twin Mistral holds it.
+        """
+        if not self.uniform:
+            return "the layers differ in width"
+        if self.unsaid:
+            return f"the config has no name for widths of {' or '.join(self.unsaid)}"
+        if self.loose_biases:
+            return "its biases have no flag in the config"
+        if self.family == "llama" and self.hidden % max(self.heads) != 0 and self.biases:
+            return "transformers wants a Llama's heads to divide the hidden size, and its twin Mistral has no biases"
+        return None
+
+    def after(self, plan: Plan) -> Layout:
+        """The layout that ``plan`` leaves of this one."""
+
+        def left(counts: tuple[int, ...], kind: str) -> tuple[int, ...]:
+            names = {layer: f"layers.{layer}.{kind}" for layer in plan.kept_layers}
+            return tuple(counts[i] * len(plan.keep[name]) // plan.units[name] for i, name in names.items())
+
+        heads, channels = left(self.heads, "heads"), left(self.channels, "mlp") if self.channels else ()
+        before = {"heads": self.heads, "mlp": self.channels}
+        after = {"heads": heads, "mlp": channels}
+        changed = [kind for kind in self.unnamed if set(after[kind]) != set(before[kind])]
+        return replace(
+            self,
+            heads=heads,
+            kv_heads=left(self.kv_heads, "heads"),
+            channels=channels,
+            unsaid=tuple(kind for kind in self.unnamed if kind in self.unsaid or kind in changed),
+            experts=tuple(_kept_channels(plan, layer) for layer in plan.kept_layers) if self.experts else (),
+        )
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """Read the layout from a model's modules and config; shapes are enough, the weights may be on the meta device.
+
+    Raises:
+        ValueError: as :func:`pruneengine.model.find_groups`.
+    """
+    model = as_written(model)
+    structure, config = find_groups(model), text_config(model.config)
+    family, first = structure.family, model.get_submodule(structure.layer_path(0))
+    rope = getattr(config, "rope_parameters", None) or {}
+    attention = first.get_submodule(family.query.rpartition(".")[0])
+    unnamed = tuple(kind for kind in family.unnamed if kind != "heads" or structure.undivided_heads is None)
+    heads, channels = structure.of_kind(("heads",)), [group for group in structure.groups if group.part == "mlp"]
+    experts = [structure.experts(layer) for layer in range(structure.num_layers)] if family.experts else []
+    return Layout(
+        family=structure.model_type,
+        hidden=config.hidden_size,
+        head_dim=structure.head_dim,
+        heads=tuple(_query_heads(group, structure) for group in heads),
+        kv_heads=tuple(_query_heads(group, structure) // structure.queries_per_kv for group in heads),
+        channels=tuple(group.units for group in channels),
+        unlike_llama=_unlike_llama(family, rope),
+        unnamed=unnamed,
+        unsaid=unnamed if getattr(config, "pruneengine_shapes", None) else (),
+        biases=frozenset(path for path in family.linears if first.get_submodule(path).bias is not None),
+        loose_biases=bool(getattr(config, "pruneengine_biases", None)),
+        query_norms=hasattr(attention, "q_norm"),
+        rope=rope.get("rope_type", "default"),
+        window=_window(config),
+        activation=getattr(config, "hidden_act", None),
+        experts=tuple(tuple(expert.units for expert in of_layer) for of_layer in experts),
+    )
+
+
+def _query_heads(group: Group, structure: Structure) -> int:
+    return group.units * group.members[-1].width // structure.head_dim
+
+
+def _kept_channels(plan: Plan, layer: int) -> tuple[int, ...]:
+    return tuple(len(plan.keep[f"layers.{layer}.experts.{expert}.mlp"]) for expert in plan.kept_experts(layer))
+
+
+def _unlike_llama(family: Family, rope: dict[str, Any]) -> str | None:
+    if family.experts:
+        return "its layers hold experts"
+    if not family.by_widths and not family.twin:
+        own = [path for path in family.linears if path not in Family(()).linears]
+        return f"a layer has {', '.join(own)}, which are none of Llama's linears"
+    if family.unlike_llama is None and rope.get("partial_rotary_factor", 1) != 1:
+        return f"rotary positions turn {rope['partial_rotary_factor']} of each head, and not all of it"
+    return family.unlike_llama
+
+
+def _window(config: Any) -> int | None:
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    sliding = window is not None and (kinds is None or "sliding_attention" in kinds)
+    return window if sliding and window < config.max_position_embeddings else None

@@ -1,0 +1,204 @@
+"""Sparse pruning as a job: a model in, a measured and proved checkpoint with zeros out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.checkpoint.equivalent_class import written_linears
+from pruneengine.checkpoint.load import load_skeleton
+from pruneengine.checkpoint.reload_proof import reload_and_generate
+from pruneengine.checkpoint.write import SavedCheckpoint, count_saved_zeros
+from pruneengine.common.files import check_writable
+from pruneengine.common.progress import Stopwatch
+from pruneengine.data.windows import Samples, check_spec
+from pruneengine.evaluation.measures import Yardstick
+from pruneengine.jobs.checks import check_evaluation, check_out, refuse_recovery
+from pruneengine.jobs.prune import JobOptions, ending
+from pruneengine.jobs.saving import save_checkpoint
+from pruneengine.jobs.texts import load_texts
+from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.report import write_report
+from pruneengine.report.values.sparse import sparse_details, sparse_hashes, sparse_summary
+from pruneengine.report.values.structured import Measures
+from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
+from pruneengine.sparse.allocations.parse import Given, meaning_of, written_out
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.matrices import check_columns, find_matrices
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.sparse.prune import SparseReport, carry_out, check_layers, check_statistics, decide, keep_layers
+from pruneengine.sparse.resume import partial_folder, remove_partial
+from pruneengine.sparse.runtimes import speed_notes
+from pruneengine.sparse.zeros import ZeroCount, count_zeros
+
+
+@dataclass(frozen=True)
+class SparseResult:
+    """What came out of a job; a dry run has no more than the report."""
+
+    report: SparseReport
+    dense: Measures | None = None
+    pruned: Measures | None = None
+    zeros: ZeroCount | None = None
+    saved: SavedCheckpoint | None = None
+    text: str | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None) -> SparseResult:
+    """Load, decide, prune, measure, save and prove. With ``options.out`` None it stops at the plan.
+
+    Raises:
+        ValueError, OSError: before work is spent wherever that can be known.
+    """
+    clock = Stopwatch()
+    config, options = _checked(config, options)
+    held = _held(config, options)
+    model, tokenizer = options.load(clock, say)
+    structure = find_groups(model)
+    with clock("text"):
+        calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=calibrates(config))
+    if options.out is not None:
+        check_layers(config, partial_folder(options.out), model, calibration)
+    say(f"deciding how much of each matrix goes: {_words(config)}, sparsity {config.sparsity:g}")
+    if held is not None:
+        held.check(model=model_fingerprint(model), data=calibration.hash if calibration is not None else None)
+    report = decide(model, structure, calibration, config, statistics=held, clock=clock)
+    if options.statistics is not None and held is None:
+        warnings += _keep(report, options.statistics)
+    if options.out is None:
+        return SparseResult(report, warnings=warnings + report.warnings, seconds=clock.seconds)
+    work = partial_folder(options.out)
+    partial = keep_layers(model, calibration, report, work)
+    yardstick = Yardstick(evaluation, options.compute_dtype)
+    with clock("evaluate"):
+        dense = yardstick.measure(model)
+    say(f"pruning by {config.method}" + (f", behind the layers in {work}" if work.exists() else ""))
+    report = carry_out(model, structure, calibration, report, clock, partial)
+    warnings += report.warnings
+    with clock("evaluate"):
+        pruned, ruined = yardstick.measure_changed(model)
+    zeros = count_zeros(model, report.plan)
+    warnings += ruined + _count_warnings(zeros)
+    recipe = _recipe(config, options, calibration)
+    numbers = sparse_summary(report, zeros, dense, pruned, warnings)
+    saved = save_checkpoint(
+        model, tokenizer, options, clock, say,
+        plan=report.plan, recipe=recipe, report=numbers, dense_config=model.config.to_dict(),
+        remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
+    )  # fmt: skip
+    remove_partial(work)
+    in_files = count_saved_zeros(saved.path, report.plan.removed, written_linears(structure))
+    zeros = ZeroCount.against(report.plan, in_files)
+    numbers |= sparse_summary(report, zeros, dense, pruned, warnings)
+    text = None
+    if options.prompt:
+        with clock("generate"):
+            text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
+    result = SparseResult(report, dense, pruned, zeros, saved, text, warnings, clock.seconds)
+    # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
+    write_report(saved.path, "sparse", _report_values(result, numbers, recipe, options), say)
+    return result
+
+
+def calibrates(config: SparseConfig) -> bool:
+    """Whether the calibration text is read at all."""
+    return config.method != "magnitude" or needs_statistics(config)
+
+
+def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, JobOptions]:
+    """Refuse what can be refused before the weights are loaded, and settle the sizes of the texts."""
+    refuse_recovery(options.recover)
+    if options.speed:
+        raise ValueError(
+            "zeros in dense matrices take as long as other weights: there is no speed to measure (--speed)"
+        )
+    if options.statistics is not None:
+        check_writable(options.statistics.parent)
+    if options.out is not None:
+        check_out(options.out, options.overwrite, options.source)
+        check_layers(config, partial_folder(options.out))
+    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
+    windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
+    scored = needs_statistics(config) or config.allocation == "global"
+    skeleton = load_skeleton(options.source, options.trust_remote_code)
+    matrices = find_matrices(skeleton, find_groups(skeleton), config.ignore)
+    pattern = Pattern.parse(config.pattern)
+    if pattern.grouped:
+        check_columns(matrices, pattern.m)
+    if not scored:
+        allocate_sparsities(skeleton, matrices, config)
+    # From here on no file of an allocation is read: what the recipe holds is what is done.
+    config = replace(config, allocation=written_out(config.allocation))
+    return config, replace(options, eval_windows=windows)
+
+
+def _words(config: SparseConfig) -> str:
+    meaning = meaning_of(config.allocation)
+    return meaning.words if isinstance(meaning, Given) else config.allocation
+
+
+def _held(config: SparseConfig, options: JobOptions) -> Statistics | None:
+    """The statistics of an earlier run, read before the model is loaded: it alone says whether they are its own."""
+    if options.statistics is None or not options.statistics.exists():
+        return None
+    held = Statistics.load(options.statistics)
+    try:
+        check_statistics(config, held)
+    except ValueError as error:
+        raise ValueError(f"{options.statistics}: {error}") from None
+    return held
+
+
+def _keep(report: SparseReport, path: Path) -> tuple[str, ...]:
+    if report.statistics is None:
+        return (f"no statistics of the dense model were needed, so none are kept in {path}",)
+    report.statistics.save(path)
+    return ()
+
+
+def _count_warnings(zeros: ZeroCount) -> tuple[str, ...]:
+    if not zeros.differing:
+        return ()
+    name, difference = next(iter(zeros.differing.items()))
+    return (
+        f"{len(zeros.differing)} of {len(zeros.zeros)} matrices have other than the planned number of zeros, such as "
+        f"{name} ({difference:+,}); weights that were zero already count, too",
+    )
+
+
+def _counted(zeros: ZeroCount, report: SparseReport) -> str:
+    plan = report.plan
+    weights = sum(rows * columns for rows, columns in plan.shapes.values())
+    return (
+        f"{zeros.total:,} of the {weights:,} weights of {len(plan.shapes)} linears are zero "
+        f"({zeros.total / weights:.2%}; pattern {plan.pattern}, {plan.method}, allocation {plan.allocation}). "
+        f"{_dense(report.config)} are dense. plan.json holds the count of every matrix."
+    )
+
+
+def _dense(config: SparseConfig) -> str:
+    if not config.ignore:
+        return "Embeddings and the head"
+    return f"Embeddings, the head and {', '.join(config.ignore)} (left out by ignore)"
+
+
+def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:
+    hashed = calibration.hash if calibration is not None else None
+    return {"sparse": config.to_dict()} | options.recipe(calibration_hash=hashed)
+
+
+def _report_values(
+    result: SparseResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
+) -> dict[str, Any]:
+    plan = result.report.plan
+    if isinstance(recipe["sparse"]["allocation"], dict):
+        # Its figures show the sparsity of every linear; recipe.yaml has all digits.
+        recipe = recipe | {"sparse": recipe["sparse"] | {"allocation": plan.allocation}}
+    values = numbers | sparse_details(result.report) | {"recipe": recipe, "speed notes": list(speed_notes(plan))}
+    values["hashes"] = sparse_hashes(result.report, recipe["calibration_hash"], result.dense.perplexity)
+    return values | ending(options, result.saved, result.text, result.seconds)

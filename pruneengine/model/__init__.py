@@ -1,0 +1,48 @@
+"""What can be removed from a model: its units, the slices that go with each, and the inputs they read.
+
+This is the only package that knows model families. Everything after it works on :class:`Structure`.
+"""
+
+from pathlib import Path
+
+from pruneengine.model.families import FAMILIES, Experts, Family, auto_class, family_of
+from pruneengine.model.finder import find_groups, get_linear, text_config
+from pruneengine.model.fingerprint import model_fingerprint
+from pruneengine.model.structure import (
+    KINDS,
+    Group,
+    Member,
+    Site,
+    Structure,
+    distinct_linears,
+    expert_of,
+    layer_of,
+    part_of,
+    unit_slices,
+)
+
+# The modelling file that travels with checkpoints whose layers differ in width.
+MODELING_FILE = Path(__file__).with_name("modeling_pruned.py")
+
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "MODELING_FILE",
+    "Experts",
+    "Family",
+    "Group",
+    "Member",
+    "Site",
+    "Structure",
+    "auto_class",
+    "distinct_linears",
+    "expert_of",
+    "family_of",
+    "find_groups",
+    "get_linear",
+    "layer_of",
+    "model_fingerprint",
+    "part_of",
+    "text_config",
+    "unit_slices",
+]

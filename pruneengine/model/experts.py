@@ -1,0 +1,78 @@
+"""Mixtures of experts: from one parameter for all experts of a layer to linears that each expert has of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.optional_imports import needs
+from pruneengine.model import Family, Structure, family_of
+
+
+def unfuse_experts(model: nn.Module) -> nn.Module:
+    """Give every expert of a model its own linears, in place; a model without fused experts stays as it is.
+
+    The model computes the same: each expert sees the tokens that the router sends it, sample by sample as
+    ``[b, longest, H]`` with zeros behind the tokens of a sample that has fewer. So whatever is known of a linear
+    (groups, statistics, masks, adapters) holds for an expert's, and rows of zeros add nothing to any sum.
+
+    Memory: the model, and the experts of one layer once more.
+
+    Raises:
+        ValueError: a family that is not known.
+    """
+    family = family_of(getattr(model.config, "model_type", None), type(model).__name__)
+    if family.experts is None:
+        return model
+    with needs("hf"):
+        from pruneengine.model.modeling_pruned import unfuse
+    for layer in model.get_submodule(family.layers):
+        unfuse(layer)
+    return model
+
+
+def plain_name(tensor: str, family: Family) -> str:
+    """What a tensor of a model with unfused experts is called where such models are published."""
+    for pattern, replacement in family.experts.saved if family.experts else ():
+        tensor = re.sub(pattern, replacement, tensor)
+    return tensor
+
+
+def idle_experts(structure: Structure, statistics: Statistics) -> tuple[str, ...]:
+    """Experts that no calibration token was sent to, such as ``layers.3.experts.0``."""
+    found = []
+    for group in structure.groups:
+        if group.part == "experts.mlp":
+            out = group.members[-1]
+            seen = [
+                rows[name] for rows in statistics.tensors.values() for name in (out.site, out.module) if name in rows
+            ]
+            if seen and not any(bool(rows.any()) for rows in seen):
+                found.append(group.name.removesuffix(".mlp"))
+    return tuple(found)
+
+
+def idle_words(experts: Sequence[str], consequence: str) -> tuple[str, ...]:
+    """A warning about experts that no calibration token was sent to; none without any."""
+    if not experts:
+        return ()
+    more = f" and {len(experts) - 4} more" if len(experts) > 4 else ""
+    return (f"no calibration token was sent to {', '.join(experts[:4])}{more}: {consequence}",)
+
+
+@contextlib.contextmanager
+def choose_among(router: nn.Module, experts: Sequence[int]) -> Iterator[None]:
+    """Within the context a router sends no token to any other than these experts (ascending indices)."""
+    weight = router.weight
+    index = torch.tensor(experts, device=weight.device)
+    router.weight = nn.Parameter(weight.detach()[index], requires_grad=weight.requires_grad)
+    try:
+        with router.register_forward_hook(lambda _module, _args, out: (*out[:-1], index[out[-1]])):
+            yield
+    finally:
+        router.weight = weight

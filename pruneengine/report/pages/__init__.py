@@ -1,0 +1,1 @@
+"""Pages of a report: the plain values of ``report.json`` -> sections."""

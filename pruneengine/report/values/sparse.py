@@ -1,0 +1,75 @@
+"""What ``report.json`` of a sparse prune holds: everything its page shows, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+from pruneengine.evaluation.perplexity import PerplexityResult
+from pruneengine.report.values.structured import Measures, json_value, measured_values
+from pruneengine.sparse.plan import SparsePlan
+from pruneengine.sparse.prune import SparseReport
+from pruneengine.sparse.zeros import ZeroCount
+
+
+def sparse_summary(
+    report: SparseReport, zeros: ZeroCount, dense: Measures, pruned: Measures, warnings: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The main numbers: what the model card shows."""
+    plan = report.plan
+    values: dict[str, Any] = {
+        "method": plan.method,
+        "pattern": plan.pattern,
+        "allocation": plan.allocation,
+        "sparsity asked": plan.asked,
+        "sparsity reached": plan.reached,
+        "weights": sum(math.prod(shape) for shape in plan.shapes.values()),
+        "zeros planned": sum(plan.removed.values()),
+        "zeros": zeros.total,
+        "matrices": len(plan.removed),
+        "matrices with other than the planned zeros": len(zeros.differing),
+        "parameters": {"dense": dense.params, "pruned": pruned.params},
+    } | measured_values(dense, pruned)
+    if warnings:
+        values["warnings"] = list(warnings)
+    return json_value(values)
+
+
+def sparse_details(report: SparseReport) -> dict[str, Any]:
+    """What the figures show: the sparsity of every layer and linear, and what the allocation judged layers by."""
+    values: dict[str, Any] = {"layers": layer_rows(report.plan)}
+    if report.allocation is not None and report.allocation.values:
+        values["allocation values"] = list(report.allocation.values.items())
+    return json_value(values)
+
+
+def layer_rows(plan: SparsePlan) -> list[dict[str, Any]]:
+    """``{"layer", "sparsity", "linears": {name within the layer: sparsity}}`` of every decoder layer, in order."""
+    layers: dict[int, list[str]] = {}
+    for name in plan.removed:
+        layers.setdefault(_place(name)[0], []).append(name)
+    rows = []
+    for layer, names in sorted(layers.items()):
+        weights = sum(math.prod(plan.shapes[name]) for name in names)
+        sparsity = sum(plan.removed[name] for name in names) / weights
+        linears = {_place(name)[1]: plan.sparsity(name) for name in names}
+        rows.append({"layer": layer, "sparsity": sparsity, "linears": linears})
+    return rows
+
+
+def sparse_hashes(
+    report: SparseReport, calibration: str | None, evaluation: PerplexityResult | None = None
+) -> dict[str, str]:
+    """Of the texts, as far as there were any, and of the plan."""
+    found = {"calibration text": calibration} if calibration else {}
+    if evaluation is not None:
+        found["evaluation text"] = evaluation.samples
+    return found | {"plan": hashlib.sha256(report.plan.to_json().encode()).hexdigest()}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Layer, and the linear's name in it: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
+    parts = name.split(".")
+    at = next(i for i, part in enumerate(parts) if part.isdigit())
+    return int(parts[at]), ".".join(parts[at + 1 :])

@@ -1,0 +1,223 @@
+"""The tight inner evaluation of a search: what masks cost in loss, block by block, and nothing else.
+
+The model is never changed, copied or sliced: removed units are gated off where they enter o_proj and down_proj. What
+flows into the first layers is computed once, on the dense model, and a candidate starts at the first layer it prunes.
+Several candidates can share a forward pass; that pays where one candidate's block leaves the device idle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from pruneengine.common.progress import track
+from pruneengine.data.samples import Samples
+from pruneengine.model import Structure, find_groups
+from pruneengine.model.decoder import autocast, causal_parts, inference
+from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.loss import token_nll
+from pruneengine.structured.apply import gate, kept_mask
+from pruneengine.structured.plan import Plan
+
+# What enters the first layers is kept for all blocks, for as many layers as fit.
+ENTRY_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A candidate as the objective sees it.
+
+    Attributes:
+        plan: of kept units; layers are not dropped.
+        means: what removed channels turn into, ``[channels]`` per group name; zero without.
+    """
+
+    plan: Plan
+    means: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for candidates that compute the same."""
+        digest = hashlib.sha256(json.dumps(self.plan.keep, sort_keys=True).encode())
+        for name, means in sorted(self.means.items()):
+            digest.update(name.encode() + means.numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a candidate costs.
+
+    Attributes:
+        losses: mean token loss of every block that was run, minus the dense model's: float64 ``[K]``, nats.
+        stopped: whether it was stopped before the last block.
+        seconds: of the forward passes, shared equally by candidates that ran together.
+    """
+
+    losses: Tensor
+    stopped: bool
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return float(self.losses.mean())
+
+
+class Objective:
+    """Paired loss of masked candidates on fixed token blocks in a fixed order.
+
+    Args:
+        model: the dense model; it is left as it was after every evaluation.
+        blocks: token windows ``[N, L]``, L at least 2, evaluated in this order.
+        structure: of the model, when it is at hand.
+        batch: blocks a forward pass.
+        dtype: bfloat16 to run a float32 model under autocast, None for the model's own.
+
+    Raises:
+        ValueError: no block, or blocks of fewer than two tokens.
+        FloatingPointError: the dense model's loss is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Samples,
+        *,
+        structure: Structure | None = None,
+        batch: int = 2,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not len(blocks) or blocks.tokens.shape[1] < 2:
+            raise ValueError(f"blocks {tuple(blocks.tokens.shape)}: expected at least one of two tokens")
+        self.model, self.blocks = model, blocks
+        self.structure = structure or find_groups(model)
+        self._weight, self.dtype = next(model.parameters()), dtype
+        self.device = self._weight.device
+        autocast(self._weight, dtype)
+        self._norm = model.get_submodule(self.structure.family.final_norm)
+        self._pieces = [piece.to(self.device) for piece in blocks.tokens.split(batch)]
+        self._entries: list[list[Tensor]] = [[] for _ in range(self.structure.num_layers)]
+        with self._quiet():
+            self._walk = LayerWalk(model, self.structure, self._pieces)
+            self.dense = self._run_dense()
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def evaluate(
+        self, candidates: Sequence[Masked], stop: Callable[[int, int, float], bool] = lambda _c, _block, _loss: False
+    ) -> list[Evaluation]:
+        """Run candidates over the blocks.
+
+        Args:
+            candidates: at least one; all are run in the same forward passes.
+            stop: called with a candidate's position, a block's index and its loss above the dense model's, block by
+                block; the candidate leaves the batch once it answers True.
+
+        Raises:
+            ValueError: a plan that drops layers, or belongs to another model.
+        """
+        for candidate in candidates:
+            self._check(candidate.plan)
+        running = list(range(len(candidates)))
+        losses: list[list[float]] = [[] for _ in candidates]
+        seconds = [0.0] * len(candidates)
+        with self._quiet():
+            for index, tokens in enumerate(self._pieces):
+                if not running:
+                    break
+                start = time.perf_counter()
+                found = self._losses(index, tokens, [candidates[c] for c in running])
+                spent = (time.perf_counter() - start) / len(running)
+                for c, row in zip(list(running), found, strict=True):
+                    seconds[c] += spent
+                    over = False
+                    for loss in row.tolist():
+                        losses[c].append(loss)
+                        over = stop(c, len(losses[c]) - 1, loss) or over
+                    if over:
+                        running.remove(c)
+        return [
+            Evaluation(torch.tensor(rows, dtype=torch.float64), len(rows) < len(self), spent)
+            for rows, spent in zip(losses, seconds, strict=True)
+        ]
+
+    def _check(self, plan: Plan) -> None:
+        plan.check(self.structure)
+        if len(plan.kept_layers) < self.structure.num_layers:
+            raise ValueError("the plan drops whole layers; a search's objective masks heads and channels only")
+        if plan.lost_experts:
+            raise ValueError("the plan drops whole experts; a search's objective masks heads and channels only")
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        with inference(self.model), autocast(self._weight, self.dtype):
+            yield
+
+    def _run_dense(self) -> Tensor:
+        """Loss of every block under the dense model; keeps what enters the layers on the way."""
+        losses = []
+        for index, tokens in enumerate(track(self._pieces, "dense loss")):
+            hidden = self._walk.inputs[index]
+            for layer, entries in enumerate(self._entries):
+                if self._fits(layer, hidden):
+                    entries.append(hidden)
+                hidden = self._walk.run(layer, hidden)
+            losses.append(self._block_losses(hidden, tokens))
+        dense = torch.cat(losses)
+        if not bool(dense.isfinite().all()):
+            bad = int((~dense.isfinite()).nonzero()[0])
+            raise FloatingPointError(f"the dense model's loss on block {bad} of {len(dense)} is {dense[bad]:.6g}")
+        return dense
+
+    def _fits(self, layer: int, hidden: Tensor) -> bool:
+        """Whether the first layers' inputs up to this one's leave room for it, for all blocks."""
+        per_layer = len(self.blocks) * hidden.shape[1] * hidden.shape[2] * hidden.element_size()
+        return layer == 0 or (layer + 1) * per_layer <= ENTRY_BYTES
+
+    def _losses(self, index: int, tokens: Tensor, candidates: Sequence[Masked]) -> Tensor:
+        """Losses above dense of one piece's blocks: float64 ``[candidates, blocks]``."""
+        first = min(_first_pruned(self.structure, candidate.plan) for candidate in candidates)
+        first = max(layer for layer in range(first + 1) if self._entries[layer])
+        count, blocks = len(candidates), len(tokens)
+        hidden = self._entries[first][index].repeat(count, 1, 1)
+        gates, means = self._gates(candidates, blocks)
+        with gate(self.model, self.structure, gates, means=means):
+            for layer in range(first, self.structure.num_layers):
+                hidden = self._walk.run(layer, hidden, copies=count)
+        found = self._block_losses(hidden, tokens.repeat(count, 1)).view(count, blocks)
+        begin = sum(len(piece) for piece in self._pieces[:index])
+        return found - self.dense[begin : begin + blocks]
+
+    def _gates(self, candidates: Sequence[Masked], blocks: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gates ``[candidates * blocks, units]`` of every group that some candidate prunes, and means likewise."""
+        gates: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
+        for name, group in self.structure.by_name.items():
+            if all(len(c.plan.keep[name]) == group.units for c in candidates):
+                continue
+            rows = torch.stack([kept_mask(group.units, c.plan.keep[name]) for c in candidates])
+            gates[name] = rows.repeat_interleave(blocks, 0).to(self.device)
+            if any(name in c.means for c in candidates):
+                channels = group.units * group.members[-1].width
+                rows = torch.stack([c.means.get(name, torch.zeros(channels)) for c in candidates])
+                means[name] = rows.repeat_interleave(blocks, 0).to(self.device)
+        return gates, means
+
+    def _block_losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        _, head, options = causal_parts(self.model)
+        return token_nll(self._norm(hidden)[:, :-1], head, tokens[:, 1:], **options).double().mean(1).cpu()
+
+
+def _first_pruned(structure: Structure, plan: Plan) -> int:
+    """The first layer that loses something; the last layer where none does."""
+    pruned = (g.layer for g in structure.groups if len(plan.keep[g.name]) < g.units)
+    return min(pruned, default=structure.num_layers - 1)

@@ -1,0 +1,174 @@
+"""The search: calibration data, metric and allocation chosen jointly, after AdaPruner (Kong et al., AAAI 2025).
+
+Statistics of the whole calibration pool are collected once. A trial combines the rows of its samples, scores,
+allocates, plans and masks in milliseconds, and is judged by the masked model's loss on fixed text, block by block. The
+best trials meet again on text that the search never saw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pruneengine.calibration.statistics import QUANTITIES
+from pruneengine.common.progress import Stopwatch
+from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model.experts import unfuse_experts
+from pruneengine.search.adapruner import baselines as fixed
+from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.decide import Decider
+from pruneengine.search.adapruner.finals import decide_winner
+from pruneengine.search.adapruner.objective import Objective
+from pruneengine.search.adapruner.pool import SubsetOptions, collect_pool
+from pruneengine.search.adapruner.result import SearchResult
+from pruneengine.search.adapruner.space.kv_groups import legal_heads
+from pruneengine.search.adapruner.space.space import Space
+from pruneengine.search.adapruner.space.subsets import ALL
+from pruneengine.search.adapruner.trials import TrialLoop
+from pruneengine.search.records import importance, trial_records
+from pruneengine.search.study import MEMORY, ORIGIN, START, open_study
+from pruneengine.search.texts import SearchTexts
+from pruneengine.search.workers import run_workers
+from pruneengine.structured.prune import rehearse
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """How a search runs; nothing here changes what it finds, but for how long it may take.
+
+    Attributes:
+        study: its name in the storage.
+        storage: as :func:`pruneengine.search.study.open_study` takes it.
+        cache: folder of the pool's statistics; None keeps them in memory only.
+        workers: processes on one study; each has its share of the threads.
+        time_limit: seconds after which no trial is begun; None for none.
+        dtype: what the objective computes in; None for the model's own.
+    """
+
+    study: str = "adapruner"
+    storage: str = MEMORY
+    cache: Path | None = None
+    workers: int = 1
+    time_limit: float | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.workers > 1 and self.storage == MEMORY:
+            raise ValueError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise ValueError(f"time limit must be positive, got {self.time_limit}")
+
+
+def search(
+    model: nn.Module,
+    texts: SearchTexts,
+    config: SearchConfig | None = None,
+    run: SearchRun | None = None,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> SearchResult:
+    """Search for the best plan; the weights of the model stay as they are.
+
+    A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
+
+    Args:
+        model: the dense model; fused experts get linears of their own, as by
+            :func:`pruneengine.model.experts.unfuse_experts`.
+        texts: tokens of the pool, the objective and the held-out blocks.
+        config: the target and the space; defaults to :class:`SearchConfig`.
+        run: where the study is kept, and how many work on it; in memory, one, by default.
+        say: told what is being done.
+
+    Raises:
+        ValueError: a target or space without a legal plan, texts that do not fit, a study about something else; all
+            before a forward pass is spent on it.
+        ConnectionError: the storage does not answer.
+    """
+    config, run = config or SearchConfig(), run or SearchRun()
+    clock = Stopwatch()
+    begun = time.monotonic()
+    structure = find_groups(unfuse_experts(model))
+    rehearse(structure, config.prune_config)
+    kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
+    study = open_study(run.study, run.storage, _identity(model, texts, config, run))
+    say("collecting statistics of the calibration pool")
+    layers = config.layer_range(structure.num_layers)
+    with clock("statistics"):
+        pool = collect_pool(
+            model, texts.pool, quantities(), subset_options(texts, config),
+            structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size, cache=run.cache,
+        )  # fmt: skip
+    with clock("dense"):
+        objective = Objective(model, texts.search, structure=structure, dtype=run.dtype)
+        held_out = Objective(model, texts.held_out, structure=structure, dtype=run.dtype)
+    decider = Decider(model, structure, pool, config)
+    space = Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
+    with clock("baselines"):
+        baselines = fixed.evaluate(study, decider, objective, held_out)
+    if config.sampler == "tpe":
+        _enqueue_starts(study, [space.params(candidate) for candidate in fixed.starts(decider, space)])
+    say(f"searching: {config.trials} trials on {len(objective)} blocks")
+    loop = TrialLoop(study, space, decider, objective, config, {b.mask: list(b.losses) for b in baselines if b.losses})
+    deadline = None if run.time_limit is None else begun + run.time_limit
+    with clock("trials"):
+        run_workers(loop, run.storage, run.workers, deadline, say)
+    with clock("finalists"):
+        outcome = decide_winner(study, space, decider, objective, held_out, baselines)
+    return SearchResult(
+        config=config,
+        plan=outcome.plans[outcome.winner.name],
+        winner=outcome.winner,
+        candidate=outcome.candidate,
+        corrections=outcome.corrections,
+        plans=outcome.plans,
+        finalists=outcome.finalists,
+        baselines=tuple(baselines),
+        trials=trial_records(study),
+        importance=importance(study),
+        dense={"search": float(objective.dense.mean()), "held out": float(held_out.dense.mean())},
+        seconds=clock.seconds,
+    )
+
+
+def _enqueue_starts(study: optuna.Study, starts: list[dict[str, Any]]) -> None:
+    """What the sampler learns from first; what a killed search lost of it is given again."""
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.name != "FAIL"]
+    given = [t.system_attrs.get("fixed_params", t.params) for t in trials if t.user_attrs.get(START)]
+    for params in starts:
+        if params not in given:
+            study.enqueue_trial(params, user_attrs={ORIGIN: "start", START: True})
+
+
+def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig, run: SearchRun) -> dict[str, Any]:
+    return {
+        "model": model_fingerprint(model),
+        "pool": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
+        "search text": texts.search.hash[:16],
+        "held-out text": texts.held_out.hash[:16],
+        "objective's dtype": str(run.dtype or model.dtype),
+        **config.identity,
+    }
+
+
+def subset_options(texts: SearchTexts, config: SearchConfig) -> SubsetOptions:
+    """All of the pool, and smaller subsets of it; of a mix also those of one source, as large as the source allows."""
+    counts = tuple(sorted({*config.counts, *map(len, texts.pool.values())}))
+    names = tuple(dict.fromkeys(name for samples in texts.pool.values() for name in samples.source))
+    sources = (ALL, *names) if len(names) > 1 else (ALL,)
+    return SubsetOptions(counts, config.selectors, sources, tuple(texts.pool))
+
+
+def quantities() -> frozenset[str]:
+    """What the pool's statistics must hold: all that a point of the family can read."""
+    return frozenset(QUANTITIES)

@@ -1,0 +1,90 @@
+"""What an allocation's text means: a name, an allocation function, or sparsities that somebody wrote down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruneengine.sparse.allocations.inline import read_inline, write_inline
+from pruneengine.sparse.functions.function import PUBLISHED, Function, is_function_file
+from pruneengine.sparse.functions.grammar import parse
+
+NAMES = ("uniform", "global", "er", "er-plus", "owl", "dsa")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Sparsities as they were written down (:func:`pruneengine.sparse.allocations.written.read_sparsities`).
+
+    Attributes:
+        content: a list, an object or the fields of a plan.
+        path: the file that held them; None where the allocation itself does.
+    """
+
+    content: list[Any] | dict[str, Any]
+    path: Path | None = None
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether the content says of itself that it is a plan."""
+        return isinstance(self.content, dict) and "format" in self.content
+
+    @property
+    def words(self) -> str:
+        """Where they came from."""
+        if self.path is not None:
+            return f"file {self.path.name}"
+        if self.is_plan:
+            return "plan of an earlier prune"
+        return "sparsities by layer" if isinstance(self.content, list) else "sparsities by layer or linear"
+
+
+def meaning_of(allocation: str) -> str | Function | Given:
+    """One of :data:`NAMES` but "dsa", which is a function; a function; or sparsities.
+
+    Raises:
+        ValueError: none of these, or a file that cannot be read.
+    """
+    if allocation in NAMES:
+        return PUBLISHED if allocation == "dsa" else allocation
+    if (content := read_inline(allocation)) is not None:
+        return Given(content)
+    if "|" in allocation or allocation.startswith("W:("):
+        return parse(allocation)
+    path = Path(allocation)
+    try:
+        found = path.is_file()
+    except OSError:
+        found = False
+    if not found:
+        raise ValueError(
+            f"unknown allocation {allocation!r}: expected {', '.join(NAMES)}, a function such as "
+            "'abslog | var | atan, asin', sparsities such as [0.5, 0.6, 0.7], or a file that exists"
+        )
+    return Function.load(path) if is_function_file(path) else Given(_read(path), path)
+
+
+def written_out(allocation: str) -> str:
+    """The same allocation, as a text that means it when its file is elsewhere, or is edited.
+
+    Raises:
+        ValueError: as :func:`meaning_of`.
+    """
+    meaning = meaning_of(allocation)
+    if allocation in NAMES:
+        return allocation
+    if isinstance(meaning, Function):
+        return str(meaning)
+    return write_inline(meaning.content)
+
+
+def _read(path: Path) -> list[Any] | dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as an allocation ({error})") from None
+    if not isinstance(content, list | dict):
+        raise ValueError(f"{path}: expected a list, an object or a plan, got {type(content).__name__}")
+    return content

@@ -1,0 +1,291 @@
+"""sparsify(): the whole path from a dense model to one with zeros."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruneengine.calibration.calibrate import calibrate, check_tokens, check_weights
+from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.progress import Stopwatch, track
+from pruneengine.data.samples import Samples, as_samples
+from pruneengine.model import Structure, find_groups, model_fingerprint
+from pruneengine.model.decoder import inference
+from pruneengine.model.experts import idle_experts, idle_words, unfuse_experts
+from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
+from pruneengine.sparse.config import SparseConfig
+from pruneengine.sparse.layer_pass import prune_layers
+from pruneengine.sparse.matrices import Matrix, check_columns, find_matrices, of_layers
+from pruneengine.sparse.pattern import Pattern
+from pruneengine.sparse.plan import SparsePlan, make_sparse_plan
+from pruneengine.sparse.pruners.input_sums import checked_norm
+from pruneengine.sparse.pruners.pruner import IDLE, make_pruner
+from pruneengine.sparse.pruners.smallest import zero_smallest
+from pruneengine.sparse.resume import PartialPrune, check_partial
+from pruneengine.sparse.zeros import count_zeros
+
+
+@dataclass(frozen=True, eq=False)
+class SparseReport:
+    """What was done, or by :func:`decide` what would be.
+
+    Attributes:
+        config: as asked.
+        plan: how many weights of every matrix are removed; under compare "layer" how many were, once they are.
+        allocation: why so many of each; None where the plan was given.
+        statistics: of the dense model, where any were read.
+        seconds: by stage.
+        warnings: what went otherwise than asked.
+    """
+
+    config: SparseConfig
+    plan: SparsePlan
+    allocation: Allocation | None = None
+    statistics: Statistics | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        plan = self.plan
+        zeros, total = sum(plan.removed.values()), sum(rows * columns for rows, columns in plan.shapes.values())
+        spent = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        return (
+            f"{self.config.method} ({plan.pattern}, {plan.allocation}): {zeros:,} of {total:,} weights in "
+            f"{len(plan.shapes)} matrices removed, {plan.reached:.2%} for {plan.asked:.2%} asked ({spent})"
+        )
+
+
+def sparsify(
+    model: nn.Module,
+    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+    config: SparseConfig | None = None,
+    *,
+    statistics: Statistics | None = None,
+    plan: SparsePlan | None = None,
+) -> SparseReport:
+    """Set single weights of a model to zero, in place.
+
+    Embeddings and the head stay dense, and so do linears whose share is zero: those keep every bit. Layers are pruned
+    one after the other, so an error or Ctrl-C on the way (of SparseGPT or Wanda; never of the checks) leaves those
+    before pruned and those behind dense: load the model again.
+
+    Args:
+        model: a transformers causal language model of the Llama family, dense.
+        batches: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
+        config: what to do; may be left out with a plan, and then linears that are not in the plan stay dense (a plan
+            without a whole decoder layer needs a config whose ``ignore`` says so).
+        statistics: of this dense model, with "squares": for allocations that read any, and in place of batches for
+            Wanda in mode "one-shot".
+        plan: counts made before, by this config's method and pattern; then none are worked out.
+
+    Raises:
+        ValueError: before the model is touched, for anything that cannot be done as asked: tokens outside the
+            vocabulary, weights that are not finite, rows that are no whole number of groups, a plan of another model.
+            While layers are pruned: activations that are not finite, or a Hessian that no damping helps.
+    """
+    clock = Stopwatch()
+    with clock("structure"):
+        structure = find_groups(unfuse_experts(model))
+    if config is None:
+        config = SparseConfig() if plan is None else _config_of(plan, find_matrices(model, structure))
+    if statistics is not None:
+        statistics.check(model=model_fingerprint(model))
+    report = decide(model, structure, batches, config, statistics=statistics, plan=plan, clock=clock)
+    return carry_out(model, structure, batches, report, clock)
+
+
+def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
+    # A layer of which the plan has nothing is a sign of another model.
+    known = {matrix.layer for matrix in matrices if matrix.name in plan.shapes}
+    left = tuple(matrix.name for matrix in matrices if matrix.layer in known and matrix.name not in plan.shapes)
+    return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=left)
+
+
+def decide(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    config: SparseConfig,
+    *,
+    statistics: Statistics | None = None,
+    plan: SparsePlan | None = None,
+    clock: Stopwatch | None = None,
+) -> SparseReport:
+    """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
+    clock = clock or Stopwatch()
+    with clock("check"):
+        matrices = _checked(model, structure, batches, config, statistics, plan)
+    if statistics is None and _reads_statistics(config, plan):
+        with clock("calibrate"):
+            statistics = calibrate(
+                model, batches, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
+            )
+    allocation = None
+    if plan is None:
+        with clock("allocate"):
+            allocation = allocate_sparsities(model, matrices, config, statistics)
+            plan = make_sparse_plan(
+                structure.model_type, matrices, allocation.sparsities, config.sparsity,
+                method=config.method, pattern=Pattern.parse(config.pattern), allocation=allocation.words,
+            )  # fmt: skip
+    warnings = config.notes + (allocation.warnings if allocation else ())
+    return SparseReport(config, plan, allocation, statistics, clock.seconds, warnings)
+
+
+def carry_out(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    report: SparseReport,
+    clock: Stopwatch,
+    partial: PartialPrune | None = None,
+) -> SparseReport:
+    """What :func:`decide` decided, done to the model in place, and behind the layers of ``partial`` if there are."""
+    config, plan = report.config, report.plan
+    matrices = find_matrices(model, structure, config.ignore)
+    chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
+    with clock("prune"), inference(model):
+        warnings = ()
+        if not _runs_layers(config):
+            statistics = None if config.method == "magnitude" else report.statistics
+            _prune_from(model, chosen, config, plan, statistics)
+        else:
+            pruner = make_pruner(model, plan, config)
+            pieces = [*as_samples(batches).batches(config.batch_size)]
+            warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method, partial)
+    if report.statistics is not None and _reads_dense_norms(config):
+        warnings = idle_words(idle_experts(structure, report.statistics), IDLE)
+    if config.compared == "layer":
+        plan = replace(plan, removed=count_zeros(model, plan).zeros)
+    return replace(report, plan=plan, warnings=report.warnings + warnings)
+
+
+def keep_layers(
+    model: nn.Module, batches: Samples | Tensor | Sequence[Tensor] | None, report: SparseReport, folder: Path
+) -> PartialPrune | None:
+    """Where :func:`carry_out` keeps layers that take long, so that another call goes on behind them; None without need.
+
+    Args:
+        model: dense.
+        batches: as for :func:`carry_out`.
+        report: of :func:`decide`.
+        folder: the caller's to remove.
+
+    Raises:
+        ValueError, PermissionError: as :class:`PartialPrune`.
+    """
+    if not _runs_layers(report.config):
+        return None
+    counts = hashlib.sha256(json.dumps(report.plan.removed).encode()).hexdigest()[:16]
+    return PartialPrune(folder, _known(report.config, model, batches) | {"counts": counts})
+
+
+def check_layers(
+    config: SparseConfig,
+    folder: Path,
+    model: nn.Module | None = None,
+    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+) -> None:
+    """Refuse a folder that :func:`keep_layers` would refuse for what is known before :func:`decide`.
+
+    Args:
+        config: what will be done.
+        folder: where layers would be kept; need not exist.
+        model: None where it is not loaded yet.
+        batches: likewise.
+
+    Raises:
+        ValueError: as :class:`PartialPrune`.
+    """
+    # Without a folder there is no need to read all weights for a fingerprint.
+    if _runs_layers(config) and folder.exists():
+        check_partial(folder, _known(config, model, batches))
+
+
+def _known(
+    config: SparseConfig, model: nn.Module | None, batches: Samples | Tensor | Sequence[Tensor] | None
+) -> dict[str, Any]:
+    """All but the plan's counts that decides the weights of a prune that runs layers."""
+    names = ("method", "pattern", "sparsity", "compared", "mode", "damp", "block", "batch_size")
+    known = {name: getattr(config, name) for name in names}
+    if model is not None:
+        known["model"] = model_fingerprint(model)
+    if batches is not None:
+        known["calibration text"] = as_samples(batches).hash[:16]
+    return known
+
+
+def _runs_layers(config: SparseConfig) -> bool:
+    return config.method != "magnitude" and not _reads_dense_norms(config)
+
+
+def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparsePlan | None = None) -> None:
+    """Refuse statistics without what this prune reads of them; ValueError with what they hold."""
+    if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
+        collected = ", ".join(sorted(statistics.tensors)) or "none"
+        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+
+
+def _reads_dense_norms(config: SparseConfig) -> bool:
+    return config.method == "wanda" and config.mode == "one-shot"
+
+
+def _reads_statistics(config: SparseConfig, plan: SparsePlan | None) -> bool:
+    return _reads_dense_norms(config) or (plan is None and needs_statistics(config))
+
+
+def _prune_from(
+    model: nn.Module,
+    matrices: Sequence[Matrix],
+    config: SparseConfig,
+    plan: SparsePlan,
+    statistics: Statistics | None,
+) -> None:
+    """Masks that are known without running the model: of the weights alone, or with norms of its dense inputs."""
+    for of_layer in track([*of_layers(matrices).values()], config.method):
+        norms = None
+        if statistics is not None:
+            device = model.get_submodule(of_layer[0].name).weight.device
+            norms = {m.site: checked_norm(statistics.mean("squares", m.site), m.name).to(device) for m in of_layer}
+        zero_smallest(model, plan, of_layer, config.compared, norms)
+
+
+def _checked(
+    model: nn.Module,
+    structure: Structure,
+    batches: Samples | Tensor | Sequence[Tensor] | None,
+    config: SparseConfig,
+    statistics: Statistics | None,
+    plan: SparsePlan | None,
+) -> tuple[Matrix, ...]:
+    """The matrices, when all that is asked can be done."""
+    pattern = Pattern.parse(config.pattern)
+    matrices = find_matrices(model, structure, config.ignore)
+    if pattern.grouped:
+        check_columns(matrices, pattern.m)
+    if plan is not None:
+        plan.check(matrices)
+        for name, asked, planned in (("method", config.method, plan.method), ("pattern", config.pattern, plan.pattern)):
+            if asked != planned:
+                raise ValueError(f"the plan has {name} {planned!r}, the config {asked!r}")
+    reads = _reads_statistics(config, plan)
+    if batches is None:
+        if _runs_layers(config):
+            raise ValueError(f"method {config.method!r} in mode {config.mode!r} needs calibration batches, got none")
+        if reads and statistics is None:
+            raise ValueError(
+                f"method {config.method!r} in mode {config.mode!r} with allocation {config.allocation!r} needs "
+                "calibration batches or statistics, got neither"
+            )
+    if statistics is not None:
+        check_statistics(config, statistics, plan)
+    if batches is not None:
+        check_tokens(model, structure, as_samples(batches))
+    check_weights(model)
+    return matrices

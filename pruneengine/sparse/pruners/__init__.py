@@ -1,0 +1,1 @@
+"""Pruners: which weights of a matrix become zero (magnitude, Wanda, SparseGPT)."""

@@ -1,0 +1,1 @@
+"""Structured pruning: heads, channels, experts and layers are removed, and the matrices shrink."""

@@ -1,0 +1,245 @@
+"""Scores and a target -> the ratio of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruneengine.model import KINDS, Group, Structure, part_of
+from pruneengine.structured.scores.score import Scores
+from pruneengine.structured.whole_experts import lowest_experts, spare_experts, spread_experts
+
+ALLOCATIONS = ("uniform", "global", "unstructured")
+PROTOCOLS = ("engine", "llm-pruner")
+
+
+def allocate(
+    structure: Structure,
+    scores: Scores,
+    ratio: float,
+    *,
+    kinds: Iterable[str] = ("heads", "mlp"),
+    allocation: str = "uniform",
+    layers: range | None = None,
+    protocol: str = "engine",
+    profile: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Spread a target over the groups.
+
+    ``ratio`` is the fraction of the prunable parameters of ``kinds`` over the whole model; groups outside ``layers``
+    get nothing and the others more. Under ``protocol="llm-pruner"`` it is the ratio inside every group of ``layers``.
+
+    Args:
+        structure: the model's structure.
+        scores: of its units.
+        ratio: the target, in (0, 1).
+        protocol: "engine" or "llm-pruner".
+        kinds: "heads", "mlp", "layers" and "experts". Whole layers together with other kinds share the target in half:
+            the least important layers up to half of it go, and what is left of the others makes up the rest. So do
+            whole experts together with widths.
+        allocation: "uniform" gives every group the same ratio; "global" ranks all units by score per parameter;
+            "unstructured" follows ``profile``.
+        profile: the ratio of every group under another criterion, :func:`sparsity_profile`;
+            brought to the target by a common factor.
+        layers: the decoder layers that may be touched; all by default.
+
+    Returns:
+        ``{group name: ratio}``, ``{"layers.<i>": 1.0}`` for every decoder layer that goes as a whole, and
+        ``{"layers.<i>.experts": ratio}`` of its experts that do.
+
+    Raises:
+        ValueError: the target is more than the chosen kinds and layers can give, a profile is missing, or experts are
+            asked of a model that has none.
+    """
+    kinds, layers = tuple(kinds), layers if layers is not None else range(structure.num_layers)
+    _check(structure, kinds, allocation, protocol)
+    groups = structure.of_kind(kinds, layers)
+    if protocol == "llm-pruner":
+        return {group.name: ratio for group in groups}
+    target = _Target(structure, ratio, kinds, allocation, layers)
+    whole, left = _whole_layers(target, scores)
+    groups = tuple(g for g in groups if f"layers.{g.layer}" not in whole)
+    experts, gone, left = _whole_experts(target, scores, left, [i for i in layers if f"layers.{i}" not in whole])
+    spared = [g for g in groups if g.name in gone]
+    groups = tuple(g for g in groups if g.name not in gone)
+    _check_reach(target, groups, left, experts)
+    if not groups:
+        return whole | experts
+    widths = _widths(groups, scores, left, allocation, profile)
+    # Experts that a plan of equal numbers keeps after all lose channels as the others do.
+    others = [widths[g.name] for g in groups if g.part == "experts.mlp"] if spared else []
+    return whole | experts | widths | {g.name: sum(others) / len(others) for g in spared}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is asked of :func:`allocate`."""
+
+    structure: Structure
+    ratio: float
+    kinds: tuple[str, ...]
+    allocation: str
+    layers: range
+
+    @property
+    def budget(self) -> float:
+        """Parameters to remove."""
+        return self.ratio * self.structure.prunable_params(self.kinds)
+
+
+def _check(structure: Structure, kinds: tuple[str, ...], allocation: str, protocol: str) -> None:
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {kinds}")
+    if "experts" in kinds and not structure.experts_per_token:
+        raise ValueError(f"kinds name experts, and {structure.model_type} has none")
+
+
+def _whole_layers(target: _Target, scores: Scores) -> tuple[dict[str, float], float]:
+    """The layers that go, and what is left of the budget."""
+    structure, budget = target.structure, target.budget
+    if "layers" not in target.kinds:
+        return {}, budget
+    share = budget / 2 if len(target.kinds) > 1 else budget
+    dropped = _lowest_layers(structure, scores, share, target.layers)
+    return {f"layers.{i}": 1.0 for i in dropped}, budget - sum(structure.layer_params[i] for i in dropped)
+
+
+def _whole_experts(
+    target: _Target, scores: Scores, budget: float, layers: Sequence[int]
+) -> tuple[dict[str, float], set[str], float]:
+    """The ratio of experts that go in each layer, the names of their groups, and what is left of the budget."""
+    if "experts" not in target.kinds:
+        return {}, set(), budget
+    structure, params = target.structure, target.structure.expert_params
+    share = budget / 2 if {"heads", "mlp"} & set(target.kinds) else budget
+    counts = spread_experts(structure, scores, share, layers, even=target.allocation == "uniform")
+    lost = [(i, e) for i, of_layer in lowest_experts(structure, scores, counts).items() for e in of_layer]
+    names = {structure.experts(i)[e].name for i, e in lost}
+    ratios = {f"layers.{i}.experts": n / len(params[i]) for i, n in counts.items()}
+    return ratios, names, budget - sum(params[i][e] for i, e in lost)
+
+
+def _check_reach(target: _Target, groups: Sequence[Group], left: float, experts: Mapping[str, float]) -> None:
+    """ValueError if the groups cannot give what whole layers and experts have left of the budget."""
+    structure, kinds, layers = target.structure, target.kinds, target.layers
+    # One unit of every group must stay, and a whole layer can be off by half of one.
+    available = sum((g.units - 1) * g.unit_params for g in groups)
+    slack = max(structure.layer_params) / 2 if "layers" in kinds and not groups else 0
+    if "experts" in kinds and not groups:
+        # An even share takes one expert of every layer at a time.
+        step = max(map(max, structure.expert_params)) * (len(layers) if target.allocation == "uniform" else 1)
+        slack = max(slack, step / 2)
+    if left <= available + slack:
+        return
+    most = (target.budget - left + available) / structure.prunable_params(kinds)
+    why = [structure.undivided_heads] if "heads" in kinds and structure.undivided_heads else []
+    if "experts" in kinds and not any(_spare(structure, name, of) for name, of in experts.items()):
+        why.append(f"a token is sent to {structure.experts_per_token} experts, so as many stay in every layer")
+    elif len(kinds) > 1 and (units := [kind for kind in ("layers", "experts") if kind in kinds]):
+        why.append(f"whole {' and '.join(units)} take no more than half of what they share with others")
+    reasons = f" ({'; '.join(why)})" if why else ""
+    raise ValueError(
+        f"ratio {target.ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
+        f"can give at most {most:.3f}{reasons}"
+    )
+
+
+def _spare(structure: Structure, name: str, ratio: float) -> int:
+    """How many experts ``layers.<i>.experts`` could lose beyond this ratio."""
+    layer = part_of(name)[0]
+    return spare_experts(structure, layer) - round(ratio * len(structure.expert_params[layer]))
+
+
+def _widths(
+    groups: Sequence[Group], scores: Scores, budget: float, allocation: str, profile: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The ratio of every group, so that together they give the budget."""
+    if allocation == "uniform":
+        even = budget / sum(g.params for g in groups)
+        return {group.name: even for group in groups}
+    if allocation == "unstructured":
+        if missing := [g.name for g in groups if g.name not in (profile or {})]:
+            raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
+        return scale_to_budget(groups, profile, budget)
+    densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
+    return rank_to_budget(groups, densities, budget)
+
+
+def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: range) -> list[int]:
+    """The least important layers whose parameters come nearest to the share; one layer always stays."""
+    order = sorted(layers, key=lambda i: float(scores.layers[i]))[: structure.num_layers - 1]
+    dropped: list[int] = []
+    total = 0
+    for index in order:
+        if total + structure.layer_params[index] / 2 > share:
+            break
+        dropped.append(index)
+        total += structure.layer_params[index]
+    return dropped
+
+
+def rank_to_budget(groups: Sequence[Group], densities: Mapping[str, Tensor], budget: float) -> dict[str, float]:
+    """One ranking over all units: they go in ascending order until the budget is met; the best of a group stays.
+
+    Args:
+        groups: what competes.
+        densities: what a parameter of each unit is worth, float64 ``[units]`` per group name.
+        budget: parameters to remove.
+
+    Returns:
+        ``{group name: ratio}``, whole units.
+    """
+    ordered, params, owner = [], [], []
+    for position, group in enumerate(groups):
+        values = densities[group.name].sort().values[:-1]
+        ordered.append(values)
+        params.append(torch.full_like(values, group.unit_params))
+        owner.append(torch.full_like(values, position, dtype=torch.int64))
+    order = torch.cat(ordered).argsort(stable=True)
+    spent = torch.cat(params)[order].cumsum(0)
+    count = int(torch.searchsorted(spent, budget))
+    removed = torch.bincount(torch.cat(owner)[order[:count]], minlength=len(groups))
+    return {group.name: int(n) / group.units for group, n in zip(groups, removed, strict=True)}
+
+
+def most_of(group: Group, cap: float = 1.0) -> float:
+    """The largest ratio a group can have: its last unit stays, and no more than ``cap`` goes."""
+    return min(cap, 1 - 1 / group.units)
+
+
+def scale_to_budget(
+    groups: Sequence[Group], profile: Mapping[str, float], budget: float, cap: float = 1.0
+) -> dict[str, float]:
+    """The profile times what meets the budget; a group that comes to its limit passes the rest on.
+
+    Args:
+        groups: the groups that give.
+        profile: non-negative, the ratios' proportions per group name.
+        budget: parameters to remove, at most what the limits allow.
+        cap: no ratio exceeds it; one unit of every group stays in any case.
+
+    Returns:
+        ``{group name: ratio}``; times the groups' parameters they add up to the budget.
+    """
+    ratios: dict[str, float] = {}
+    remaining = list(groups)
+    while remaining:
+        peak = max(profile[g.name] for g in remaining)
+        # Where nothing is left to scale, what the full groups could not give is spread evenly.
+        shape = {g.name: profile[g.name] / peak if peak > 0 else 1.0 for g in remaining}
+        factor = budget / sum(shape[g.name] * g.params for g in remaining)
+        full = [g for g in remaining if shape[g.name] * factor > most_of(g, cap)]
+        if not full:
+            return ratios | {g.name: shape[g.name] * factor for g in remaining}
+        for group in full:
+            ratios[group.name] = most_of(group, cap)
+            budget -= ratios[group.name] * group.params
+        remaining = [g for g in remaining if g not in full]
+    return ratios

@@ -1,0 +1,341 @@
+"""The only place where a model changes: mask (undoable) and compact (final).
+
+Zeroing what a removed head or channel feeds into o_proj or down_proj gives the same logits as removing it, so a
+candidate is tried by mask and only the final plan is compacted. Both take what makes up for removed units: constant
+inputs in their place (mask), or new values of the linears that read them (both).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruneengine import ops
+from pruneengine.model import Group, Member, Structure, find_groups, get_linear, layer_of, text_config, unit_slices
+from pruneengine.model.config_sync import layer_counts, sync_config
+from pruneengine.model.edit import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
+from pruneengine.model.experts import choose_among
+from pruneengine.ops.bits import as_whole
+from pruneengine.structured.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """New values of an o_proj or down_proj behind removed units; None leaves that part as it is.
+
+    Attributes:
+        weight: ``[out, kept columns]``.
+        bias: ``[out]``, in place of the linear's own.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@contextlib.contextmanager
+def mask(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    structure: Structure | None = None,
+    means: Mapping[str, Tensor] | None = None,
+    corrections: Mapping[str, Correction] | None = None,
+    layers: Iterable[int] | None = None,
+) -> Iterator[nn.Module]:
+    """Within the context the model computes what the compacted model would; afterwards it is as before.
+
+    Inputs of o_proj and down_proj are multiplied by a 0/1 vector, and removed decoder layers pass their input on
+    (run it with ``use_cache=False``: a skipped layer leaves no cache entry).
+
+    Args:
+        model: to be masked.
+        plan: what stays.
+        structure: of the model, when it is at hand.
+        means: ``[units * width]`` per group name: what a removed channel feeds on in place of zero. The same as
+            compacting with the bias of :func:`pruneengine.structured.compensate.bias_corrections`.
+        corrections: per module path, as :func:`compact` takes them; not together with ``means``.
+        layers: mask these decoder layers only; None for all.
+
+    Raises:
+        ValueError: the plan, or a correction, does not fit the model.
+    """
+    structure = structure or find_groups(model)
+    plan.check(structure)
+    if means is not None and corrections is not None:
+        raise ValueError("means and corrections make up for the same units; give one of them")
+    chosen = set(range(structure.num_layers) if layers is None else layers)
+    partial = {n: kept for n, kept in _partial(plan).items() if structure.by_name[n].layer in chosen}
+    gates = {n: kept_mask(plan.units[n], kept) for n, kept in partial.items()}
+    targets = _checked(model, structure, plan, corrections or {})
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(skip(model, structure, chosen - set(plan.kept_layers)))
+        undo.enter_context(gate(model, structure, gates, means=means))
+        for layer, kept in _fewer_experts(plan).items():
+            if layer in chosen:
+                router = f"{structure.layer_path(layer)}.{structure.family.experts.router}"
+                undo.enter_context(choose_among(model.get_submodule(router), kept))
+        for linear, group, correction in targets:
+            undo.enter_context(_corrected(linear, group, plan.keep[group.name], correction))
+        yield model
+
+
+@contextlib.contextmanager
+def skip(model: nn.Module, structure: Structure, layers: Iterable[int]) -> Iterator[nn.Module]:
+    """Within the context these decoder layers pass their input on."""
+    forward = _identity_in_tuple if structure.family.layer_gives_tuple else _identity
+    with contextlib.ExitStack() as undo:
+        for layer in layers:
+            undo.enter_context(stand_in(model.get_submodule(structure.layer_path(layer)), forward))
+        yield model
+
+
+@contextlib.contextmanager
+def gate(
+    model: nn.Module,
+    structure: Structure,
+    gates: Mapping[str, Tensor],
+    *,
+    means: Mapping[str, Tensor] | None = None,
+) -> Iterator[nn.Module]:
+    """Within the context every unit's output x is replaced by ``x * gate + mean * (1 - gate)``.
+
+    Gradients reach the gates.
+
+    Args:
+        model: whose o_proj and down_proj are hooked.
+        structure: of the model.
+        gates: ``[units]`` per group name; 1 changes nothing, 0 is what :func:`mask` does to a removed unit. Or
+            ``[rows, units]``, with gates of its own for every row of the batch.
+        means: ``[units * width]`` or ``[rows, units * width]`` per group name; zero where absent.
+    """
+    with contextlib.ExitStack() as undo:
+        for name, values in gates.items():
+            out = structure.by_name[name].members[-1]
+            linear = get_linear(model, out.module)
+            hook = _gate_hook(linear, out, values, (means or {}).get(name))
+            undo.enter_context(linear.register_forward_pre_hook(hook))
+        yield model
+
+
+@contextlib.contextmanager
+def masked_weights(model: nn.Module, codes: Mapping[str, Tensor], level: int, buffer: Tensor) -> Iterator[nn.Module]:
+    """Within the context these linears compute with the weights whose code is below ``level`` at zero.
+
+    The masked weights stand one behind the other in the buffer; the model's own are neither written nor copied, and
+    are back afterwards, also after an error. One context at a time may use a buffer.
+
+    Args:
+        model: whose linears are lent other weights.
+        codes: of :func:`pruneengine.ops.quantile_codes`, uint8 ``[out, in]`` by module path.
+        level: 0 to 256, in 256ths of a matrix's weights.
+        buffer: ``[N]`` of the weights' dtype and device, N at least the number of weights.
+
+    Raises:
+        ValueError: a buffer that is too small, codes of another shape, or a level out of range.
+    """
+    linears = [(get_linear(model, path), of) for path, of in codes.items()]
+    if buffer.numel() < (needed := sum(linear.weight.numel() for linear, _ in linears)):
+        raise ValueError(f"the buffer holds {buffer.numel()} weights, expected at least {needed}")
+    own = [linear.weight for linear, _ in linears]
+    start = 0
+    try:
+        for linear, of in linears:
+            weight = linear.weight.detach()
+            room = buffer[start : start + weight.numel()].view(weight.shape)
+            start += weight.numel()
+            # No gradient asked for: autocast would keep its cast of a weight that asks for one.
+            lent = nn.Parameter(ops.masked_copy(weight, of, level, room), requires_grad=False)
+            linear.weight = lent
+        yield model
+    finally:
+        for (linear, _), weight in zip(linears, own, strict=True):
+            linear.weight = weight
+
+
+def compact(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    structure: Structure | None = None,
+    corrections: Mapping[str, Correction] | None = None,
+) -> nn.Module:
+    """Remove what the plan does not keep, in place, and bring the config into step. Returns the model.
+
+    The kept rows and columns are gathered by :func:`pruneengine.ops.gather_rows` and
+    :func:`~pruneengine.ops.gather_columns`, one linear at a time, so the peak is the model plus one matrix.
+
+    A bias where there was none is given to the same linear of every layer, and to those that share its flag in the
+    config (zeros: they change nothing), so that a config can describe the model.
+
+    Args:
+        model: to be pruned.
+        plan: what stays.
+        structure: of the model, when it is at hand.
+        corrections: per module path of the model as it is now, for groups that the plan narrows.
+
+    Raises:
+        ValueError: before anything changes: the plan, or a correction, does not fit the model.
+    """
+    structure = structure or find_groups(model)
+    plan.check(structure)
+    targets = _checked(model, structure, plan, corrections or {})
+    for name, kept in _partial(plan).items():
+        narrow(model, structure.by_name[name], _as_tensor(kept))
+    for linear, _group, correction in targets:
+        _correct(linear, correction)
+    _complete_biases(model, structure)
+    drop_experts(model, structure, _fewer_experts(plan))
+    if len(plan.kept_layers) < structure.num_layers:
+        drop_layers(model, structure, plan.kept_layers)
+    sync_config(model)
+    after = find_groups(model)
+    set_counts(model, after, layer_counts(after))
+    count_experts(model, after)
+    return model
+
+
+def _identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _identity_in_tuple(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
+
+
+def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
+    """Set the weights at True of a bool ``[out, in]`` to zero, in place."""
+    weight = linear.weight.detach()
+    if weight.device.type == "cpu":
+        # One AND with all bits or none: masked_fill_ is not vectorised there.
+        bits = as_whole(weight)
+        bits.bitwise_and_(mask.to(bits.dtype) - 1)
+    else:
+        weight.masked_fill_(mask, 0)
+
+
+def zero_of_groups(linear: nn.Linear, n: int, m: int, norm: Tensor) -> None:
+    """Keep n of every m consecutive weights of a row, in place: those of largest ``|W| * norm``, norm ``[in]``."""
+    weight = linear.weight.detach()
+    if weight.is_contiguous():
+        ops.nm_apply(weight, n, m, norm, out=weight)
+    else:
+        weight.copy_(ops.nm_apply(weight, n, m, norm))
+
+
+def set_weight(linear: nn.Linear, values: Tensor) -> None:
+    """Write ``[out, in]`` values of any dtype into a weight, in place and rounded to its dtype."""
+    with torch.no_grad():
+        linear.weight.copy_(values)
+
+
+@contextlib.contextmanager
+def stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the context a module computes ``forward`` and nothing of its own."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The groups that lose some of their units, and what they keep."""
+    return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
+
+
+def _fewer_experts(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """The layers that lose whole experts, and which they keep."""
+    return {layer: plan.kept_experts(layer) for layer in sorted({layer_of(name) for name in plan.lost_experts})}
+
+
+def _checked(
+    model: nn.Module, structure: Structure, plan: Plan, corrections: Mapping[str, Correction]
+) -> list[tuple[nn.Linear, Group, Correction]]:
+    groups = {structure.by_name[name].members[-1].module: structure.by_name[name] for name in _partial(plan)}
+    if foreign := corrections.keys() - groups.keys():
+        raise ValueError(f"correction of {min(foreign)}: the plan removes nothing that it reads")
+    targets = []
+    for path, correction in corrections.items():
+        linear, group = get_linear(model, path), groups[path]
+        out = linear.weight.shape[0]
+        expected = {"weight": (out, len(plan.keep[group.name]) * group.members[-1].width), "bias": (out,)}
+        for part, shape in expected.items():
+            values = getattr(correction, part)
+            if values is not None and tuple(values.shape) != shape:
+                raise ValueError(f"correction of {path}: {part} is {tuple(values.shape)}, expected {shape}")
+        targets.append((linear, group, correction))
+    return targets
+
+
+@contextlib.contextmanager
+def _corrected(linear: nn.Linear, group: Group, kept: tuple[int, ...], correction: Correction) -> Iterator[None]:
+    weight, bias = linear.weight, linear.bias
+    full = correction.weight
+    if full is not None:
+        index = unit_slices(_as_tensor(kept), group.members[-1].width).to(weight.device)
+        full = torch.zeros_like(weight).index_copy_(1, index, correction.weight.to(weight))
+    _correct(linear, Correction(full, correction.bias))
+    try:
+        yield
+    finally:
+        linear.weight, linear.bias = weight, bias
+
+
+def _correct(linear: nn.Linear, correction: Correction) -> None:
+    like = linear.weight
+    if correction.weight is not None:
+        replace(linear, "weight", correction.weight.to(like))
+    if correction.bias is not None:
+        linear.bias = nn.Parameter(correction.bias.to(like), requires_grad=like.requires_grad)
+
+
+def _complete_biases(model: nn.Module, structure: Structure) -> None:
+    ends: dict[str, list[Group]] = {}
+    for group in structure.groups:
+        ends.setdefault(group.part, []).append(group)
+    for groups in ends.values():
+        if not any(get_linear(model, group.members[-1].module).bias is not None for group in groups):
+            continue
+        for group in groups:
+            flag, sharing = structure.family.bias_flag(structure.within(group.members[-1].module))
+            layer = model.get_submodule(structure.layer_path(group.layer))
+            for linear in (layer.get_submodule(path) for path in sharing):
+                if linear.bias is None:
+                    _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
+            if flag is not None:
+                setattr(text_config(model.config), flag, True)
+
+
+def _as_tensor(units: tuple[int, ...]) -> Tensor:
+    """int64 ``[K]``; torch.tensor looks at every element of a tuple several times."""
+    return torch.from_numpy(np.fromiter(units, np.int64, len(units)))
+
+
+def kept_mask(units: int, kept: tuple[int, ...]) -> Tensor:
+    """1 for the units that stay, else 0: float32 ``[units]``."""
+    return torch.zeros(units).index_fill_(0, _as_tensor(kept), 1)
+
+
+def _gate_hook(linear: nn.Linear, out: Member, gates: Tensor, means: Tensor | None):
+    factors = gates.to(linear.weight).repeat_interleave(out.width, -1)
+    if means is None:
+        return lambda _module, args: (args[0] * _per_row(factors, args[0]), *args[1:])
+    constant = means.to(linear.weight) * (1 - factors)
+    return lambda _module, args: (args[0] * _per_row(factors, args[0]) + _per_row(constant, args[0]), *args[1:])
+
+
+def _per_row(values: Tensor, x: Tensor) -> Tensor:
+    """``[rows, C]`` to go with activations ``[rows, tokens, C]``, or ``[rows * tokens, C]`` as some models run them."""
+    if values.dim() == 1:
+        return values
+    return values[:, None] if x.dim() == 3 else values.repeat_interleave(len(x) // len(values), 0)

@@ -1,0 +1,233 @@
+"""What to do, as values: validated where they are made, written to and read from a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruneengine.common.recipes import read_yaml
+from pruneengine.common.validation import from_known, require_choice, require_number, require_whole
+from pruneengine.model import KINDS
+from pruneengine.structured.allocate import ALLOCATIONS, PROTOCOLS
+from pruneengine.structured.compensate import check_choice
+from pruneengine.structured.plan import SHAPES
+from pruneengine.structured.scores.hywia import FUSIONS, HyWIA, needs_of
+from pruneengine.structured.scores.score import AGGREGATES, FOLDS
+
+# Sections of the recipes that checkpoints carry, and whose options they hold.
+RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
+
+
+# Kinds of units that go as a whole and leave no width behind.
+_WHOLE = frozenset({"layers", "experts"})
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How to prune.
+
+    Attributes:
+        method: importance metric (:data:`pruneengine.structured.scores.metrics.METRICS`) or fused method ("hywia").
+        ratio: in (0, 1): fraction of the prunable parameters of ``structure`` removed, over the whole model; under
+            ``protocol="llm-pruner"`` the fraction inside each group of ``layers``.
+        structure: kinds of units: "heads" (KV groups), "mlp" (channels), "layers", "experts".
+        allocation: "uniform", "global" or "unstructured" (each group's ratio is what unstructured pruning by Wanda's
+            score would take of it). shape: "uniform" (same widths in every layer; any loader opens the result)
+            or "per-layer" (needs the modelling file that is saved with it). None: "uniform" unless ``layers`` or
+            ``protocol`` leave layers of different width.
+        layers: first and end (exclusive) decoder layer that may change; None for all.
+        aggregate, fold: how members of a group are combined (:func:`pruneengine.structured.scores.score`).
+        round_to: MLP widths become multiples of this; None chooses 8 below a billion parameters and 64 above.
+        compensate, compensate_mode: what the kept units do for the removed ones: "none", "bias" or "least-squares",
+            "one-shot" or "sequential" (:func:`compensate`), fitted on the calibration text.
+        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`load_samples`).
+        nsamples: None for the counts in ``calibration``, or 32 where it has none.
+        seed: of sampling, of the random metric and of a fit.
+        hywia_variant, hywia_temperature, hywia_blend: :class:`HyWIA`. Variant None is "c", which
+            measures best (README), or "b" where whole layers or experts go, through which nothing can be fitted.
+        hywia_steps, hywia_samples: of the fit of variant "c": steps, and calibration samples held out for it.
+    """
+
+    method: str = "param_first"
+    ratio: float = 0.2
+    structure: tuple[str, ...] = ("heads", "mlp")
+    allocation: str = "uniform"
+    shape: str | None = None
+    protocol: str = "engine"
+    layers: tuple[int, int] | None = None
+    aggregate: str = "sum"
+    fold: str = "gqa"
+    round_to: int | None = None
+    compensate: str = "none"
+    compensate_mode: str = "sequential"
+    calibration: str = "builtin"
+    nsamples: int | None = None
+    seqlen: int = 128
+    pack: bool = True
+    batch_size: int = 8
+    seed: int = 0
+    hywia_variant: str | None = None
+    hywia_temperature: float = HyWIA.temperature
+    hywia_blend: float | None = None
+    hywia_steps: int = 40
+    hywia_samples: int = 8
+
+    def __post_init__(self) -> None:
+        # A command line and YAML write these as text or lists.
+        object.__setattr__(self, "structure", _kinds(self.structure))
+        object.__setattr__(self, "layers", _layers(self.layers))
+        needs_of(self.method)
+        _ = self.hywia  # refuses what it cannot do
+        require_number("ratio", self.ratio)
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio must lie in (0, 1), got {self.ratio}")
+        if not self.structure or set(self.structure) - set(KINDS):
+            raise ValueError(f"structure must be one or more of {', '.join(KINDS)}, got {self.structure!r}")
+        require_choice("allocation", self.allocation, ALLOCATIONS)
+        require_choice("protocol", self.protocol, PROTOCOLS)
+        require_choice("aggregate", self.aggregate, tuple(AGGREGATES))
+        require_choice("fold", self.fold, FOLDS)
+        check_choice(self.compensate, self.compensate_mode)
+        if self.compensate == "none" and self.compensate_mode != PruneConfig.compensate_mode:
+            raise ValueError(f"compensate_mode is {self.compensate_mode!r}, and compensate is 'none': it does nothing")
+        if self.compensates and set(self.structure) <= _WHOLE:
+            whole = " and ".join(self.structure)
+            raise ValueError(
+                f"compensate is {self.compensate!r}: whole {whole} leave no channel that could make up for them"
+            )
+        for name in ("seqlen", "batch_size", "hywia_steps", "hywia_samples"):
+            require_whole(name, getattr(self, name), 1, "a positive whole number")
+        for name in ("round_to", "nsamples"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name), 1, "a positive whole number")
+        for name, kind in (("seed", int), ("calibration", str), ("pack", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+        if self.shape is not None:
+            require_choice("shape", self.shape, SHAPES)
+        if self.shape == "uniform" and self._widths_differ:
+            cause = f"layers {self.layers[0]}:{self.layers[1]}" if self.layers else "protocol 'llm-pruner'"
+            raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
+        if self.protocol == "llm-pruner" and (whole := sorted(_WHOLE & set(self.structure))):
+            raise ValueError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole[-1]}")
+        if self.protocol == "llm-pruner" and self.allocation == "unstructured":
+            raise ValueError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
+        if self.hywia_samples < 2:
+            raise ValueError(f"hywia_samples must be at least 2, got {self.hywia_samples}")
+        self._check_hywia()
+
+    def _check_hywia(self) -> None:
+        """Options that would do nothing are mistakes."""
+        set_here = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name.startswith("hywia_") and getattr(self, f.name) != f.default
+        ]
+        if self.method not in FUSIONS and set_here:
+            raise ValueError(
+                f"{set_here[0]} is {getattr(self, set_here[0])!r}: an option of method 'hywia', got {self.method!r}"
+            )
+        if self.hywia_variant == "c" and self.hywia_blend is not None:
+            raise ValueError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
+        if self.holds_out and (whole := sorted(_WHOLE & set(self.structure))):
+            raise ValueError(
+                f"hywia variant 'c' is fitted through masks of heads and mlp; structure must not name {whole[-1]}, got "
+                f"{','.join(self.structure)}"
+            )
+
+    @property
+    def final_shape(self) -> str:
+        """The shape asked for, or the simplest one that fits the rest."""
+        return self.shape or ("per-layer" if self._widths_differ else "uniform")
+
+    @property
+    def _widths_differ(self) -> bool:
+        return set(self.structure) != {"layers"} and (self.protocol == "llm-pruner" or self.layers is not None)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Quantities of the statistics that the method and the allocation read."""
+        return needs_of(self.method) | ({"squares"} if self.reads_profile else frozenset())
+
+    @property
+    def compensates(self) -> bool:
+        """Whether the kept units are changed to make up for the removed ones."""
+        return self.compensate != "none"
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the calibration text is read at all."""
+        return bool(self.needs or self.compensates)
+
+    @property
+    def reads_profile(self) -> bool:
+        """Whether the allocation follows :func:`pruneengine.structured.sparsity_profile.sparsity_profile`."""
+        return self.allocation == "unstructured" and not set(self.structure) <= _WHOLE
+
+    @property
+    def hywia(self) -> HyWIA:
+        """How "hywia" blends."""
+        without_fit = self.hywia_blend is not None or bool(_WHOLE & set(self.structure))
+        variant = self.hywia_variant or ("b" if without_fit else "c")
+        return HyWIA(variant, self.hywia_temperature, self.hywia_blend)
+
+    @property
+    def holds_out(self) -> int:
+        """The last calibration samples, which are kept from the statistics because the method is fitted on them."""
+        return self.hywia_samples if self.method in FUSIONS and self.hywia.fitted else 0
+
+    def layer_range(self, num_layers: int) -> range:
+        """The layers that may change in a model of so many; LLM-Pruner's scripts protect the first 4 and last 2."""
+        if self.layers is None:
+            return range(4, num_layers - 2) if self.protocol == "llm-pruner" and num_layers > 6 else range(num_layers)
+        if self.layers[1] > num_layers:
+            raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} go beyond the model's {num_layers} layers")
+        return range(*self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what a recipe holds under ``config``."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
+        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        return from_known(cls, values)
+
+
+def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
+    """The options in a YAML recipe: its keys, or those under ``section`` in the recipe that a checkpoint carries."""
+    content = read_keys(path)
+    held = [name for name in RECIPES if name in content]
+    if held and section not in held:
+        raise ValueError(f"{path}: holds the recipe of a {RECIPES[held[0]]}, expected that of a {RECIPES[section]}")
+    return content.get(section, content)
+
+
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """What a YAML file of keys and values holds; ValueError for anything else."""
+    try:
+        content = read_yaml(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+    return content
+
+
+def _kinds(value: Any) -> tuple[str, ...]:
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+def _layers(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        first, end = (int(part) for part in (value.split(":") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise ValueError(f"layers must be first:end, two whole numbers, got {value!r}") from None
+    if not 0 <= first < end:
+        raise ValueError(f"layers must be first:end with 0 <= first < end, got {first}:{end}")
+    return first, end

@@ -1,0 +1,263 @@
+"""The plan: which units stay. Deciding ends here, in a small printable JSON value; doing starts from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruneengine import ops
+from pruneengine.common.files import write_atomically
+from pruneengine.model import KINDS, Group, Structure, expert_of, layer_of
+from pruneengine.structured.rounding import spread_counts, uniform_counts
+from pruneengine.structured.scores.score import Scores
+from pruneengine.structured.whole_experts import lowest_experts, spare_experts
+
+SHAPES = ("uniform", "per-layer")
+_FORMAT = "pruneengine.plan/1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of a model.
+
+    Attributes:
+        keep: ascending kept units per group name, for every group of the layers that stay; an expert that is not
+            among them goes as a whole.
+        kept_layers: ascending indices of the decoder layers that stay.
+        shape: "uniform" (every layer has the same widths) or "per-layer".
+        asked, reached: the ratio asked for and what the plan removes, as fractions of the prunable parameters of
+            ``kinds`` over the whole model.
+        params_before, params_after: all parameters of the model, tied ones counted once.
+    """
+
+    model_type: str
+    kinds: tuple[str, ...]
+    shape: str
+    asked: float
+    reached: float
+    params_before: int
+    params_after: int
+    kept_layers: tuple[int, ...]
+    units: dict[str, int]
+    keep: dict[str, tuple[int, ...]]
+
+    def to_json(self) -> str:
+        """One line a field, and one a group in ``units`` and ``keep``."""
+        fields = {"format": _FORMAT} | asdict(self)
+        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: {error}") from None
+        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+            raise ValueError(f"not a plan: expected a JSON object with format {_FORMAT!r}")
+        try:
+            content["keep"] = {name: tuple(units) for name, units in content["keep"].items()}
+            plan = cls(**content | {k: tuple(content[k]) for k in ("kinds", "kept_layers")})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a plan: {error}") from None
+        plan._validate()
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        try:
+            return cls.from_json(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+
+    def check(self, structure: Structure) -> Plan:
+        """Refuse a plan that was made for another model, or keeps fewer experts than a token is sent to."""
+        units = {group.name: group.units for group in structure.groups}
+        if (self.model_type, self.units) != (structure.model_type, units):
+            differing = next((n for n in sorted(units | self.units) if units.get(n) != self.units.get(n)), "model_type")
+            raise ValueError(
+                f"the plan was made for another model: {differing} has {self.units.get(differing, self.model_type)} "
+                f"in the plan and {units.get(differing, structure.model_type)} in the model"
+            )
+        for layer in self.kept_layers:
+            if len(self.kept_experts(layer)) < structure.experts_per_token:
+                raise ValueError(
+                    f"the plan keeps {len(self.kept_experts(layer))} experts of layer {layer}, and a token is sent to "
+                    f"{structure.experts_per_token}"
+                )
+        return self
+
+    def kept_experts(self, layer: int) -> tuple[int, ...]:
+        """Ascending indices of a layer's experts that stay; none in a model without experts."""
+        begin = f"layers.{layer}.experts."
+        return tuple(sorted(expert_of(name) for name in self.keep if name.startswith(begin)))
+
+    @property
+    def lost_experts(self) -> tuple[str, ...]:
+        """Group names of the experts that go from layers that stay."""
+        kept = set(self.kept_layers)
+        return tuple(n for n in self.units if layer_of(n) in kept and expert_of(n) is not None and n not in self.keep)
+
+    def _validate(self) -> None:
+        if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
+            raise ValueError(f"plan: {odd[0]!r} is no group's name")
+        if self.shape not in SHAPES or not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(f"plan: unknown shape {self.shape!r} or kinds {self.kinds}")
+        whole = [*self.units.values(), self.params_before, self.params_after, *self.kept_layers]
+        if not all(type(n) is int and n >= 0 for n in [*whole, *(u for kept in self.keep.values() for u in kept)]):
+            raise ValueError("plan: units, layers and parameter counts must be whole numbers from 0")
+        if not (0 < self.params_after < self.params_before and 0 < self.asked < 1 and 0 < self.reached <= 1):
+            raise ValueError(
+                f"plan: {self.params_before} => {self.params_after} parameters, asked {self.asked}, "
+                f"reached {self.reached} do not fit together"
+            )
+        layers = {layer_of(name) for name in self.units}
+        if (
+            not self.kept_layers
+            or not set(self.kept_layers) <= layers
+            or list(self.kept_layers) != sorted(set(self.kept_layers))
+        ):
+            raise ValueError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
+        expected = {name for name in self.units if layer_of(name) in self.kept_layers}
+        if odd := (expected ^ self.keep.keys()) - set(self.lost_experts):
+            raise ValueError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
+        for name, kept in self.keep.items():
+            if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.units[name]:
+                raise ValueError(
+                    f"plan: {name} must keep ascending units out of 0..{self.units[name] - 1}, got {kept[:8]}"
+                )
+
+
+def make_plan(
+    structure: Structure,
+    scores: Scores,
+    ratios: Mapping[str, float],
+    ratio: float,
+    *,
+    kinds: tuple[str, ...] = ("heads", "mlp"),
+    shape: str = "uniform",
+    round_to: int | None = None,
+    protocol: str = "engine",
+) -> Plan:
+    """Turn ratios into whole units that meet the target after rounding, and pick the lowest-scored units.
+
+    Heads are rounded first, down in uniform plans; MLP channels, the finest unit, absorb what that leaves, in widths
+    that are multiples of ``round_to`` (default :func:`default_rounding`). Under ``protocol="llm-pruner"`` every group
+    removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
+
+    Args:
+        structure: the model's structure.
+        scores: of its units; the lowest go, the lower index first among equals.
+        ratios: from :func:`allocate`; groups that are not named keep everything.
+        ratio: the target, a fraction of the prunable parameters of ``kinds``.
+        kinds: as given to :func:`allocate`.
+        shape: "uniform" (the ratios are averaged over the layers) or "per-layer".
+        round_to: MLP widths become multiples of this; None for the default.
+        protocol: "engine" or "llm-pruner".
+
+    Raises:
+        ValueError: no legal width other than the present one is near the target, or ``shape="uniform"`` on a model
+            whose layers already differ.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
+    dropped = {i for i in range(structure.num_layers) if f"layers.{i}" in ratios}
+    kept_layers = tuple(i for i in range(structure.num_layers) if i not in dropped)
+    experts = _lost_experts(structure, scores, ratios, shape)
+    gone = {structure.experts(i)[e].name for i, lost in experts.items() for e in lost}
+    groups = [g for g in structure.groups if g.layer not in dropped and g.name not in gone]
+    prunable = structure.prunable_params(kinds)
+    lost = sum(structure.layer_params[i] for i in dropped)
+    lost += sum(structure.expert_params[i][e] for i, of_layer in experts.items() for e in of_layer)
+    if protocol == "llm-pruner":
+        counts = {g.name: _llm_pruner_count(g, ratios[g.name]) for g in groups if g.name in ratios}
+    else:
+        multiple = round_to or default_rounding(structure)
+        budget = ratio * prunable - lost
+        pruned = [g for g in groups if g.name in ratios]
+        if shape == "uniform":
+            counts = uniform_counts(pruned, ratios, budget, multiple)
+        else:
+            counts = spread_counts(pruned, ratios, budget, multiple, scores)
+    removed = lost + sum(counts.get(g.name, 0) * g.unit_params for g in groups)
+    if removed == 0:
+        raise ValueError(_nothing_to_remove(structure, kinds, ratio, round_to))
+    return Plan(
+        model_type=structure.model_type,
+        kinds=tuple(kinds),
+        shape=shape,
+        asked=ratio,
+        reached=removed / prunable,
+        params_before=structure.total_params,
+        params_after=structure.total_params - removed,
+        kept_layers=kept_layers,
+        units={g.name: g.units for g in structure.groups},
+        keep={g.name: _keep(scores, g, counts.get(g.name, 0)) for g in groups},
+    )
+
+
+def _lost_experts(
+    structure: Structure, scores: Scores, ratios: Mapping[str, float], shape: str
+) -> dict[int, tuple[int, ...]]:
+    """The experts of every layer that go: as many in each where the shape is uniform."""
+    wanted = {i: ratios.get(f"layers.{i}.experts") for i in range(structure.num_layers)}
+    counts = {i: round(of * len(structure.expert_params[i])) for i, of in wanted.items() if of is not None}
+    if shape == "uniform" and counts:
+        even = min(round(sum(counts.values()) / len(counts)), *(spare_experts(structure, i) for i in counts))
+        counts = dict.fromkeys(counts, even)
+    return lowest_experts(structure, scores, counts)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return _object((name, json.dumps(item)) for name, item in value.items())
+    return json.dumps(value)
+
+
+def _object(items: Iterable[tuple[str, str]]) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"
+
+
+def default_rounding(structure: Structure) -> int:
+    """MLP widths become multiples of 8 on models under a billion parameters, of 64 above: matrix units want them."""
+    return 8 if structure.total_params < 1e9 else 64
+
+
+def _keep(scores: Scores, group: Group, count: int) -> tuple[int, ...]:
+    if count == 0:
+        return tuple(range(group.units))
+    removed = ops.select_mask(scores.groups[group.name][None], count)[0]
+    return tuple(torch.nonzero(~removed).flatten().tolist())
+
+
+def _llm_pruner_count(group: Group, ratio: float) -> int:
+    """C - int(C * (1 - ratio)) rows of the root, then whole heads: heads round down."""
+    rows = group.units * group.root_width
+    count = (rows - int(rows * (1 - ratio))) // group.root_width
+    if count >= group.units:
+        raise ValueError(f"ratio {ratio:g} leaves nothing of {group.name}, which has {group.units} units")
+    return count
+
+
+def _nothing_to_remove(structure: Structure, kinds: tuple[str, ...], ratio: float, round_to: int | None) -> str:
+    smallest = []
+    if "layers" in kinds:
+        smallest.append(f"one layer is {1 / structure.num_layers:.3f} of the layers")
+    if "experts" in kinds:
+        smallest.append(f"one expert of {len(structure.expert_params[0])} a layer is the least of those")
+    for group in [g for g in structure.groups if g.layer == 0 and g.kind in kinds]:
+        what = "KV group" if group.kind == "heads" else "channel"
+        smallest.append(f"one {what} of {group.units} a layer is {1 / group.units:.3f} of the {group.kind}")
+    if "heads" in kinds and structure.undivided_heads:
+        smallest.append(structure.undivided_heads)
+    rounding = f", widths are multiples of {round_to}" if round_to else ""
+    return f"ratio {ratio:g} removes nothing at legal widths: {'; '.join(smallest)}{rounding}"

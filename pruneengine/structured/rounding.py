@@ -1,0 +1,126 @@
+"""From real-valued ratios to whole units, so that the parameter budget is met after rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pruneengine.model import Group
+from pruneengine.structured.scores.score import Scores
+
+
+def uniform_counts(
+    groups: Sequence[Group], ratios: Mapping[str, float], budget: float, multiple: int
+) -> dict[str, int]:
+    """The same count in every group of a kind: ``{group name: units to remove}``.
+
+    The ratio of a kind is the mean of its groups'. Heads are rounded down (alone, to the nearest), and channels take
+    the multiple that brings the sum nearest to the budget, a parameter count. Channels of experts and of an MLP beside
+    them have each a count of their own: they share the budget as the ratios do, and the last makes up for the others.
+    """
+    counts: dict[str, int] = {}
+    parts = sorted(dict.fromkeys(g.part for g in groups if g.kind != "heads"), key=len)
+    for part in ("heads", *parts):
+        members = [g for g in groups if g.part == part]
+        if not members:
+            continue
+        units = members[0].units
+        if any(g.units != units for g in members):
+            raise ValueError(
+                f"shape 'uniform' needs layers of equal width, but {members[0].name} has {units} units and "
+                f"{next(g.name for g in members if g.units != units)} differs; use shape 'per-layer'"
+            )
+        if part == "heads":
+            exact = sum(ratios[g.name] for g in members) / len(members) * units
+            # Down, as in LLM-Pruner, where channels can make up for it: a head too many in every layer hurts far more.
+            count = int(exact + 1e-9) if len(members) < len(groups) else round(exact)
+        else:
+            spent = sum(counts[g.name] * g.unit_params for g in groups if g.name in counts)
+            share = _share(members, [g for g in groups if g.part in parts and g.name not in counts], ratios)
+            count = _to_multiple(units, (budget - spent) * share / sum(g.unit_params for g in members), multiple)
+        counts |= {g.name: max(0, min(count, units - 1)) for g in members}
+    return counts
+
+
+def spread_counts(
+    groups: Sequence[Group], ratios: Mapping[str, float], budget: float, multiple: int, scores: Scores
+) -> dict[str, int]:
+    """A count of its own for every group: largest remainders first, then the least important unit first.
+
+    Kinds are rounded heads first; the channels are shifted by a common factor so that all together meet the budget.
+    """
+    counts: dict[str, int] = {}
+    for kind in ("heads", "mlp"):
+        members = [g for g in groups if g.kind == kind]
+        if not members:
+            continue
+        exact = {g.name: ratios[g.name] * g.units for g in members}
+        if kind == "mlp":
+            spent = sum(counts[g.name] * g.unit_params for g in groups if g.name in counts)
+            exact = _scaled(members, exact, budget - spent)
+        counts |= _largest_remainders(members, exact, multiple if kind == "mlp" else 1, scores)
+    return counts
+
+
+def _share(some: Sequence[Group], groups: Sequence[Group], ratios: Mapping[str, float]) -> float:
+    """What some of the groups give of what all together give."""
+    total = sum(ratios[g.name] * g.params for g in groups)
+    return sum(ratios[g.name] * g.params for g in some) / total if total else len(some) / len(groups)
+
+
+def _to_multiple(units: int, removed: float, multiple: int) -> int:
+    """Units to remove so that what stays is the multiple nearest to ``units - removed`` (or all of ``units``)."""
+    if removed <= 0:
+        return 0
+    kept = max(multiple, round((units - removed) / multiple) * multiple)
+    return units - kept if kept < units else 0
+
+
+def _scaled(groups: Sequence[Group], exact: dict[str, float], budget: float) -> dict[str, float]:
+    """Scale the removals to spend the budget; groups that reach their limit pass the rest on to the others."""
+    result, open_groups = {}, list(groups)
+    while open_groups:
+        weight = sum(exact[g.name] * g.unit_params for g in open_groups)
+        if weight <= 0:
+            # Nothing was to be removed here, yet heads left a remainder: spread it evenly.
+            exact = {g.name: float(g.units) for g in open_groups}
+            weight = sum(g.params for g in open_groups)
+        factor = max(0.0, budget) / weight
+        full = [g for g in open_groups if exact[g.name] * factor > g.units - 1]
+        if not full:
+            return result | {g.name: exact[g.name] * factor for g in open_groups}
+        for group in full:
+            result[group.name] = float(group.units - 1)
+            budget -= result[group.name] * group.unit_params
+        open_groups = [g for g in open_groups if g not in full]
+    return result
+
+
+def _largest_remainders(
+    groups: Sequence[Group], exact: dict[str, float], multiple: int, scores: Scores
+) -> dict[str, int]:
+    """Whole counts whose kept widths are multiples and whose total is the nearest to the exact total."""
+    kept = {g.name: max(multiple, _ceil(g.units - exact[g.name], multiple)) for g in groups}
+    kept = {g.name: min(kept[g.name], g.units) for g in groups}
+    excess = sum((kept[g.name] - (g.units - exact[g.name])) * g.unit_params for g in groups)
+
+    def urgency(group: Group) -> tuple[float, float]:
+        remainder = kept[group.name] - (group.units - exact[group.name])
+        ordered = scores.groups[group.name].sort().values
+        return -round(remainder, 6), float(ordered[min(group.units - kept[group.name], group.units - 1)])
+
+    for group in sorted(groups, key=urgency):
+        step = kept[group.name] - _floor(kept[group.name] - 1, multiple)
+        if kept[group.name] - step < max(1, multiple) or excess < step * group.unit_params / 2:
+            continue
+        kept[group.name] -= step
+        excess -= step * group.unit_params
+    return {g.name: g.units - kept[g.name] for g in groups}
+
+
+def _floor(value: float, multiple: int) -> int:
+    return int(value // multiple) * multiple
+
+
+def _ceil(value: float, multiple: int) -> int:
+    # A hair of slack: 3 - 0.6 * 5 is not a reason to round up.
+    return -int(-(value - 1e-6) // multiple) * multiple

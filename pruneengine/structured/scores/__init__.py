@@ -1,0 +1,1 @@
+"""Importance scores: statistics and weights -> one score per unit."""
