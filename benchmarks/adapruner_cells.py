@@ -17,8 +17,9 @@ from pruneengine.common.files import write_atomically
 from pruneengine.model import Structure, model_fingerprint
 from pruneengine.search.adapruner.config import FIXED, SearchConfig
 from pruneengine.search.adapruner.result import SearchResult
-from pruneengine.search.adapruner.search import SearchRun, search
-from pruneengine.search.texts import search_texts
+from pruneengine.search.adapruner.search import search
+from pruneengine.search.adapruner.texts import search_texts
+from pruneengine.search.run import SearchRun
 from pruneengine.structured.apply import Correction
 
 

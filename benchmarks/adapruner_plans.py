@@ -13,7 +13,7 @@ from pruneengine.search.adapruner.decide import Decider
 from pruneengine.search.adapruner.pool import collect_pool
 from pruneengine.search.adapruner.search import quantities, subset_options
 from pruneengine.search.adapruner.space.candidate import Candidate
-from pruneengine.search.texts import search_texts
+from pruneengine.search.adapruner.texts import search_texts
 
 
 def write_plans(bench: Bench, cells: list[Cell], folder: Path) -> list[Path]:

@@ -11,11 +11,11 @@ from torch import nn
 from benchmarks.kept import digest, keep, read_kept
 from pruneengine.bench.here import commit
 from pruneengine.model import model_fingerprint
-from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.result import DsaResult
 from pruneengine.search.dsa.search import search_dsa
-from pruneengine.search.texts import dsa_texts
+from pruneengine.search.dsa.texts import dsa_texts
+from pruneengine.search.run import SearchRun
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from pruneengine.bench.record import GateError, Row, Setting, record
 from pruneengine.common.progress import set_progress
 from pruneengine.search.adapruner.config import SearchConfig
 from pruneengine.search.adapruner.search import search
+from pruneengine.search.adapruner.texts import search_texts
 from pruneengine.search.study import reopen_study
-from pruneengine.search.texts import search_texts
 
 OURS, NAIVE, WHOLE = "pruneengine", "naive loop", "naive loop, whole text"
 BESIDE, TIMES, TIMES_ALL = "share beside the forward passes", "naive / ours", "naive / ours with its preparation"

@@ -23,10 +23,11 @@ from pruneengine.data.samples import Samples
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.search.adapruner.config import SearchConfig
 from pruneengine.search.adapruner.pool import Pool, collect_pool
-from pruneengine.search.adapruner.search import SearchRun, SearchTexts, quantities, search, subset_options
+from pruneengine.search.adapruner.search import SearchTexts, quantities, search, subset_options
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.kv_groups import legal_heads
 from pruneengine.search.adapruner.space.space import Space
+from pruneengine.search.run import SearchRun
 from pruneengine.search.study import ORIGIN, SECONDS, reopen_study
 
 if TYPE_CHECKING:

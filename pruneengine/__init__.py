@@ -16,9 +16,11 @@ from pruneengine.model import Group, Structure, find_groups
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery import RecoverConfig, RecoverReport, recover
 from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.search import SearchRun
+from pruneengine.search.adapruner.texts import search_texts
 from pruneengine.search.dsa.config import DsaConfig
-from pruneengine.search.texts import SearchTexts, dsa_texts, search_texts
+from pruneengine.search.dsa.texts import dsa_texts
+from pruneengine.search.run import SearchRun
+from pruneengine.search.texts import SearchTexts
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.sparse.prune import SparseReport, sparsify

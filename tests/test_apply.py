@@ -5,8 +5,9 @@ import torch
 
 from pruneengine import ops
 from pruneengine.model import find_groups
+from pruneengine.model.edit import zero_of_groups, zero_weights
 from pruneengine.structured.allocate import allocate
-from pruneengine.structured.apply import compact, mask, zero_of_groups, zero_weights
+from pruneengine.structured.apply import compact, mask
 from pruneengine.structured.plan import make_plan
 from pruneengine.structured.scores.score import score
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("optuna")
 
-from pruneengine.cli.options.dsa import run_dsa
+from pruneengine.cli.search import run_dsa
 from pruneengine.sparse.functions.function import Function, read_metadata
 from tests.pages import read
 from tests.test_cli import run

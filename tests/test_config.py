@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from pruneengine.structured.config import PruneConfig, read_recipe
+from pruneengine.common.recipes import read_recipe
+from pruneengine.structured.config import PruneConfig
 
 
 def test_recipe_round_trip(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
-from pruneengine.search.adapruner.search import SearchRun
+from pruneengine.search.run import SearchRun
 from tests.test_dsa_search import search
 
 

@@ -7,10 +7,16 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from pruneengine.search import study as studies  # noqa: E402
-from pruneengine.search.dsa.evolution import GENES, Evolution, Member, function_of, genes_of  # noqa: E402
+from pruneengine.search.dsa.evolution import (  # noqa: E402
+    GENES,
+    Evolution,
+    Member,
+    function_of,
+    genes_of,
+    random_function,
+)
 from pruneengine.search.dsa.past import FOUND, Past  # noqa: E402
 from pruneengine.search.dsa.sampler import EvolutionSampler, suggest  # noqa: E402
-from pruneengine.sparse.functions.genome import random_function  # noqa: E402
 
 
 def members(count, seed=0):

@@ -7,9 +7,9 @@ pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 import pruneengine as pe
-from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa import search as dsa
 from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.run import SearchRun
 from pruneengine.search.study import open_study
 from tests.test_dsa_search import config, search, texts
 from tests.tiny import tiny_model

@@ -10,11 +10,11 @@ pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 import pruneengine as pe
-from pruneengine.search.adapruner.search import SearchRun
+from pruneengine.model.masking import given_back, keep_weights
 from pruneengine.search.dsa import finals
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.sparse.given_back import given_back, keep_weights
+from pruneengine.search.run import SearchRun
 from pruneengine.sparse.matrices import find_matrices
 from pruneengine.sparse.pruners import pruner as pruners
 from tests.test_dsa_search import OPTIONS, texts
@@ -103,15 +103,15 @@ def test_what_trials_need_is_gone_before_the_first_prune(monkeypatch):
 def test_weights_are_kept_once_and_only_where_something_is_pruned(monkeypatch, tmp_path):
     calls = []
 
-    def kept(model, matrices):
-        calls.append(sum(matrix.numel for matrix in matrices))
-        return keep_weights(model, matrices)
+    def kept(model, paths):
+        calls.append(list(paths))
+        return keep_weights(model, paths)
 
     monkeypatch.setattr(finals, "keep_weights", kept)
     model, where = tiny_model(), SearchRun("a", f"journal:{tmp_path / 'a.journal'}")
     first = run(model, where, ignore="q_proj")
     linears = find_matrices(model, pe.find_groups(model), ("q_proj",))
-    assert calls == [sum(matrix.numel for matrix in linears)]
+    assert calls == [[matrix.name for matrix in linears]]
     monkeypatch.setattr(finals, "sparsify", lambda *_, **__: pytest.fail("pruned again"))
     assert run(model, where, ignore="q_proj").finalists == first.finalists
     assert len(calls) == 1
@@ -120,7 +120,7 @@ def test_weights_are_kept_once_and_only_where_something_is_pruned(monkeypatch, t
 def test_kept_weights_are_no_views_of_the_model():
     model = tiny_model()
     before = bits(model)
-    kept = keep_weights(model, find_matrices(model, pe.find_groups(model)))
+    kept = keep_weights(model, [m.name for m in find_matrices(model, pe.find_groups(model))])
     with given_back(model, kept):
         pe.sparsify(model, config=pe.SparseConfig("magnitude", 0.5))
         assert not any(torch.equal(bits(model)[f"{name}.weight"], before[f"{name}.weight"]) for name in kept)

@@ -9,12 +9,12 @@ import pruneengine as pe
 from pruneengine import ops
 from pruneengine.data.samples import Samples
 from pruneengine.model import find_groups, get_linear
+from pruneengine.model.masking import masked_weights
 from pruneengine.search.dsa.codes import level_of_group, levels_of, quantile_masks
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.trials import is_worse
+from pruneengine.search.early_stop import is_worse
 from pruneengine.sparse.matrices import find_matrices
 from pruneengine.sparse.pattern import Pattern
-from pruneengine.structured.apply import masked_weights
 from tests.tiny import VARIANTS, tiny_model, tiny_tokens
 
 LEVELS = (0, 120, 200)

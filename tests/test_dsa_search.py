@@ -12,11 +12,11 @@ pytest.importorskip("scipy")
 
 import pruneengine as pe  # noqa: E402
 from pruneengine.data.samples import Samples  # noqa: E402
-from pruneengine.search.adapruner.search import SearchRun  # noqa: E402
 from pruneengine.search.dsa import search as dsa  # noqa: E402
 from pruneengine.search.dsa.config import DsaConfig  # noqa: E402
-from pruneengine.search.dsa.lineup import spread_over  # noqa: E402
+from pruneengine.search.dsa.finals import spread_over  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
+from pruneengine.search.run import SearchRun  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokens  # noqa: E402
 
 OPTIONS = {

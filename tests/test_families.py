@@ -15,14 +15,16 @@ from pruneengine.data.samples import Samples
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.model import FAMILIES as ENTRIES
 from pruneengine.model import find_groups
+from pruneengine.model.edit import zero_weights
 from pruneengine.model.experts import unfuse_experts
+from pruneengine.model.masking import gate
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.lora import attach, detach
 from pruneengine.search.adapruner.objective import Masked, Objective
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.pruners.smallest import smallest_of_rows
 from pruneengine.structured.allocate import allocate
-from pruneengine.structured.apply import compact, gate, mask, zero_weights
+from pruneengine.structured.apply import compact, mask
 from pruneengine.structured.compensate import compensate
 from pruneengine.structured.config import PruneConfig
 from pruneengine.structured.plan import make_plan

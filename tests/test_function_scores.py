@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pruneengine import ops
+from pruneengine.search.dsa.evolution import random_function
 from pruneengine.sparse.allocations.block_scores import ScoreMoments
 from pruneengine.sparse.functions.distribution import ScoreDistribution, tells_apart
 from pruneengine.sparse.functions.function import PUBLISHED, Function
-from pruneengine.sparse.functions.genome import random_function
 from pruneengine.sparse.functions.grammar import parse
 from pruneengine.sparse.functions.names import PRE, REDUCE
 from pruneengine.sparse.functions.operations import apply_post, apply_pre

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruneengine.search.dsa.evolution import SPREADS, STAGES, crossover, mutate, random_function
 from pruneengine.sparse.functions.function import PUBLISHED, Function, is_function_file, read_metadata
-from pruneengine.sparse.functions.genome import SPREADS, STAGES, crossover, mutate, random_function
 from pruneengine.sparse.functions.grammar import parse
 from pruneengine.sparse.functions.names import ALIASES, COMPOUNDS, MATRIX_ONLY, NOT_IN_CODE, POST, PRE, REDUCE
 

@@ -10,7 +10,8 @@ from pruneengine import PruneConfig
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.data.samples import as_samples
 from pruneengine.model import find_groups
-from pruneengine.structured.apply import gate, mask
+from pruneengine.model.masking import gate
+from pruneengine.structured.apply import mask
 from pruneengine.structured.prune import split_samples
 from pruneengine.structured.scores.hywia import HyWIA
 from pruneengine.structured.scores.hywia_attention import LearnedAttention

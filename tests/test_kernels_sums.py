@@ -11,13 +11,13 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from pruneengine.ops import reference  # noqa: E402
 from pruneengine.kernels.activation_stats import activation_stats  # noqa: E402
 from pruneengine.kernels.block_moments import block_moments  # noqa: E402
 from pruneengine.kernels.gate_scores import gate_scores  # noqa: E402
 from pruneengine.kernels.taylor_scores import taylor_scores  # noqa: E402
 from pruneengine.kernels.taylor_scores_outer import taylor_scores_outer  # noqa: E402
 from pruneengine.kernels.weight_scores import weight_scores  # noqa: E402
+from pruneengine.ops import reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

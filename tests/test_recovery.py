@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from pruneengine import PruneConfig, find_groups, prune
-from pruneengine.recovery import RecoverConfig, TokenRows, recover, training, training_warnings
+from pruneengine.recovery import RecoverConfig, TokenRows, recover, training
 from pruneengine.recovery.dropout import SixteenBitDropout
 from pruneengine.recovery.lora import attach, detach, find_targets
+from pruneengine.report.values.recovery import training_warnings
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
 QUICK = {"batch": 4, "micro_batch": 2, "max_steps": 6, "eval_every": 2, "lr": 1e-2, "val_rows": 3}

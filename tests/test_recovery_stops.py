@@ -6,9 +6,10 @@ from unittest import mock
 import pytest
 import torch
 
-from pruneengine.recovery import RecoverConfig, recover, training, training_warnings
+from pruneengine.recovery import RecoverConfig, recover, training
 from pruneengine.recovery.lora import attach, detach
 from pruneengine.recovery.work import list_checkpoints
+from pruneengine.report.values.recovery import training_warnings
 from tests.test_recovery import QUICK, WINDOWS, at_micro_batch, changed, stop, weights
 from tests.tiny import tiny_model
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from pruneengine.model import find_groups
 from pruneengine.search.adapruner.space.curves import NORMALISATIONS, Curve
-from pruneengine.search.adapruner.space.kv_groups import legal_heads, uniform_ratios
-from pruneengine.search.target import CAP
+from pruneengine.search.adapruner.space.kv_groups import CAP, legal_heads, uniform_ratios
 from pruneengine.structured.allocate import allocate
 from pruneengine.structured.plan import make_plan
 from pruneengine.structured.scores.score import Scores

@@ -12,9 +12,9 @@ optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 from pruneengine.search.adapruner.objective import Objective  # noqa: E402
-from pruneengine.search.adapruner.search import SearchRun  # noqa: E402
 from pruneengine.search.dsa import search as dsa  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
+from pruneengine.search.run import SearchRun  # noqa: E402
 from pruneengine.search.study import START, WORKER, fail_abandoned, reopen_study, running  # noqa: E402
 from tests import test_search as adapruner  # noqa: E402
 from tests.test_dsa_search import config, search, texts  # noqa: E402

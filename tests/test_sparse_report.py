@@ -8,14 +8,13 @@ from safetensors.torch import save_file
 
 from pruneengine.checkpoint.model_card import model_card
 from pruneengine.checkpoint.write import count_saved_zeros
+from pruneengine.evaluation.measures import Measures
 from pruneengine.report import report_files
 from pruneengine.report.figures.layers import sparsity_picture
-from pruneengine.report.values.sparse import layer_rows, sparse_details, sparse_summary
-from pruneengine.report.values.structured import Measures
+from pruneengine.report.values.sparse import layer_rows, sparse_details, sparse_summary, speed_notes
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.plan import SparsePlan, is_sparse_plan
 from pruneengine.sparse.prune import sparsify
-from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 from tests.pages import Reader, read
 from tests.tiny import tiny_model, tiny_tokens

@@ -108,7 +108,7 @@ def parse_device(name: str) -> str:
 
 def read_config(kind: type, recipe: Path | None, options: Mapping[str, Any], section: str = "config"):
     """A config from a recipe and what was given on the command line, which wins; None was not given."""
-    from pruneengine.structured.config import read_recipe
+    from pruneengine.common.recipes import read_recipe
 
     values = (read_recipe(recipe, section) if recipe else {}) | given(options)
     if "ratio" not in values:

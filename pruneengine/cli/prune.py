@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +43,10 @@ from pruneengine.cli.options.sparse import (
     Spread,
     sparse_config,
 )
-from pruneengine.cli.prune_sparse import prune_sparsely
+
+if TYPE_CHECKING:
+    from pruneengine.jobs.options import JobOptions
+    from pruneengine.sparse.config import SparseConfig
 
 
 def prune(
@@ -113,7 +116,8 @@ def prune(
 ) -> None:
     """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
     from pruneengine.cli.tables import structured as tables
-    from pruneengine.jobs.prune import JobOptions, run
+    from pruneengine.jobs.options import JobOptions
+    from pruneengine.jobs.prune import run
     from pruneengine.structured.config import PruneConfig
 
     shared = {
@@ -161,3 +165,24 @@ def prune(
         tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
     show_smoke_test(eval_text, config.calibration if config.calibrates else None)
     tables.show_checkpoint(out, result.saved, prompt, result.text)
+
+
+def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
+    """Run the job and show its result; without ``options.out`` the plan alone."""
+    from pruneengine.cli.tables import sparse as tables_sparse
+    from pruneengine.cli.tables import structured as tables
+    from pruneengine.jobs.prune_sparse import calibrates, run
+    from pruneengine.report.values.sparse import speed_notes
+
+    result = run_job(run, config, options)
+    tables_sparse.show_sparse_target(out, result.report.plan)
+    if result.saved is None:
+        tables_sparse.show_sparsities(out, result.report.plan)
+        tables.show_times(out, result.seconds)
+        return
+    tables_sparse.show_sparse_result(out, result, title=f"{config.method} on {options.source}")
+    tables.show_times(out, result.seconds)
+    for note in speed_notes(result.report.plan):
+        out.print(note)
+    show_smoke_test(options.eval_text, config.calibration if calibrates(result.report.config) else None)
+    tables.show_checkpoint(out, result.saved, options.prompt, result.text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +34,10 @@ from pruneengine.cli.app import (
 )
 from pruneengine.cli.options import dsa
 from pruneengine.cli.options.recovery import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
+from pruneengine.cli.tables.search import show_dsa
+
+if TYPE_CHECKING:
+    from pruneengine.jobs.options import SearchOptions
 
 
 def search(
@@ -99,8 +104,8 @@ def search(
     """
     from pruneengine.cli.tables import search as tables_search
     from pruneengine.cli.tables import structured as tables
+    from pruneengine.jobs.options import SearchOptions
     from pruneengine.jobs.search import run
-    from pruneengine.jobs.search_options import SearchOptions
     from pruneengine.search.adapruner.config import SearchConfig
 
     if method not in ("adapruner", "dsa"):
@@ -148,3 +153,46 @@ def _p_value(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"stop must be a p-value or none, got {text!r}") from None
+
+
+def run_dsa(
+    recipe: Path | None,
+    own: Mapping[str, Any],
+    structured: Mapping[str, Any],
+    options: SearchOptions,
+) -> None:
+    """Run the job and print what it found; None among the values was not given.
+
+    Args:
+        recipe: whose ``search`` section holds options; ``own`` wins.
+        own: options of :class:`pruneengine.search.dsa.config.DsaConfig`; plateau may be "none".
+        structured: options of the search over structured plans, which are refused.
+        options: of the job.
+
+    Raises:
+        ValueError: options of the other search, or values that are refused.
+    """
+    from pruneengine.common.recipes import read_recipe
+    from pruneengine.jobs.search_dsa import run
+    from pruneengine.search.dsa.config import DsaConfig
+
+    if odd := given(structured):
+        raise ValueError(
+            f"{flags(odd)}: options of --method adapruner, which removes heads and channels; leave them out"
+        )
+    values = (read_recipe(recipe, "search") if recipe else {}) | given(own)
+    values |= {name: None for name in ("plateau", "stop") if values.get(name) == "none"}
+    if isinstance(values.get("plateau"), str):
+        values["plateau"] = _whole(values["plateau"])
+    if "sparsity" not in values and "pattern" not in values:
+        raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
+    config = DsaConfig.from_dict(values)
+    found = run_job(run, config, options)
+    show_dsa(out, found)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"plateau must be a number of trials or none, got {text!r}") from None

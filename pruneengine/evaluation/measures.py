@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from pruneengine.data.windows import Samples
-from pruneengine.evaluation.perplexity import model_size, perplexity
-from pruneengine.report.values.structured import Measures
+from pruneengine.evaluation.perplexity import PerplexityResult, SpeedResult, model_size, perplexity
 
 
 @dataclass(frozen=True)
@@ -36,3 +35,13 @@ class Yardstick:
             return self.measure(model), ()
         except FloatingPointError as error:
             return Measures(*model_size(model)), (f"the changed model has no perplexity: {error}",)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One side of the before-and-after table; None where it was not measured."""
+
+    params: int
+    weight_bytes: int
+    perplexity: PerplexityResult | None = None
+    speed: SpeedResult | None = None

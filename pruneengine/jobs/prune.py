@@ -19,38 +19,18 @@ from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
-from pruneengine.evaluation.measures import Yardstick
+from pruneengine.evaluation.measures import Measures, Yardstick
 from pruneengine.evaluation.perplexity import best_dtype, measure_speed_pair
-from pruneengine.jobs.checks import check_evaluation, check_out
-from pruneengine.jobs.options import CheckpointOptions
+from pruneengine.jobs.options import JobOptions, check_evaluation, check_out
 from pruneengine.jobs.recover_pruned import recover_pruned, recovering
-from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
+from pruneengine.jobs.saving import ending, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import Structure, find_groups, model_fingerprint
-from pruneengine.recovery import RecoverConfig, RecoverReport, check_recovery, check_work_folder, load_rows, work_folder
+from pruneengine.recovery import RecoverReport, check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
-from pruneengine.report.values.structured import Measures, details, hashes, summary
+from pruneengine.report.values.structured import details, hashes, summary
 from pruneengine.structured.config import PruneConfig
 from pruneengine.structured.prune import PruneReport, carry_out, decide, rehearse, split_samples
-
-
-@dataclass(frozen=True)
-class JobOptions(CheckpointOptions):
-    """Everything about a job but the pruning itself.
-
-    Attributes:
-        out: None for a dry run.
-        speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
-        statistics: file to reuse, or to leave the statistics in.
-        prompt: continued by the reloaded checkpoint in a fresh process.
-        recover: train the pruned model before it is saved; None for not.
-    """
-
-    out: Path | None
-    speed: bool = False
-    statistics: Path | None = None
-    prompt: str | None = None
-    recover: RecoverConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -197,11 +177,3 @@ def _report_values(
 ) -> dict[str, Any]:
     made = {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
     return numbers | details(result.report) | made | ending(options, result.saved, result.text, result.seconds)
-
-
-def ending(options: JobOptions, saved: SavedCheckpoint, text: str | None, seconds: dict[str, float]) -> dict[str, Any]:
-    """What the report of a prune of either kind closes with: the evaluation text, proof, continuation and times."""
-    values = options.evaluation | proof_values(saved)
-    if text is not None:
-        values |= {"prompt": options.prompt, "continuation": text}
-    return values | {"seconds": dict(seconds)}

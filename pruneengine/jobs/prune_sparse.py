@@ -15,15 +15,13 @@ from pruneengine.checkpoint.write import SavedCheckpoint, count_saved_zeros
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
-from pruneengine.evaluation.measures import Yardstick
-from pruneengine.jobs.checks import check_evaluation, check_out, refuse_recovery
-from pruneengine.jobs.prune import JobOptions, ending
-from pruneengine.jobs.saving import save_checkpoint
+from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.jobs.options import JobOptions, check_evaluation, check_out, refuse_recovery
+from pruneengine.jobs.saving import ending, save_checkpoint
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.report import write_report
-from pruneengine.report.values.sparse import sparse_details, sparse_hashes, sparse_summary
-from pruneengine.report.values.structured import Measures
+from pruneengine.report.values.sparse import sparse_details, sparse_hashes, sparse_summary, speed_notes
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.allocations.parse import Given, meaning_of, written_out
 from pruneengine.sparse.config import SparseConfig
@@ -31,7 +29,6 @@ from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.prune import SparseReport, carry_out, check_layers, check_statistics, decide, keep_layers
 from pruneengine.sparse.resume import partial_folder, remove_partial
-from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 
 

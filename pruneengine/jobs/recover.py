@@ -11,9 +11,8 @@ from typing import Any
 from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.progress import Stopwatch
 from pruneengine.common.recipes import read_yaml
-from pruneengine.evaluation.measures import Yardstick
-from pruneengine.jobs.checks import check_evaluation, check_out
-from pruneengine.jobs.options import CheckpointOptions
+from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.jobs.options import CheckpointOptions, check_evaluation, check_out
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.recovery import (
@@ -22,14 +21,11 @@ from pruneengine.recovery import (
     check_recovery,
     check_work_folder,
     load_rows,
-    overlap_warnings,
     recover,
-    summarise,
-    training_warnings,
     work_folder,
 )
 from pruneengine.report import write_report
-from pruneengine.report.values.structured import Measures
+from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 from pruneengine.sparse.plan import is_sparse_plan
 
 

@@ -9,17 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.evaluation.measures import Yardstick
-from pruneengine.recovery import (
-    RecoverConfig,
-    RecoverReport,
-    TokenRows,
-    overlap_warnings,
-    recover,
-    summarise,
-    training_warnings,
-)
-from pruneengine.report.values.structured import Measures
+from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.recovery import RecoverConfig, RecoverReport, TokenRows, recover
+from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 from pruneengine.structured.prune import Stopwatch
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pruneengine.checkpoint.write import SavedCheckpoint, save
 from pruneengine.common.progress import Stopwatch
-from pruneengine.jobs.options import CheckpointOptions
+from pruneengine.jobs.options import CheckpointOptions, JobOptions
 
 
 def save_checkpoint(
@@ -60,3 +60,11 @@ def training_kept(work: Path) -> Iterator[None]:
 def proof_values(saved: SavedCheckpoint) -> dict[str, Any]:
     """The proof as a report holds it, where there is one."""
     return {} if saved.proof is None else {"proof": asdict(saved.proof)}
+
+
+def ending(options: JobOptions, saved: SavedCheckpoint, text: str | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """What the report of a prune of either kind closes with: the evaluation text, proof, continuation and times."""
+    values = options.evaluation | proof_values(saved)
+    if text is not None:
+        values |= {"prompt": options.prompt, "continuation": text}
+    return values | {"seconds": dict(seconds)}

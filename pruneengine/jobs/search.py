@@ -9,19 +9,21 @@ from typing import Any
 from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import check_spec
-from pruneengine.evaluation.measures import Yardstick
+from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.jobs.options import SearchOptions, with_search
 from pruneengine.jobs.recover_pruned import Recovered, recover_pruned, recovering
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
-from pruneengine.jobs.search_options import SearchOptions, with_search
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.model import find_groups
 from pruneengine.recovery import check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
-from pruneengine.report.values.structured import Measures, measured_values, plan_columns
+from pruneengine.report.values.structured import measured_values, plan_columns
 from pruneengine.search.adapruner.config import SearchConfig
 from pruneengine.search.adapruner.result import SearchResult
-from pruneengine.search.adapruner.search import SearchRun, search
-from pruneengine.search.texts import describe, search_texts
+from pruneengine.search.adapruner.search import search
+from pruneengine.search.adapruner.texts import search_texts
+from pruneengine.search.run import SearchRun
+from pruneengine.search.texts import describe
 from pruneengine.structured.apply import compact
 from pruneengine.structured.prune import rehearse
 

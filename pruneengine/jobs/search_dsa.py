@@ -11,23 +11,21 @@ from pruneengine.checkpoint.load import load_skeleton
 from pruneengine.checkpoint.write import SavedCheckpoint, count_saved_zeros
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import check_spec
-from pruneengine.evaluation.measures import Yardstick
-from pruneengine.jobs.checks import refuse_recovery
+from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.jobs.options import SearchOptions, refuse_recovery, with_search
 from pruneengine.jobs.saving import proof_values, save_checkpoint
-from pruneengine.jobs.search_options import SearchOptions, with_search
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.model import find_groups
 from pruneengine.report import write_report
-from pruneengine.report.values.sparse import sparse_details, sparse_summary
-from pruneengine.report.values.structured import Measures
-from pruneengine.search.adapruner.search import SearchRun
+from pruneengine.report.values.sparse import sparse_details, sparse_summary, speed_notes
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.result import DsaResult
 from pruneengine.search.dsa.search import search_dsa
-from pruneengine.search.texts import describe, dsa_texts
+from pruneengine.search.dsa.texts import dsa_texts
+from pruneengine.search.run import SearchRun
+from pruneengine.search.texts import describe
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.prune import SparseReport, sparsify
-from pruneengine.sparse.runtimes import speed_notes
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 
 FUNCTION_FILE = "function.json"

@@ -11,8 +11,7 @@ from pruneengine.sparse.config import SparseConfig
 from pruneengine.structured.config import PruneConfig
 
 if TYPE_CHECKING:
-    from pruneengine.jobs.options import CheckpointOptions
-    from pruneengine.jobs.prune import JobOptions
+    from pruneengine.jobs.options import CheckpointOptions, JobOptions
 
 
 def load_evaluation(options: CheckpointOptions, tokenizer: Any) -> Samples | None:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.common.optional_imports import needs
-from pruneengine.model import Group, Structure, distinct_linears, get_linear, text_config
+from pruneengine.model import (
+    Group,
+    Structure,
+    distinct_linears,
+    get_linear,
+    text_config,
+)
+from pruneengine.ops.bits import as_whole
 
 
 def narrow(model: nn.Module, group: Group, units: Tensor) -> None:
@@ -88,3 +95,29 @@ def set_counts(model: nn.Module, structure: Structure, layers: Sequence[Mapping[
                     owner = copy.copy(owner)
                     setattr(holder, parent, owner)
             setattr(owner, name, value)
+
+
+def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
+    """Set the weights at True of a bool ``[out, in]`` to zero, in place."""
+    weight = linear.weight.detach()
+    if weight.device.type == "cpu":
+        # One AND with all bits or none: masked_fill_ is not vectorised there.
+        bits = as_whole(weight)
+        bits.bitwise_and_(mask.to(bits.dtype) - 1)
+    else:
+        weight.masked_fill_(mask, 0)
+
+
+def zero_of_groups(linear: nn.Linear, n: int, m: int, norm: Tensor) -> None:
+    """Keep n of every m consecutive weights of a row, in place: those of largest ``|W| * norm``, norm ``[in]``."""
+    weight = linear.weight.detach()
+    if weight.is_contiguous():
+        ops.nm_apply(weight, n, m, norm, out=weight)
+    else:
+        weight.copy_(ops.nm_apply(weight, n, m, norm))
+
+
+def set_weight(linear: nn.Linear, values: Tensor) -> None:
+    """Write ``[out, in]`` values of any dtype into a weight, in place and rounded to its dtype."""
+    with torch.no_grad():
+        linear.weight.copy_(values)

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.optional_imports import needs
-from pruneengine.model import Family, Structure, family_of
+from pruneengine.model import Family, family_of
 
 
 def unfuse_experts(model: nn.Module) -> nn.Module:
@@ -41,28 +40,6 @@ def plain_name(tensor: str, family: Family) -> str:
     for pattern, replacement in family.experts.saved if family.experts else ():
         tensor = re.sub(pattern, replacement, tensor)
     return tensor
-
-
-def idle_experts(structure: Structure, statistics: Statistics) -> tuple[str, ...]:
-    """Experts that no calibration token was sent to, such as ``layers.3.experts.0``."""
-    found = []
-    for group in structure.groups:
-        if group.part == "experts.mlp":
-            out = group.members[-1]
-            seen = [
-                rows[name] for rows in statistics.tensors.values() for name in (out.site, out.module) if name in rows
-            ]
-            if seen and not any(bool(rows.any()) for rows in seen):
-                found.append(group.name.removesuffix(".mlp"))
-    return tuple(found)
-
-
-def idle_words(experts: Sequence[str], consequence: str) -> tuple[str, ...]:
-    """A warning about experts that no calibration token was sent to; none without any."""
-    if not experts:
-        return ()
-    more = f" and {len(experts) - 4} more" if len(experts) > 4 else ""
-    return (f"no calibration token was sent to {', '.join(experts[:4])}{more}: {consequence}",)
 
 
 @contextlib.contextmanager

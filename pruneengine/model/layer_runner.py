@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pruneengine.model import Structure
 from pruneengine.model.decoder import causal_parts
-from pruneengine.structured.apply import skip
+from pruneengine.model.masking import skip
 
 
 class LayerWalk:

@@ -5,7 +5,6 @@ from pruneengine.recovery.engine import RecoverReport, check_recovery, check_wor
 from pruneengine.recovery.instructions import load_rows
 from pruneengine.recovery.rows import TokenRows
 from pruneengine.recovery.work import work_folder
-from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 
 __all__ = [
     "RecoverConfig",
@@ -14,10 +13,7 @@ __all__ = [
     "check_recovery",
     "check_work_folder",
     "load_rows",
-    "overlap_warnings",
     "read_recovery_recipe",
     "recover",
-    "summarise",
-    "training_warnings",
     "work_folder",
 ]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.recipes import read_keys
 from pruneengine.common.validation import from_known, require_number, require_whole, split_names
 from pruneengine.data.sources import check_source
 from pruneengine.data.windows import parse_spec
-from pruneengine.structured.config import read_keys
 
 VAL_ROWS = 2000
 VAL_FRACTION = 0.1

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
-from pruneengine.data.windows import Samples, check_overlap, evaluation_windows, load_samples
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.data.windows import Samples, check_overlap, evaluation_windows
 
 
 @dataclass(frozen=True)
@@ -29,42 +26,21 @@ class SearchTexts:
     held_out: Samples
 
 
-def search_texts(config: SearchConfig, tokenizer: Any, model: nn.Module | None = None) -> SearchTexts:
-    """The texts that a config names, as tokens.
+class TextConfig(Protocol):
+    """What a search's config says of its texts."""
 
-    Args:
-        config: the specs, sizes and seed.
-        tokenizer: a transformers tokenizer.
-        model: for calibration text "self".
-
-    Raises:
-        ValueError: a text that does not exist or is too short; the message says what there is and what is needed.
-    """
-    pool = {
-        length: load_samples(config.calibration, tokenizer, config.pool, length, config.seed, model=model)
-        for length in config.lengths
-    }
-    return SearchTexts(pool, *search_blocks(config, tokenizer))
+    calibration: str
+    search_text: str
+    seqlen: int
+    seed: int
 
 
-def search_blocks(config: SearchConfig, tokenizer: Any) -> tuple[Samples, Samples]:
-    """Search and held-out blocks, drawn by the seed from all windows of the text: no two share tokens.
+def split_windows(config: TextConfig, tokenizer: Any, searched: int, held_out: int) -> tuple[Samples, Samples]:
+    """Return the windows to search on and those to hold out, drawn by the seed: no two share tokens.
 
     Raises:
         ValueError: the text has fewer windows.
     """
-    return _blocks(config, tokenizer, config.windows, config.held_out)
-
-
-def dsa_texts(config: DsaConfig, tokenizer: Any, model: nn.Module | None = None) -> SearchTexts:
-    """The texts of a search for an allocation function, as :func:`search_texts`."""
-    length = config.calibration_seqlen
-    calibration = load_samples(config.calibration, tokenizer, config.nsamples, length, config.seed, model=model)
-    blocks = _blocks(config, tokenizer, config.search_windows, config.held_out_windows)
-    return SearchTexts({length: calibration}, *blocks)
-
-
-def _blocks(config: SearchConfig | DsaConfig, tokenizer: Any, searched: int, held_out: int) -> tuple[Samples, Samples]:
     windows = evaluation_windows(config.search_text, tokenizer, config.seqlen)
     if len(windows) < searched + held_out:
         raise ValueError(
@@ -77,7 +53,7 @@ def _blocks(config: SearchConfig | DsaConfig, tokenizer: Any, searched: int, hel
 
 
 def describe(
-    config: SearchConfig | DsaConfig, texts: SearchTexts, report: Samples | None = None, report_text: str | None = None
+    config: TextConfig, texts: SearchTexts, report: Samples | None = None, report_text: str | None = None
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """What each text is, and the proof that none is another: overlap is the share of windows with a run of 32 tokens
     (or of a whole window) that an earlier text has.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, split_names
-from pruneengine.sparse.allocations.inline import read_inline, write_inline
+from pruneengine.sparse.allocations.parse import read_inline, write_inline
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
 

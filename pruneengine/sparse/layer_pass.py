@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from pruneengine.common.progress import track
 from pruneengine.model import Structure, get_linear
+from pruneengine.model.edit import set_weight
 from pruneengine.model.layer_runner import LayerWalk
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pruners.pruner import Pruner
 from pruneengine.sparse.resume import KeptLayer, PartialPrune
 from pruneengine.sparse.staged_layer import StagedLayer, UnstageableError
-from pruneengine.structured.apply import set_weight
 
 
 def prune_layers(

@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruneengine.calibration.calibrate import calibrate, check_tokens, check_weights
+from pruneengine.calibration.idle_experts import idle_experts, idle_words
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import Stopwatch, track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import Structure, find_groups, model_fingerprint
 from pruneengine.model.decoder import inference
-from pruneengine.model.experts import idle_experts, idle_words, unfuse_experts
+from pruneengine.model.experts import unfuse_experts
 from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.layer_pass import prune_layers

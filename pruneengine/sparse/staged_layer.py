@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pruneengine.model import Site, Structure, get_linear, layer_of
 from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.masking import stand_in
 from pruneengine.sparse.matrices import Matrix, of_sites
 from pruneengine.sparse.pruners.pruner import Pruner
-from pruneengine.structured.apply import stand_in
 
 
 class UnstageableError(Exception):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from pruneengine.model import KINDS, Group, Structure, part_of
+from pruneengine.structured.budget import rank_to_budget, scale_to_budget
 from pruneengine.structured.scores.score import Scores
 from pruneengine.structured.whole_experts import lowest_experts, spare_experts, spread_experts
 
@@ -183,63 +181,3 @@ def _lowest_layers(structure: Structure, scores: Scores, share: float, layers: r
         dropped.append(index)
         total += structure.layer_params[index]
     return dropped
-
-
-def rank_to_budget(groups: Sequence[Group], densities: Mapping[str, Tensor], budget: float) -> dict[str, float]:
-    """One ranking over all units: they go in ascending order until the budget is met; the best of a group stays.
-
-    Args:
-        groups: what competes.
-        densities: what a parameter of each unit is worth, float64 ``[units]`` per group name.
-        budget: parameters to remove.
-
-    Returns:
-        ``{group name: ratio}``, whole units.
-    """
-    ordered, params, owner = [], [], []
-    for position, group in enumerate(groups):
-        values = densities[group.name].sort().values[:-1]
-        ordered.append(values)
-        params.append(torch.full_like(values, group.unit_params))
-        owner.append(torch.full_like(values, position, dtype=torch.int64))
-    order = torch.cat(ordered).argsort(stable=True)
-    spent = torch.cat(params)[order].cumsum(0)
-    count = int(torch.searchsorted(spent, budget))
-    removed = torch.bincount(torch.cat(owner)[order[:count]], minlength=len(groups))
-    return {group.name: int(n) / group.units for group, n in zip(groups, removed, strict=True)}
-
-
-def most_of(group: Group, cap: float = 1.0) -> float:
-    """The largest ratio a group can have: its last unit stays, and no more than ``cap`` goes."""
-    return min(cap, 1 - 1 / group.units)
-
-
-def scale_to_budget(
-    groups: Sequence[Group], profile: Mapping[str, float], budget: float, cap: float = 1.0
-) -> dict[str, float]:
-    """The profile times what meets the budget; a group that comes to its limit passes the rest on.
-
-    Args:
-        groups: the groups that give.
-        profile: non-negative, the ratios' proportions per group name.
-        budget: parameters to remove, at most what the limits allow.
-        cap: no ratio exceeds it; one unit of every group stays in any case.
-
-    Returns:
-        ``{group name: ratio}``; times the groups' parameters they add up to the budget.
-    """
-    ratios: dict[str, float] = {}
-    remaining = list(groups)
-    while remaining:
-        peak = max(profile[g.name] for g in remaining)
-        # Where nothing is left to scale, what the full groups could not give is spread evenly.
-        shape = {g.name: profile[g.name] / peak if peak > 0 else 1.0 for g in remaining}
-        factor = budget / sum(shape[g.name] * g.params for g in remaining)
-        full = [g for g in remaining if shape[g.name] * factor > most_of(g, cap)]
-        if not full:
-            return ratios | {g.name: shape[g.name] * factor for g in remaining}
-        for group in full:
-            ratios[group.name] = most_of(group, cap)
-            budget -= ratios[group.name] * group.params
-        remaining = [g for g in remaining if g not in full]
-    return ratios

@@ -8,20 +8,17 @@ inputs in their place (mask), or new values of the linears that read them (both)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruneengine import ops
-from pruneengine.model import Group, Member, Structure, find_groups, get_linear, layer_of, text_config, unit_slices
+from pruneengine.model import Group, Structure, find_groups, get_linear, layer_of, text_config, unit_slices
 from pruneengine.model.config_sync import layer_counts, sync_config
 from pruneengine.model.edit import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
 from pruneengine.model.experts import choose_among
-from pruneengine.ops.bits import as_whole
+from pruneengine.model.masking import _as_tensor, gate, kept_mask, skip
 from pruneengine.structured.plan import Plan
 
 
@@ -85,79 +82,6 @@ def mask(
         yield model
 
 
-@contextlib.contextmanager
-def skip(model: nn.Module, structure: Structure, layers: Iterable[int]) -> Iterator[nn.Module]:
-    """Within the context these decoder layers pass their input on."""
-    forward = _identity_in_tuple if structure.family.layer_gives_tuple else _identity
-    with contextlib.ExitStack() as undo:
-        for layer in layers:
-            undo.enter_context(stand_in(model.get_submodule(structure.layer_path(layer)), forward))
-        yield model
-
-
-@contextlib.contextmanager
-def gate(
-    model: nn.Module,
-    structure: Structure,
-    gates: Mapping[str, Tensor],
-    *,
-    means: Mapping[str, Tensor] | None = None,
-) -> Iterator[nn.Module]:
-    """Within the context every unit's output x is replaced by ``x * gate + mean * (1 - gate)``.
-
-    Gradients reach the gates.
-
-    Args:
-        model: whose o_proj and down_proj are hooked.
-        structure: of the model.
-        gates: ``[units]`` per group name; 1 changes nothing, 0 is what :func:`mask` does to a removed unit. Or
-            ``[rows, units]``, with gates of its own for every row of the batch.
-        means: ``[units * width]`` or ``[rows, units * width]`` per group name; zero where absent.
-    """
-    with contextlib.ExitStack() as undo:
-        for name, values in gates.items():
-            out = structure.by_name[name].members[-1]
-            linear = get_linear(model, out.module)
-            hook = _gate_hook(linear, out, values, (means or {}).get(name))
-            undo.enter_context(linear.register_forward_pre_hook(hook))
-        yield model
-
-
-@contextlib.contextmanager
-def masked_weights(model: nn.Module, codes: Mapping[str, Tensor], level: int, buffer: Tensor) -> Iterator[nn.Module]:
-    """Within the context these linears compute with the weights whose code is below ``level`` at zero.
-
-    The masked weights stand one behind the other in the buffer; the model's own are neither written nor copied, and
-    are back afterwards, also after an error. One context at a time may use a buffer.
-
-    Args:
-        model: whose linears are lent other weights.
-        codes: of :func:`pruneengine.ops.quantile_codes`, uint8 ``[out, in]`` by module path.
-        level: 0 to 256, in 256ths of a matrix's weights.
-        buffer: ``[N]`` of the weights' dtype and device, N at least the number of weights.
-
-    Raises:
-        ValueError: a buffer that is too small, codes of another shape, or a level out of range.
-    """
-    linears = [(get_linear(model, path), of) for path, of in codes.items()]
-    if buffer.numel() < (needed := sum(linear.weight.numel() for linear, _ in linears)):
-        raise ValueError(f"the buffer holds {buffer.numel()} weights, expected at least {needed}")
-    own = [linear.weight for linear, _ in linears]
-    start = 0
-    try:
-        for linear, of in linears:
-            weight = linear.weight.detach()
-            room = buffer[start : start + weight.numel()].view(weight.shape)
-            start += weight.numel()
-            # No gradient asked for: autocast would keep its cast of a weight that asks for one.
-            lent = nn.Parameter(ops.masked_copy(weight, of, level, room), requires_grad=False)
-            linear.weight = lent
-        yield model
-    finally:
-        for (linear, _), weight in zip(linears, own, strict=True):
-            linear.weight = weight
-
-
 def compact(
     model: nn.Module,
     plan: Plan,
@@ -198,54 +122,6 @@ def compact(
     set_counts(model, after, layer_counts(after))
     count_experts(model, after)
     return model
-
-
-def _identity(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    return hidden_states
-
-
-def _identity_in_tuple(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, None]:
-    return hidden_states, None
-
-
-def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
-    """Set the weights at True of a bool ``[out, in]`` to zero, in place."""
-    weight = linear.weight.detach()
-    if weight.device.type == "cpu":
-        # One AND with all bits or none: masked_fill_ is not vectorised there.
-        bits = as_whole(weight)
-        bits.bitwise_and_(mask.to(bits.dtype) - 1)
-    else:
-        weight.masked_fill_(mask, 0)
-
-
-def zero_of_groups(linear: nn.Linear, n: int, m: int, norm: Tensor) -> None:
-    """Keep n of every m consecutive weights of a row, in place: those of largest ``|W| * norm``, norm ``[in]``."""
-    weight = linear.weight.detach()
-    if weight.is_contiguous():
-        ops.nm_apply(weight, n, m, norm, out=weight)
-    else:
-        weight.copy_(ops.nm_apply(weight, n, m, norm))
-
-
-def set_weight(linear: nn.Linear, values: Tensor) -> None:
-    """Write ``[out, in]`` values of any dtype into a weight, in place and rounded to its dtype."""
-    with torch.no_grad():
-        linear.weight.copy_(values)
-
-
-@contextlib.contextmanager
-def stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within the context a module computes ``forward`` and nothing of its own."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -314,28 +190,3 @@ def _complete_biases(model: nn.Module, structure: Structure) -> None:
                     _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
             if flag is not None:
                 setattr(text_config(model.config), flag, True)
-
-
-def _as_tensor(units: tuple[int, ...]) -> Tensor:
-    """int64 ``[K]``; torch.tensor looks at every element of a tuple several times."""
-    return torch.from_numpy(np.fromiter(units, np.int64, len(units)))
-
-
-def kept_mask(units: int, kept: tuple[int, ...]) -> Tensor:
-    """1 for the units that stay, else 0: float32 ``[units]``."""
-    return torch.zeros(units).index_fill_(0, _as_tensor(kept), 1)
-
-
-def _gate_hook(linear: nn.Linear, out: Member, gates: Tensor, means: Tensor | None):
-    factors = gates.to(linear.weight).repeat_interleave(out.width, -1)
-    if means is None:
-        return lambda _module, args: (args[0] * _per_row(factors, args[0]), *args[1:])
-    constant = means.to(linear.weight) * (1 - factors)
-    return lambda _module, args: (args[0] * _per_row(factors, args[0]) + _per_row(constant, args[0]), *args[1:])
-
-
-def _per_row(values: Tensor, x: Tensor) -> Tensor:
-    """``[rows, C]`` to go with activations ``[rows, tokens, C]``, or ``[rows * tokens, C]`` as some models run them."""
-    if values.dim() == 1:
-        return values
-    return values[:, None] if x.dim() == 3 else values.repeat_interleave(len(x) // len(values), 0)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pruneengine.common.recipes import read_yaml
 from pruneengine.common.validation import from_known, require_choice, require_number, require_whole
 from pruneengine.model import KINDS
 from pruneengine.structured.allocate import ALLOCATIONS, PROTOCOLS
@@ -16,10 +14,6 @@ from pruneengine.structured.compensate import check_choice
 from pruneengine.structured.plan import SHAPES
 from pruneengine.structured.scores.hywia import FUSIONS, HyWIA, needs_of
 from pruneengine.structured.scores.score import AGGREGATES, FOLDS
-
-# Sections of the recipes that checkpoints carry, and whose options they hold.
-RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
-
 
 # Kinds of units that go as a whole and leave no width behind.
 _WHOLE = frozenset({"layers", "experts"})
@@ -195,26 +189,6 @@ class PruneConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)
-
-
-def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
-    """The options in a YAML recipe: its keys, or those under ``section`` in the recipe that a checkpoint carries."""
-    content = read_keys(path)
-    held = [name for name in RECIPES if name in content]
-    if held and section not in held:
-        raise ValueError(f"{path}: holds the recipe of a {RECIPES[held[0]]}, expected that of a {RECIPES[section]}")
-    return content.get(section, content)
-
-
-def read_keys(path: str | Path) -> dict[str, Any]:
-    """What a YAML file of keys and values holds; ValueError for anything else."""
-    try:
-        content = read_yaml(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
-    return content
 
 
 def _kinds(value: Any) -> tuple[str, ...]:

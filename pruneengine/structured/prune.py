@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.calibration.calibrate import calibrate
+from pruneengine.calibration.idle_experts import idle_experts, idle_words
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, as_samples
 from pruneengine.model import Structure, find_groups, model_fingerprint
-from pruneengine.model.experts import idle_experts, idle_words, unfuse_experts
+from pruneengine.model.experts import unfuse_experts
 from pruneengine.structured.allocate import allocate
 from pruneengine.structured.apply import compact
 from pruneengine.structured.compensate import Compensation, compensate

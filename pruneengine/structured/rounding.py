@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pruneengine.model import Group
+from pruneengine.structured.budget import _largest_remainders, _scaled
 from pruneengine.structured.scores.score import Scores
 
 
@@ -73,54 +74,3 @@ def _to_multiple(units: int, removed: float, multiple: int) -> int:
         return 0
     kept = max(multiple, round((units - removed) / multiple) * multiple)
     return units - kept if kept < units else 0
-
-
-def _scaled(groups: Sequence[Group], exact: dict[str, float], budget: float) -> dict[str, float]:
-    """Scale the removals to spend the budget; groups that reach their limit pass the rest on to the others."""
-    result, open_groups = {}, list(groups)
-    while open_groups:
-        weight = sum(exact[g.name] * g.unit_params for g in open_groups)
-        if weight <= 0:
-            # Nothing was to be removed here, yet heads left a remainder: spread it evenly.
-            exact = {g.name: float(g.units) for g in open_groups}
-            weight = sum(g.params for g in open_groups)
-        factor = max(0.0, budget) / weight
-        full = [g for g in open_groups if exact[g.name] * factor > g.units - 1]
-        if not full:
-            return result | {g.name: exact[g.name] * factor for g in open_groups}
-        for group in full:
-            result[group.name] = float(group.units - 1)
-            budget -= result[group.name] * group.unit_params
-        open_groups = [g for g in open_groups if g not in full]
-    return result
-
-
-def _largest_remainders(
-    groups: Sequence[Group], exact: dict[str, float], multiple: int, scores: Scores
-) -> dict[str, int]:
-    """Whole counts whose kept widths are multiples and whose total is the nearest to the exact total."""
-    kept = {g.name: max(multiple, _ceil(g.units - exact[g.name], multiple)) for g in groups}
-    kept = {g.name: min(kept[g.name], g.units) for g in groups}
-    excess = sum((kept[g.name] - (g.units - exact[g.name])) * g.unit_params for g in groups)
-
-    def urgency(group: Group) -> tuple[float, float]:
-        remainder = kept[group.name] - (group.units - exact[group.name])
-        ordered = scores.groups[group.name].sort().values
-        return -round(remainder, 6), float(ordered[min(group.units - kept[group.name], group.units - 1)])
-
-    for group in sorted(groups, key=urgency):
-        step = kept[group.name] - _floor(kept[group.name] - 1, multiple)
-        if kept[group.name] - step < max(1, multiple) or excess < step * group.unit_params / 2:
-            continue
-        kept[group.name] -= step
-        excess -= step * group.unit_params
-    return {g.name: g.units - kept[g.name] for g in groups}
-
-
-def _floor(value: float, multiple: int) -> int:
-    return int(value // multiple) * multiple
-
-
-def _ceil(value: float, multiple: int) -> int:
-    # A hair of slack: 3 - 0.6 * 5 is not a reason to round up.
-    return -int(-(value - 1e-6) // multiple) * multiple

@@ -55,8 +55,8 @@ def sparse_config(
     Raises:
         ValueError: options of the other kind, or of neither.
     """
+    from pruneengine.common.recipes import read_recipe
     from pruneengine.sparse.config import METHODS, SparseConfig
-    from pruneengine.structured.config import read_recipe
 
     named = given(shared | own)
     if not (named.keys() & {"sparsity", "pattern"} or (recipe and _is_sparse(recipe))):
@@ -75,7 +75,7 @@ def sparse_config(
 
 
 def _is_sparse(recipe: Path) -> bool:
-    from pruneengine.structured.config import RECIPES, read_keys
+    from pruneengine.common.recipes import RECIPES, read_keys
 
     content = read_keys(recipe)
     return "sparse" in content or bool(not content.keys() & RECIPES.keys() and content.keys() & {"sparsity", "pattern"})

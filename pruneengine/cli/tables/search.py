@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pruneengine.cli.tables.structured import show_times
 from pruneengine.jobs.search import SearchJobResult
+from pruneengine.jobs.search_dsa import DsaJobResult
 from pruneengine.search.adapruner.result import SearchResult
 
 
@@ -70,3 +71,33 @@ def _perplexities(dense: tuple[float, ...], *above: float | None) -> tuple[str, 
         "" if extra is None else f"{math.exp(min(loss + extra, 700)):.2f}"
         for loss, extra in zip(dense, above, strict=True)
     )
+
+
+def show_dsa(console: Console, job: DsaJobResult) -> None:
+    """The finalists, what became of the trials, and dense beside pruned."""
+    result = job.result
+    table = Table(title="loss above the dense model's, nats")
+    for column, justify in (
+        ("", "left"),
+        ("function", "left"),
+        ("fast", "right"),
+        ("full", "right"),
+        ("held out", "right"),
+    ):
+        table.add_column(column, justify=justify)
+    for judged in result.finalists:
+        entrant = judged.entrant
+        numbers = (f"{loss:.4f}" for loss in (entrant.fast, judged.full, judged.held_out))
+        table.add_row(entrant.name, str(entrant.function or ""), *numbers)
+    console.print(table)
+    console.print(f"winner: {result.winner.entrant.name}, {result.plan.allocation}")
+    if result.function is None:
+        console.print("no function was better: none is saved")
+    console.print(", ".join(f"{what}: {count}" for what, count in result.counts.items()))
+    console.print(result.outcome)
+    console.print(result.correlation.in_words())
+    if job.dense.perplexity and job.pruned.perplexity:
+        dense, pruned = job.dense.perplexity, job.pruned.perplexity
+        console.print(
+            f"perplexity on {dense.tokens:,} unseen tokens: {dense.perplexity:.3f} -> {pruned.perplexity:.3f}"
+        )

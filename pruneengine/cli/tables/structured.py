@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pruneengine.checkpoint.write import SavedCheckpoint
+from pruneengine.evaluation.measures import Measures
 from pruneengine.export.runtimes import Runtime
 from pruneengine.jobs.prune import JobResult
 from pruneengine.model import Group, Structure, layer_of
 from pruneengine.recovery import RecoverReport
 from pruneengine.report.values.blends import blends
-from pruneengine.report.values.structured import Measures, plan_columns
+from pruneengine.report.values.structured import plan_columns
 from pruneengine.report.words import duration, size
 from pruneengine.structured.cost import Prediction
 from pruneengine.structured.prune import PruneReport

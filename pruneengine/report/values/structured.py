@@ -6,30 +6,21 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pruneengine.evaluation.perplexity import PerplexityResult, SpeedResult, paired_difference
+from pruneengine.evaluation.measures import Measures
+from pruneengine.evaluation.perplexity import PerplexityResult, paired_difference
 from pruneengine.model import part_of
 from pruneengine.report.figures.layers import CELLS
 from pruneengine.report.values.blends import blends
 from pruneengine.structured.plan import Plan
 from pruneengine.structured.prune import PruneReport
 from pruneengine.structured.scores.score import Scores
-
-
-@dataclass(frozen=True)
-class Measures:
-    """One side of the before-and-after table; None where it was not measured."""
-
-    params: int
-    weight_bytes: int
-    perplexity: PerplexityResult | None = None
-    speed: SpeedResult | None = None
 
 
 def summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pruneengine.model import Structure, find_groups
 from pruneengine.model.decoder import autocast, causal_parts, inference
 from pruneengine.model.layer_runner import LayerWalk
 from pruneengine.model.loss import token_nll
-from pruneengine.structured.apply import gate, kept_mask
+from pruneengine.model.masking import gate, kept_mask
 from pruneengine.structured.plan import Plan
 
 # What enters the first layers is kept for all blocks, for as many layers as fit.

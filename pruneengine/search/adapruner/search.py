@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from pruneengine.calibration.statistics import QUANTITIES
@@ -32,42 +29,14 @@ from pruneengine.search.adapruner.space.space import Space
 from pruneengine.search.adapruner.space.subsets import ALL
 from pruneengine.search.adapruner.trials import TrialLoop
 from pruneengine.search.records import importance, trial_records
-from pruneengine.search.study import MEMORY, ORIGIN, START, open_study
+from pruneengine.search.run import SearchRun
+from pruneengine.search.study import ORIGIN, START, open_study
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers
 from pruneengine.structured.prune import rehearse
 
 if TYPE_CHECKING:
     import optuna
-
-
-@dataclass(frozen=True)
-class SearchRun:
-    """How a search runs; nothing here changes what it finds, but for how long it may take.
-
-    Attributes:
-        study: its name in the storage.
-        storage: as :func:`pruneengine.search.study.open_study` takes it.
-        cache: folder of the pool's statistics; None keeps them in memory only.
-        workers: processes on one study; each has its share of the threads.
-        time_limit: seconds after which no trial is begun; None for none.
-        dtype: what the objective computes in; None for the model's own.
-    """
-
-    study: str = "adapruner"
-    storage: str = MEMORY
-    cache: Path | None = None
-    workers: int = 1
-    time_limit: float | None = None
-    dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.workers > 1 and self.storage == MEMORY:
-            raise ValueError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise ValueError(f"time limit must be positive, got {self.time_limit}")
 
 
 def search(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.common.validation import from_known, require_choice, require_whole, require_within
+from pruneengine.search.dsa.evolution import SPREADS
 from pruneengine.sparse.config import MODES, SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
-from pruneengine.sparse.functions.genome import SPREADS
 from pruneengine.sparse.pattern import Pattern
 
 SAMPLERS = ("evolution", "random")

@@ -22,8 +22,8 @@ from pruneengine.model import Structure, get_linear
 from pruneengine.model.decoder import autocast, causal_parts, inference
 from pruneengine.model.layer_runner import LayerWalk
 from pruneengine.model.loss import token_nll
+from pruneengine.model.masking import masked_weights
 from pruneengine.sparse.matrices import Matrix, of_layers
-from pruneengine.structured.apply import masked_weights
 
 
 @dataclass(frozen=True)

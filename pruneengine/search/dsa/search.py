@@ -17,16 +17,16 @@ from pruneengine.calibration.calibrate import calibrate
 from pruneengine.common.progress import Stopwatch
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.model.experts import unfuse_experts
-from pruneengine.search.adapruner.search import SearchRun
 from pruneengine.search.dsa.allocator import Allocated, Allocator
 from pruneengine.search.dsa.codes import quantile_masks
 from pruneengine.search.dsa.config import DsaConfig
-from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, correlate, ranked
-from pruneengine.search.dsa.lineup import Lineup, line_up
+from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, Lineup, correlate, line_up, ranked
 from pruneengine.search.dsa.objective import SparseObjective
 from pruneengine.search.dsa.past import Past
 from pruneengine.search.dsa.result import NONE_COMPLETE, DsaResult, dsa_trials
-from pruneengine.search.dsa.trials import DsaLoop, mean
+from pruneengine.search.dsa.trials import DsaLoop
+from pruneengine.search.early_stop import mean
+from pruneengine.search.run import SearchRun
 from pruneengine.search.study import counted, open_study
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers

@@ -15,6 +15,7 @@ from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import Evolution
 from pruneengine.search.dsa.objective import SparseObjective
 from pruneengine.search.dsa.past import FOUND, NOT_FINITE, Past
+from pruneengine.search.early_stop import is_worse, mean
 from pruneengine.search.study import ILLEGAL, ask, at_work, counted, fail_abandoned
 
 if TYPE_CHECKING:
@@ -161,25 +162,3 @@ class DsaLoop:
         ours = [self.past.best.losses] if self.past.best else []
         rivals = [losses for losses in self.rivals.values() if math.isfinite(mean(losses))]
         return min([*rivals, *ours], key=mean, default=())
-
-
-def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bool:
-    """Whether a candidate's first losses are above the best one's, by the Wilcoxon signed-rank test, segment by
-    segment; as Optuna's WilcoxonPruner decides, all segments of a piece at once.
-
-    Args:
-        losses: of the candidate so far.
-        best: of the best one, on all segments.
-        p: one-sided; never where the candidate's mean is not above the best one's on all of its segments.
-    """
-    from scipy.stats import wilcoxon
-
-    if not best or len(losses) < 2 or mean(losses) <= mean(best[: len(losses)]):
-        return False
-    differences = [loss - least for loss, least in zip(losses, best, strict=False)]
-    return bool(wilcoxon(differences, alternative="greater", zero_method="zsplit").pvalue < p)
-
-
-def mean(losses: tuple[float, ...]) -> float:
-    """Of the losses of segments: nats."""
-    return sum(losses) / len(losses)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruneengine.sparse.allocations.inline import read_inline, write_inline
 from pruneengine.sparse.functions.function import PUBLISHED, Function, is_function_file
 from pruneengine.sparse.functions.grammar import parse
 
@@ -88,3 +88,24 @@ def _read(path: Path) -> list[Any] | dict[str, Any]:
     if not isinstance(content, list | dict):
         raise ValueError(f"{path}: expected a list, an object or a plan, got {type(content).__name__}")
     return content
+
+
+def read_inline(allocation: str) -> list[Any] | dict[str, Any] | None:
+    """The list or object that a text holds as JSON; None where it is another allocation."""
+    if not allocation.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        return json.loads(allocation)
+    except ValueError:
+        return None
+
+
+def write_inline(values: Sequence[Any] | Mapping[Any, Any]) -> str:
+    """The text that :func:`read_inline` reads; TypeError where it holds what JSON does not.
+
+    YAML reads the index of a layer as a number; JSON has it as text.
+    """
+    try:
+        return json.dumps(dict(values) if isinstance(values, Mapping) else list(values))
+    except TypeError as error:
+        raise TypeError(f"allocation must hold numbers by name or in a list ({error})") from None

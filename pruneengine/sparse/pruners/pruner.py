@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pruneengine.calibration.idle_experts import idle_words
 from pruneengine.model import get_linear
-from pruneengine.model.experts import idle_words
+from pruneengine.model.edit import set_weight
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.matrices import Matrix, of_sites
 from pruneengine.sparse.pattern import Pattern
@@ -18,7 +19,6 @@ from pruneengine.sparse.plan import SparsePlan
 from pruneengine.sparse.pruners.input_sums import Hessian, SquareSums, idle
 from pruneengine.sparse.pruners.smallest import zero_smallest
 from pruneengine.sparse.pruners.sparsegpt import Share, inverse_factor, prune_columns
-from pruneengine.structured.apply import set_weight
 
 IDLE = "its weights go by magnitude alone"
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.model import get_linear
+from pruneengine.model.edit import zero_of_groups, zero_weights
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.sparse.pruners.input_sums import idle
-from pruneengine.structured.apply import zero_of_groups, zero_weights
 
 
 def zero_smallest(

@@ -19,7 +19,7 @@ from pruneengine.data.samples import Samples
 from pruneengine.model import Structure
 from pruneengine.model.decoder import causal_parts, frozen
 from pruneengine.model.loss import token_nll, token_nll_backward
-from pruneengine.structured.apply import gate
+from pruneengine.model.masking import gate
 from pruneengine.structured.scores.hywia import Blend, HyWIA, group_features, normalise
 from pruneengine.structured.scores.hywia_attention import LearnedAttention
 

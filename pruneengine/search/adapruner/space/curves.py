@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pruneengine.common.validation import from_known, require_choice, require_whole, require_within
 from pruneengine.model import Group, Structure
-from pruneengine.search.target import CAP, available, budget_of, width_kinds
-from pruneengine.structured.allocate import rank_to_budget, scale_to_budget
+from pruneengine.search.adapruner.space.kv_groups import CAP, available, budget_of, width_kinds
+from pruneengine.structured.budget import rank_to_budget, scale_to_budget
 from pruneengine.structured.scores.score import Scores
 
 _MIDDLES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pruneengine.model import Group, Structure
-from pruneengine.search.target import CAP, available, budget_of, width_kinds
+from pruneengine.structured.budget import most_of
 
 
 def legal_heads(structure: Structure, ratio: float, kinds: Iterable[str] = ("heads", "mlp")) -> range:
@@ -76,3 +76,27 @@ def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group,
         if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
             raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
     return heads, channels
+
+
+# A tenth of every group stays: what is left of a layer should still be able to work.
+CAP = 0.9
+
+
+def width_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Refuse kinds of units other than those that layers give in part."""
+    kinds = tuple(kinds)
+    if not kinds or set(kinds) - {"heads", "mlp"}:
+        raise ValueError(f"kinds must be heads, mlp or both, got {kinds}")
+    return kinds
+
+
+def budget_of(structure: Structure, ratio: float, kinds: tuple[str, ...]) -> float:
+    """Parameters to remove: a ratio in (0, 1) of the prunable parameters of the kinds."""
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio must lie in (0, 1), got {ratio}")
+    return ratio * structure.prunable_params(kinds)
+
+
+def available(groups: Sequence[Group]) -> float:
+    """Parameters that groups can give when each keeps a tenth, and one unit."""
+    return sum(most_of(g, CAP) * g.params for g in groups)

@@ -1,0 +1,39 @@
+"""How a search runs: its study and storage, its workers and time limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pruneengine.search.study import MEMORY
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """How a search runs; nothing here changes what it finds, but for how long it may take.
+
+    Attributes:
+        study: its name in the storage.
+        storage: as :func:`pruneengine.search.study.open_study` takes it.
+        cache: folder of the pool's statistics; None keeps them in memory only.
+        workers: processes on one study; each has its share of the threads.
+        time_limit: seconds after which no trial is begun; None for none.
+        dtype: what the objective computes in; None for the model's own.
+    """
+
+    study: str = "adapruner"
+    storage: str = MEMORY
+    cache: Path | None = None
+    workers: int = 1
+    time_limit: float | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.workers > 1 and self.storage == MEMORY:
+            raise ValueError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise ValueError(f"time limit must be positive, got {self.time_limit}")
