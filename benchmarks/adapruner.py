@@ -25,7 +25,7 @@ from benchmarks.options import add_places, check_texts, load_model, setting_of, 
 from pruneengine.bench.record import write_lines
 from pruneengine.common.files import write_atomically
 from pruneengine.common.progress import set_progress
-from pruneengine.search.adapruner.config import FIXED, SearchConfig
+from pruneengine.search.adapruner.config import FIXED, AdaPrunerConfig
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    defaults = SearchConfig()
+    defaults = AdaPrunerConfig()
     parser = study_parser(
         __doc__, "c4/c4_demo.jsonl and wikitext2/*_docs.jsonl",
         calibration="text of the pool", search="text of the objective", evaluation="text of the report",
@@ -99,7 +99,7 @@ def load(options: argparse.Namespace) -> Bench:
     windows = pruneengine.evaluation_windows(
         options.evaluation, tokenizer, options.report_window, options.report_windows
     )
-    config = SearchConfig(
+    config = AdaPrunerConfig(
         trials=options.trials, calibration=options.calibration, search_text=options.search,
         pool=options.pool, counts=options.counts, lengths=(options.length,),
         seqlen=options.window, windows=options.windows, held_out=options.windows,

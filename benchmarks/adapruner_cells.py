@@ -15,7 +15,7 @@ from pruneengine import Plan, Samples, find_groups, mask, perplexity
 from pruneengine.bench.here import commit
 from pruneengine.common.files import write_atomically
 from pruneengine.model import Structure, model_fingerprint
-from pruneengine.search.adapruner.config import FIXED, SearchConfig
+from pruneengine.search.adapruner.config import FIXED, AdaPrunerConfig
 from pruneengine.search.adapruner.result import SearchResult
 from pruneengine.search.adapruner.search import search
 from pruneengine.search.adapruner.texts import search_texts
@@ -48,7 +48,7 @@ class Bench:
 
     model: nn.Module
     tokenizer: Any
-    config: SearchConfig
+    config: AdaPrunerConfig
     windows: Samples
     work: Path
     contenders: tuple[str, ...] = FIXED
@@ -59,7 +59,7 @@ class Bench:
         self.structure = find_groups(self.model)
         self.fingerprint = model_fingerprint(self.model)
 
-    def configured(self, cell: Cell) -> SearchConfig:
+    def configured(self, cell: Cell) -> AdaPrunerConfig:
         """A random search needs few fixed metrics and no compensation: its twin by TPE has them."""
         own = {"baselines": FIXED} if cell.seed == 0 else {"baselines": self.contenders, "compensate": ("none",)}
         if cell.sampler == "random":

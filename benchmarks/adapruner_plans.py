@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.adapruner_cells import Bench, Cell
 from pruneengine import Plan
 from pruneengine.search.adapruner.baselines import baselines, masked
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.decide import Decider
+from pruneengine.search.adapruner.config import AdaPrunerConfig
+from pruneengine.search.adapruner.decide import CandidatePlanner
 from pruneengine.search.adapruner.pool import collect_pool
 from pruneengine.search.adapruner.search import quantities, subset_options
 from pruneengine.search.adapruner.space.candidate import Candidate
@@ -33,7 +33,7 @@ def write_plans(bench: Bench, cells: list[Cell], folder: Path) -> list[Path]:
     return paths
 
 
-def winning_plan(bench: Bench, config: SearchConfig, search: dict[str, Any]) -> Plan:
+def winning_plan(bench: Bench, config: AdaPrunerConfig, search: dict[str, Any]) -> Plan:
     """What the best of a search keeps; ``search`` is :meth:`SearchResult.to_dict`'s."""
     texts = search_texts(config, bench.tokenizer)
     pool = collect_pool(
@@ -41,7 +41,7 @@ def winning_plan(bench: Bench, config: SearchConfig, search: dict[str, Any]) -> 
         structure=bench.structure, kinds=config.structure, layers=config.layer_range(bench.structure.num_layers),
         batch_size=config.batch_size, cache=bench.work, collect=False,
     )  # fmt: skip
-    decider = Decider(bench.model, bench.structure, pool, config)
+    decider = CandidatePlanner(bench.model, bench.structure, pool, config)
     best = search["best"]
     if best["number"] is None:
         plan = masked(next(b for b in baselines(config) if b.name == best["name"]), decider).plan

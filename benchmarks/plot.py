@@ -17,7 +17,7 @@ from pruneengine.bench.here import RESULTS
 from pruneengine.bench.providers import OURS
 from pruneengine.bench.record import read
 from pruneengine.bench.targets import HEADLINE
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
 Line = Mapping[str, str]
 RUN = ("device", "threads", "versions", "commit", "date")
@@ -52,7 +52,7 @@ def draw(lines: Sequence[Line], on: str, folder: Path, headline: set[str] = HEAD
     found = newest(lines, on, headline)
     if not found:
         return []
-    with needs("bench"):
+    with require_extra("bench"):
         import matplotlib
 
         matplotlib.use("Agg")

@@ -29,7 +29,7 @@ from benchmarks.search_cost_study import CostStudy, sampled, stages
 from pruneengine.bench.here import RESULTS, ROOT, versions
 from pruneengine.bench.record import GateError, Row, Setting, record
 from pruneengine.common.progress import set_progress
-from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.adapruner.search import search
 from pruneengine.search.adapruner.texts import search_texts
 from pruneengine.search.study import reopen_study
@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
 def load(options: argparse.Namespace) -> CostStudy:
     """The model and its texts; nothing is measured yet."""
     # Without compensation: the naive loop has none.
-    config = SearchConfig(
+    config = AdaPrunerConfig(
         ratio=options.ratio, shape=options.shape, trials=options.trials, seed=options.seed, pool=options.pool,
         counts=tuple(count for count in (16, 32, 64) if count <= options.pool) or (options.pool,),
         calibration=options.calibration, search_text=options.search_text, seqlen=options.seqlen,

@@ -22,8 +22,8 @@ from pruneengine.calibration.statistics import QUANTITIES, Statistics
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, get_linear
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.decide import Decider
+from pruneengine.search.adapruner.config import AdaPrunerConfig
+from pruneengine.search.adapruner.decide import CandidatePlanner
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.structured.scores.metric_family import MetricPoint
 
@@ -61,7 +61,7 @@ def naive_trial(
     candidate: Candidate,
     samples: Samples,
     blocks: Samples,
-    config: SearchConfig,
+    config: AdaPrunerConfig,
     part: Samples | None = None,
 ) -> NaiveTrial:
     """Run one candidate from the dense model to its loss; the dense model is not changed.
@@ -86,7 +86,7 @@ def naive_trial(
     with clock("calibrate"):
         found = fresh_statistics(model, samples, candidate.metric, structure, config)
     with clock("score"):
-        plan = Decider(model, structure, _Fresh(found), config).decide(candidate).plan
+        plan = CandidatePlanner(model, structure, _Fresh(found), config).decide(candidate).plan
     with clock("slice"):
         pruneengine.compact(model, plan, structure=structure)
     with clock("evaluate"):
@@ -110,7 +110,7 @@ def block_losses(model: nn.Module, blocks: Samples) -> Tensor:
 
 
 def fresh_statistics(
-    model: nn.Module, samples: Samples, metric: MetricPoint, structure: Structure, config: SearchConfig
+    model: nn.Module, samples: Samples, metric: MetricPoint, structure: Structure, config: AdaPrunerConfig
 ) -> Statistics | None:
     """What a metric reads, from gradients of all weights; None where it reads weights alone.
 
@@ -199,7 +199,7 @@ class _Gradients:
 
 
 def _gradients(
-    model: nn.Module, samples: Samples, metric: MetricPoint, structure: Structure, config: SearchConfig
+    model: nn.Module, samples: Samples, metric: MetricPoint, structure: Structure, config: AdaPrunerConfig
 ) -> dict[str, _Gradients]:
     """One backward pass a batch, or a sample where the metric is not a function of the mean gradient; by member."""
     each = metric.order != "first"

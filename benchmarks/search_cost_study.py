@@ -21,7 +21,7 @@ from pruneengine.bench.record import GateError
 from pruneengine.common.files import write_atomically
 from pruneengine.data.samples import Samples
 from pruneengine.model import find_groups, model_fingerprint
-from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.adapruner.pool import Pool, collect_pool
 from pruneengine.search.adapruner.search import SearchTexts, quantities, search, subset_options
 from pruneengine.search.adapruner.space.candidate import Candidate
@@ -48,7 +48,7 @@ class CostStudy:
 
     model: nn.Module
     texts: SearchTexts
-    config: SearchConfig
+    config: AdaPrunerConfig
     whole: Samples
     windows: int
     cache: Path

@@ -15,7 +15,7 @@ from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.model import Group, Structure, find_groups
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery import RecoverConfig, RecoverReport, recover
-from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.adapruner.texts import search_texts
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.texts import dsa_texts
@@ -36,11 +36,15 @@ from pruneengine.structured.scores.score import Scores, score
 
 __version__ = "0.1.0"
 
+# The name of AdaPrunerConfig before there were two searches; it goes with the next release.
+SearchConfig = AdaPrunerConfig
+
 __all__ = [
     "ALLOCATIONS",
     "COMPENSATIONS",
     "FUSIONS",
     "METRICS",
+    "AdaPrunerConfig",
     "Compensation",
     "DsaConfig",
     "Group",

@@ -21,7 +21,7 @@ def bench(folder, tmp_path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
     for name in ("search", "report"):
         (folder / f"{name}.txt").write_text("\n\n".join(f"{name} {i * i % 97} and {i * 31 % 53}" for i in range(200)))
-    config = pe.SearchConfig(
+    config = pe.AdaPrunerConfig(
         trials=3, pool=6, counts=(3,), lengths=(16,), seqlen=24, windows=4, held_out=3, round_to=1,
         calibration=str(folder / "text.txt"), search_text=str(folder / "search.txt"),
     )  # fmt: skip

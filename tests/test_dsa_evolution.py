@@ -15,7 +15,7 @@ from pruneengine.search.dsa.evolution import (  # noqa: E402
     genes_of,
     random_function,
 )
-from pruneengine.search.dsa.past import FOUND, Past  # noqa: E402
+from pruneengine.search.dsa.past import FOUND, TrialHistory  # noqa: E402
 from pruneengine.search.dsa.sampler import EvolutionSampler, suggest  # noqa: E402
 
 
@@ -85,7 +85,7 @@ SMALL = Evolution(8)
 
 def grow(study, trials, evolution=SMALL, seed=0):
     """A search whose loss is lower for lower spreads, and whose allocations are functions of few genes."""
-    past = Past()
+    past = TrialHistory()
     for _ in range(trials):
         study.sampler = EvolutionSampler(seed * 1000 + studies.counted(study), evolution, past)
         trial = study.ask()
@@ -124,11 +124,11 @@ def test_a_seed_and_a_position_decide_a_trial():
 def test_the_past_is_read_once_and_as_from_the_start():
     study = new_study()
     grow(study, 25)
-    past = Past().update(study)
+    past = TrialHistory().update(study)
     lost = study.ask()
     grow(study, 10)
     study.tell(lost, state=optuna.trial.TrialState.FAIL)
-    later, anew = past.update(study), Past().update(study)
+    later, anew = past.update(study), TrialHistory().update(study)
     assert later.known == anew.known
     assert (later.since, later.best, later.drawn) == (anew.since, anew.best, anew.drawn)
     assert later.drawn == {tuple(t.params[gene] for gene in GENES) for t in study.trials if t.state.name != "FAIL"}

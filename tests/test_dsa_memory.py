@@ -10,7 +10,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 import pruneengine as pe
-from pruneengine.model.masking import given_back, keep_weights
+from pruneengine.model.masking import keep_weights, restored_weights
 from pruneengine.search.dsa import finals
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.objective import SparseObjective
@@ -121,7 +121,7 @@ def test_kept_weights_are_no_views_of_the_model():
     model = tiny_model()
     before = bits(model)
     kept = keep_weights(model, [m.name for m in find_matrices(model, pe.find_groups(model))])
-    with given_back(model, kept):
+    with restored_weights(model, kept):
         pe.sparsify(model, config=pe.SparseConfig("magnitude", 0.5))
         assert not any(torch.equal(bits(model)[f"{name}.weight"], before[f"{name}.weight"]) for name in kept)
     assert all(torch.equal(tensor, before[name]) for name, tensor in bits(model).items())

@@ -7,7 +7,7 @@ pytest.importorskip("scipy")
 
 from pruneengine.report.pages.search_dsa import dsa_page  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
-from pruneengine.search.dsa.past import FOUND, NOT_FINITE, Past  # noqa: E402
+from pruneengine.search.dsa.past import FOUND, NOT_FINITE, TrialHistory  # noqa: E402
 from pruneengine.search.run import SearchRun  # noqa: E402
 from pruneengine.search.study import ILLEGAL, reopen_study  # noqa: E402
 from tests.test_dsa_search import search  # noqa: E402
@@ -77,7 +77,7 @@ def test_a_study_that_kept_no_levels_of_them_still_reads(tmp_path):
     trial.set_user_attr(ILLEGAL, NOT_FINITE)
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert FOUND not in study.trials[-1].user_attrs
-    assert Past().update(study).ruined == set()
+    assert TrialHistory().update(study).ruined == set()
     counts = search(run, trials=3).counts
     assert counts["drawn"] == 3
     assert counts["not finite"] == 1

@@ -114,15 +114,15 @@ def test_the_correlation_is_that_of_its_points(found):
 
 
 def test_any_allocation_that_was_pruned_in_full_may_win(monkeypatch):
-    from pruneengine.search.dsa.finals import Judge
+    from pruneengine.search.dsa.finals import FullPruneJudge
 
-    judged = Judge._judged
+    judged = FullPruneJudge._judged
 
     def turned(self, entrant):
         loss = -entrant.fast if entrant.name.startswith("trial") else 1e3
         return replace(judged(self, entrant), full=loss, held_out=loss)
 
-    monkeypatch.setattr(Judge, "_judged", turned)
+    monkeypatch.setattr(FullPruneJudge, "_judged", turned)
     result = search(correlate=8)
     trials = {name: fast for name, fast, _ in result.correlation.points if name.startswith("trial")}
     assert len(trials) == 5

@@ -15,7 +15,7 @@ from pruneengine.model import Group, find_groups
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery import RecoverConfig
 from pruneengine.report.values.structured import plan_columns
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.structured.allocate import allocate
 from pruneengine.structured.apply import compact, mask
@@ -227,7 +227,7 @@ def test_a_search_refuses_plans_that_drop_experts():
     model = family_model("mixtral")
     objective = Objective(model, Samples(TOKENS, ("text",) * len(TOKENS)), batch=2)
     with pytest.raises(ValueError, match="drops whole experts"):
-        objective.evaluate([Masked(plan_of(model))])
+        objective.evaluate([MaskedPlan(plan_of(model))])
 
 
 def test_layers_without_experts_are_refused():

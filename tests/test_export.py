@@ -13,7 +13,7 @@ from pruneengine.export import export
 from pruneengine.export.deci import deci_heads
 from pruneengine.export.gguf import llama_cpp
 from pruneengine.export.gguf.tensors import pair_rows
-from pruneengine.export.layout import layout_of
+from pruneengine.export.layout import model_shape
 from pruneengine.export.padding import pad_model, widen
 from tests.test_checkpoint import EQUAL, UNEQUAL, prune_by_hand
 from tests.tiny import logits, tiny_model, tiny_tokens
@@ -35,7 +35,7 @@ def test_padded_checkpoints_open_plainly(variant, tmp_path):
     made = export(source, tmp_path / "out", "pad", proof=False)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
     assert not any(info.values())
-    layout = layout_of(model)
+    layout = model_shape(model)
     assert (set(layout.kv_heads), set(layout.channels)) == ({3}, {72})
     expected = logits(load_model(source)[0], tiny_tokens())
     assert torch.allclose(logits(model.eval(), tiny_tokens()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
@@ -98,7 +98,7 @@ def test_biases_that_stand_in_for_removed_units(format, tmp_path):
     for layer in model.model.layers:
         layer.mlp.down_proj.bias = torch.nn.Parameter(torch.randn(60))
     source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
-    assert layout_of(load_model(source)[0]).loose_biases
+    assert model_shape(load_model(source)[0]).biases_without_flag
     made = export(source, tmp_path / "out", format)
     assert "logits within" in made.written.verified[-1]
     if format == "deci":
@@ -125,7 +125,7 @@ def test_deci_config_reads_as_attributes_and_saves_again(tmp_path):
 def test_key_value_heads_that_do_not_divide_are_padded(tmp_path):
     widths = [(3, 72), (2, 24), (1, 56)]
     made = export(checkpoint(tmp_path, widths=widths), tmp_path / "out", "deci")
-    layout = layout_of(prune_by_hand(tiny_model("llama-mha-untied"), [(5, 40), (4, 40), (1, 40)]))
+    layout = model_shape(prune_by_hand(tiny_model("llama-mha-untied"), [(5, 40), (4, 40), (1, 40)]))
     assert deci_heads(layout) == (5, [5, 5, 1])
     blocks = json.loads((made.path / "config.json").read_text())["block_configs"]
     assert [block["attention"]["n_heads_in_group"] for block in blocks] == [2, 3, 6]

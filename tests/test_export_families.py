@@ -9,7 +9,7 @@ import transformers
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.write import save
 from pruneengine.export import export
-from pruneengine.export.layout import layout_of
+from pruneengine.export.layout import model_shape
 from pruneengine.export.runtimes import runtimes
 from pruneengine.model import find_groups
 from pruneengine.structured.apply import compact
@@ -54,10 +54,10 @@ def proof_in_this_process(monkeypatch):
 def test_the_table_of_runtimes_is_what_happens(name, shape, tmp_path, proof_in_this_process, record_property):
     model = family_model(name)
     plan = pruned(model, shape=shape)
-    foreseen = layout_of(model).after(plan)
+    foreseen = model_shape(model).after(plan)
     expected = logits(compact(model, plan), TOKENS)
     source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
-    assert layout_of(load_skeleton(source)) == foreseen
+    assert model_shape(load_skeleton(source)) == foreseen
     plainly, with_code, _vllm, *exports = runtimes(foreseen)
     assert plainly.opens is ("auto_map" not in json.loads((source / "config.json").read_text()))
     assert with_code.opens

@@ -13,7 +13,7 @@ from pruneengine.checkpoint.write import save
 from pruneengine.export import export
 from pruneengine.export.gguf import llama_cpp
 from pruneengine.export.gguf.tokenizer import splitting_rule, tokenizer_keys
-from pruneengine.export.layout import layout_of
+from pruneengine.export.layout import model_shape
 from tests.smollm2 import find_smollm2
 from tests.test_checkpoint import prune_by_hand
 from tests.tiny import logits, tiny_model, tiny_tokens
@@ -40,7 +40,7 @@ def test_gguf_holds_the_checkpoint(variant, widths, tmp_path):
     architecture = "llama" if widths == "uniform" else "deci"
     assert key(reader, "general.architecture") == architecture
     model = load_model(source)[0]
-    layers, layout = model.model.layers, layout_of(model)
+    layers, layout = model.model.layers, model_shape(model)
     heads = key(reader, f"{architecture}.attention.head_count")
     assert heads == (list(layout.heads) if widths == "per-layer" else layout.heads[0])
     entries = {entry.name: np.array(entry.data) for entry in reader.tensors}

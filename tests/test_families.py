@@ -20,7 +20,7 @@ from pruneengine.model.experts import unfuse_experts
 from pruneengine.model.masking import gate
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.lora import attach, detach
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.pruners.smallest import smallest_of_rows
 from pruneengine.structured.allocate import allocate
@@ -253,7 +253,7 @@ def test_a_search_measures_the_masked_model(name):
     plans = [pruned(model, ratio=ratio) for ratio in (0.2, 0.4)]
     objective = Objective(model, samples, structure=structure, batch=2)
     dense = perplexity(model, samples).per_window
-    for plan, found in zip(plans, objective.evaluate([Masked(plan) for plan in plans]), strict=True):
+    for plan, found in zip(plans, objective.evaluate([MaskedPlan(plan) for plan in plans]), strict=True):
         with mask(model, plan):
             expected = perplexity(model, samples).per_window - dense
         torch.testing.assert_close(found.losses, expected, rtol=1e-4, atol=1e-5)
@@ -306,7 +306,7 @@ def documented(family):
     if family.whole_heads:
         name, value, reason = family.whole_heads
         heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
-    missing = " or ".join(family.unnamed)
+    missing = " or ".join(family.kinds_without_config_name)
     opens = "plainly" if family.own_class else f"plainly, as {family.twin}"
     if missing:
         opens = f"modelling file: the config has no name for widths of {missing}"

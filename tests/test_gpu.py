@@ -7,7 +7,7 @@ from pruneengine import PruneConfig, calibrate, compensate, mask, perplexity, pr
 from pruneengine.calibration.statistics import QUANTITIES
 from pruneengine.data.samples import Samples
 from pruneengine.model import find_groups
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.structured.prune import decide
 from tests.tiny import VARIANTS, logits, tiny_model, tiny_tokens
 
@@ -45,7 +45,7 @@ def test_the_search_objective_equals_the_masked_model(variant, together):
     configs = [PruneConfig(method="magnitude_l1", ratio=ratio, round_to=1) for ratio in (0.3, 0.6)]
     plans = [decide(model, structure, None, config).plan for config in configs]
     objective = Objective(model, blocks, structure=structure)
-    candidates = [Masked(plan) for plan in plans]
+    candidates = [MaskedPlan(plan) for plan in plans]
     found = objective.evaluate(candidates) if together else [objective.evaluate([each])[0] for each in candidates]
     for plan, evaluation in zip(plans, found, strict=True):
         with mask(model, plan):
@@ -71,10 +71,10 @@ def test_compensation_equals_that_of_the_cpu(how):
 
 def test_a_search_runs_on_the_gpu():
     pytest.importorskip("optuna")
-    from pruneengine import SearchConfig, SearchTexts, search
+    from pruneengine import AdaPrunerConfig, SearchTexts, search
 
     model = tiny_model().cuda()
-    config = SearchConfig(
+    config = AdaPrunerConfig(
         ratio=0.4, shape="per-layer", trials=6, pool=8, counts=(4,), lengths=(16,), seqlen=20, windows=4, held_out=2,
         round_to=1, together=2,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from pruneengine.checkpoint import load as loading
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.write import save
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from tests.tiny import logits, tiny_model, tiny_tokens
 
 transformers = pytest.importorskip("transformers")
@@ -123,7 +123,7 @@ def test_a_hub_out_of_reach_is_said_at_once(monkeypatch):
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(ImportError, match=r"pip install 'pruneengine\[hf\]'"), needs("hf"):
+    with pytest.raises(ImportError, match=r"pip install 'pruneengine\[hf\]'"), require_extra("hf"):
         import a_package_that_is_absent  # noqa: F401
 
 

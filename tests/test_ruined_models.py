@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from pruneengine import PruneConfig, SparseConfig
 from pruneengine.checkpoint.reload_proof import ReloadError, prove_reload
 from pruneengine.data.windows import Samples
-from pruneengine.evaluation.measures import Yardstick
+from pruneengine.evaluation.measures import Measurer
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.jobs import prune, search, search_dsa
 from pruneengine.jobs import prune_sparse as sparsify
@@ -85,7 +85,7 @@ def test_a_search_of_functions(folder, tmp_path, monkeypatch):
 def test_a_search_of_plans(folder, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.setattr(search, "compact", ruining(search.compact))
-    config = search.SearchConfig(
+    config = search.AdaPrunerConfig(
         ratio=0.3, trials=2, startup=2, pool=8, counts=(4,), lengths=(16,), seqlen=20, windows=4, held_out=2,
         round_to=1, compensate=("none",),
     )  # fmt: skip
@@ -97,7 +97,7 @@ def test_the_dense_model_must_have_a_loss():
     text = Samples(tiny_tokens(2, 16), ("text",) * 2)
     with pytest.raises(FloatingPointError, match="window 0 of 2"):
         perplexity(ruin(tiny_model()), text)
-    measures, warnings = Yardstick(text).measure_changed(tiny_model())
+    measures, warnings = Measurer(text).measure_pruned(tiny_model())
     assert measures.perplexity.tokens == 30
     assert warnings == ()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pruneengine.export.layout import layout_of
+from pruneengine.export.layout import model_shape
 from pruneengine.export.runtimes import check_deci, gguf_architecture, runtimes
 from pruneengine.model import find_groups
 from pruneengine.structured.apply import compact
@@ -16,7 +16,7 @@ from tests.tiny import tiny_model
 
 
 def layout(variant="llama-gqa-tied", widths=EQUAL, **changes):
-    return layout_of(prune_by_hand(tiny_model(variant, **changes), widths))
+    return model_shape(prune_by_hand(tiny_model(variant, **changes), widths))
 
 
 def opens(shape):
@@ -55,7 +55,7 @@ def test_a_per_layer_model_needs_an_export():
 
 
 def test_biases_without_a_flag_need_the_modelling_file():
-    loose = replace(layout(), loose_biases=True, biases=frozenset({"mlp.down_proj"}))
+    loose = replace(layout(), biases_without_flag=True, biases=frozenset({"mlp.down_proj"}))
     found = opens(loose)
     assert not found["transformers, as it is"]
     assert found["llama.cpp, export --format gguf"]
@@ -79,7 +79,7 @@ def test_the_layout_after_a_plan(shape):
     ratios = {group.name: 0.2 + 0.1 * group.layer for group in structure.groups}
     scores = score(model, "magnitude_l1")
     plan = make_plan(structure, scores, ratios, 0.3, shape=shape)
-    after = layout_of(model).after(plan)
+    after = model_shape(model).after(plan)
     assert after.uniform is (shape == "uniform")
     assert after.channels == tuple(len(plan.keep[f"layers.{i}.mlp"]) for i in range(3))
     assert after.heads == tuple(2 * len(plan.keep[f"layers.{i}.heads"]) for i in range(3))
@@ -107,7 +107,7 @@ def test_activations_that_deci_does_not_compute():
 
 def test_experts_of_equal_number_and_width_are_plain():
     model = family_model("mixtral")
-    layout, structure = layout_of(model), find_groups(model)
+    layout, structure = model_shape(model), find_groups(model)
     assert layout.uniform
     assert not layout.uneven.uniform
     scores = score(model, "magnitude_l1", structure=structure)
@@ -127,14 +127,14 @@ def test_rotary_positions_on_a_part_of_each_head():
 
 def test_widths_that_the_config_cannot_say():
     model = family_model("opt")
-    before = layout_of(model)
-    assert (before.unnamed, before.not_plain) == (("heads",), None)
+    before = model_shape(model)
+    assert (before.kinds_without_config_name, before.not_plain) == (("heads",), None)
     compact(model, plan := uniform_plan(model, ("heads", "mlp")))
-    assert layout_of(model) == before.after(plan)
-    assert layout_of(model).not_plain == "the config has no name for widths of heads"
+    assert model_shape(model) == before.after(plan)
+    assert model_shape(model).not_plain == "the config has no name for widths of heads"
     compact(model := family_model("opt"), plan := uniform_plan(model, ("mlp",)))
-    assert layout_of(model) == before.after(plan)
-    assert layout_of(model).not_plain is None
+    assert model_shape(model) == before.after(plan)
+    assert model_shape(model).not_plain is None
 
 
 def uniform_plan(model, kinds):

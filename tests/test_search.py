@@ -17,11 +17,11 @@ from pruneengine.data.samples import Samples
 
 pytest.importorskip("optuna")
 
-from pruneengine import SearchConfig, SearchRun, SearchTexts, search
+from pruneengine import AdaPrunerConfig, SearchRun, SearchTexts, search
 from pruneengine.search.study import reopen_study
 from tests.tiny import tiny_model, tiny_tokens
 
-CONFIG = SearchConfig(
+CONFIG = AdaPrunerConfig(
     ratio=0.4, trials=14, startup=8, pool=12, counts=(4, 8), lengths=(16,), seqlen=20, windows=8, held_out=6,
     round_to=1, compensate=("none",),
 )  # fmt: skip
@@ -232,16 +232,16 @@ def test_the_study_of_another_model_or_space_is_refused(tmp_path):
 
 def test_a_config_survives_its_recipe():
     config = replace(CONFIG, shape="per-layer", layers="1:3")
-    assert SearchConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert AdaPrunerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match=r"unknown option 'trial'; known: .*trials"):
-        SearchConfig.from_dict({"trial": 3})
+        AdaPrunerConfig.from_dict({"trial": 3})
 
 
 def test_counts_follow_the_pool():
-    assert SearchConfig(pool=128).counts == (16, 32, 64)
-    assert SearchConfig(pool=6).counts == (1, 3)
+    assert AdaPrunerConfig(pool=128).counts == (16, 32, 64)
+    assert AdaPrunerConfig(pool=6).counts == (1, 3)
     with pytest.raises(ValueError, match="pool must be a whole number from 2, got 1"):
-        SearchConfig(pool=1)
+        AdaPrunerConfig(pool=1)
 
 
 def test_starts_that_were_lost_are_given_again():

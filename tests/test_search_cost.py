@@ -30,13 +30,13 @@ from benchmarks.search_cost_replay import Recorded, recorded, replay  # noqa: E4
 from benchmarks.search_cost_study import CostStudy, check_same, drawn, sampled, stages, typical, work  # noqa: E402
 from pruneengine.bench.record import GateError, Setting  # noqa: E402
 from pruneengine.calibration.calibrate import calibrate  # noqa: E402
-from pruneengine.search.adapruner.config import SearchConfig  # noqa: E402
+from pruneengine.search.adapruner.config import AdaPrunerConfig  # noqa: E402
 from pruneengine.search.adapruner.search import SearchTexts, search  # noqa: E402
 from pruneengine.search.adapruner.space.candidate import Candidate  # noqa: E402
 from pruneengine.search.adapruner.space.subsets import Subset  # noqa: E402
 from pruneengine.structured.scores.metric_family import MetricPoint, score_point  # noqa: E402
 
-CONFIG = SearchConfig(
+CONFIG = AdaPrunerConfig(
     ratio=0.4, trials=9, startup=4, pool=8, counts=(4, 6), lengths=(16,), seqlen=20, windows=6, held_out=4,
     selectors=("random-0", "high-loss"), round_to=1, baselines=("wanda", "param_first"), compensate=("none",),
     batch_size=3,

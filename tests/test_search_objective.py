@@ -6,7 +6,7 @@ import torch
 import pruneengine as pe
 from pruneengine.data.samples import Samples
 from pruneengine.search.adapruner import objective as module
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from tests.tiny import VARIANTS, tiny_model, tiny_tokens
 
 
@@ -34,12 +34,12 @@ def test_losses_are_those_of_the_masked_model(variant, batch):
     structure = pe.find_groups(model)
     candidates = plans(model, structure)
     objective = Objective(model, blocks(), structure=structure, batch=batch)
-    together = objective.evaluate([Masked(plan) for plan in candidates])
+    together = objective.evaluate([MaskedPlan(plan) for plan in candidates])
     for plan, found in zip(candidates, together, strict=True):
         expected = masked_loss(model, plan, blocks())
         assert expected.abs().max() > 1e-2
         torch.testing.assert_close(found.losses, expected, atol=1e-5, rtol=1e-5)
-        (alone,) = objective.evaluate([Masked(plan)])
+        (alone,) = objective.evaluate([MaskedPlan(plan)])
         torch.testing.assert_close(alone.losses, expected, atol=1e-5, rtol=1e-5)
         assert not alone.stopped
 
@@ -48,7 +48,7 @@ def test_the_model_is_left_as_it_was():
     model = tiny_model().train()
     before = pe.perplexity(model, blocks()).per_window
     objective = Objective(model, blocks())
-    objective.evaluate([Masked(plans(model, objective.structure)[0])])
+    objective.evaluate([MaskedPlan(plans(model, objective.structure)[0])])
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert torch.equal(pe.perplexity(model, blocks()).per_window, before)
@@ -68,10 +68,10 @@ def test_means_take_the_place_of_removed_channels():
     objective = Objective(model, blocks(), structure=structure)
     with pe.mask(model, plan, means=means):
         expected = pe.perplexity(model, blocks()).per_window - objective.dense
-    mean, zero = objective.evaluate([Masked(plan, means), Masked(plan)])
+    mean, zero = objective.evaluate([MaskedPlan(plan, means), MaskedPlan(plan)])
     torch.testing.assert_close(mean.losses, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(zero.losses, masked_loss(model, plan, blocks()), atol=1e-5, rtol=1e-5)
-    assert Masked(plan, means).digest != Masked(plan).digest
+    assert MaskedPlan(plan, means).digest != MaskedPlan(plan).digest
 
 
 def test_entries_that_do_not_fit_are_computed_again(monkeypatch):
@@ -82,7 +82,9 @@ def test_entries_that_do_not_fit_are_computed_again(monkeypatch):
     monkeypatch.setattr(module, "ENTRY_BYTES", 0)
     small = Objective(model, blocks())
     assert [bool(entries) for entries in small._entries] == [True, False, False]
-    torch.testing.assert_close(small.evaluate([Masked(plan)])[0].losses, whole.evaluate([Masked(plan)])[0].losses)
+    torch.testing.assert_close(
+        small.evaluate([MaskedPlan(plan)])[0].losses, whole.evaluate([MaskedPlan(plan)])[0].losses
+    )
 
 
 def test_a_stopped_candidate_leaves_the_batch():
@@ -95,7 +97,7 @@ def test_a_stopped_candidate_leaves_the_batch():
         seen.append((candidate, block))
         return candidate == 1 and block == 2
 
-    kept, stopped = objective.evaluate([Masked(first), Masked(second)], stop)
+    kept, stopped = objective.evaluate([MaskedPlan(first), MaskedPlan(second)], stop)
     assert (len(kept.losses), kept.stopped) == (7, False)
     assert (len(stopped.losses), stopped.stopped) == (4, True)
     assert [block for candidate, block in seen if candidate == 1] == [0, 1, 2, 3]
@@ -111,7 +113,7 @@ def test_what_cannot_be_evaluated_is_refused():
     ratios = pe.allocate(structure, scores, 0.3, kinds=("layers",))
     without_a_layer = pe.make_plan(structure, scores, ratios, 0.3, kinds=("layers",))
     with pytest.raises(ValueError, match="drops whole layers"):
-        Objective(model, blocks()).evaluate([Masked(without_a_layer)])
+        Objective(model, blocks()).evaluate([MaskedPlan(without_a_layer)])
     with torch.no_grad():
         model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match="block 0 of 7"):

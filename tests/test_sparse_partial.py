@@ -11,7 +11,7 @@ import torch
 from pruneengine import SparseConfig
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.samples import as_samples
-from pruneengine.evaluation.measures import Yardstick
+from pruneengine.evaluation.measures import Measurer
 from pruneengine.jobs import prune
 from pruneengine.jobs import prune_sparse as job
 from pruneengine.model import find_groups
@@ -217,7 +217,7 @@ def test_the_job_goes_on_and_removes_what_it_kept(folder, tmp_path, monkeypatch)
     assert len(list(work.glob("layer-*"))) == 3
     monkeypatch.undo()
     with monkeypatch.context() as patched:
-        patched.setattr(Yardstick, "measure", lambda *_: pytest.fail("evaluated before it was refused"))
+        patched.setattr(Measurer, "measure", lambda *_: pytest.fail("evaluated before it was refused"))
         with pytest.raises(ValueError, match="with other settings: counts"):
             job.run(replace(config, allocation="er"), options)
     monkeypatch.setattr(pruners.Wanda, "prune", lambda *_: pytest.fail("pruned again"))

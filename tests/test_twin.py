@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruneengine.checkpoint.equivalent_class import as_written, with_llamas_linears
+from pruneengine.checkpoint.equivalent_class import as_written, split_fused_linears
 from pruneengine.checkpoint.load import load_model
 from pruneengine.checkpoint.reload_proof import ReloadError
 from pruneengine.checkpoint.write import save
@@ -48,7 +48,7 @@ def test_the_twin_computes_the_same_and_leaves_the_model_alone():
 def test_other_families_are_written_as_they_are():
     model = family_model("phi3")
     assert as_written(model) is model
-    assert with_llamas_linears(model := family_model("granite")) is model
+    assert split_fused_linears(model := family_model("granite")) is model
 
 
 @pytest.mark.parametrize("format", ["gguf", "deci"])
@@ -57,7 +57,7 @@ def test_phi3_is_exported_as_a_mistral_with_its_window_and_new_biases(format, tm
     model.config.sliding_window = 8
     plan = pruned(model, ("mlp",), ratio=0.3)
     compact(model, plan, corrections=compensate(model, plan, TOKENS, "bias").corrections)
-    twin = with_llamas_linears(model)
+    twin = split_fused_linears(model)
     assert (type(twin).__name__, twin.config.sliding_window) == ("MistralForCausalLM", 8)
     assert twin.model.layers[0].mlp.down_proj.bias is not None
     close(logits(twin, TOKENS), logits(model, TOKENS))
@@ -72,7 +72,7 @@ def test_a_wrong_twin_does_not_appear(tmp_path, monkeypatch):
     source = save(family_model("phi3"), byte_level_tokenizer(), tmp_path / "ours", proof=False).path
 
     def swapped(model):
-        mlp = (twin := with_llamas_linears(model)).model.layers[0].mlp
+        mlp = (twin := split_fused_linears(model)).model.layers[0].mlp
         mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
         return twin
 

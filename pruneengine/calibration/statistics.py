@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pruneengine.common.files import write_atomically
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
 # name: (per sample?, meaning); W is the linear's weight, G_n the gradient of sample n's mean token loss.
 QUANTITIES = {
@@ -151,7 +151,7 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        with needs("hf"):
+        with require_extra("hf"):
             from safetensors.torch import save
 
         whole = {f"{q}{_OF_SUBSETS}": named for q, named in self.of_subsets.items()}
@@ -172,7 +172,7 @@ class Statistics:
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read a file written by :meth:`save`; ValueError when it is corrupt or not one of ours."""
-        with needs("hf"):
+        with require_extra("hf"):
             from safetensors import SafetensorError, safe_open
 
         if Path(path).is_dir():

@@ -31,10 +31,10 @@ def as_written(model: nn.Module) -> nn.Module:
     return model if structure.family.own_class else _twin(model, structure)
 
 
-def with_llamas_linears(model: nn.Module) -> nn.Module:
+def split_fused_linears(model: nn.Module) -> nn.Module:
     """The model, or its twin if it has one; weights and errors as with :func:`as_written`."""
     structure = find_groups(model)
-    return _twin(model, structure) if structure.family.twin else model
+    return _twin(model, structure) if structure.family.equivalent else model
 
 
 def _twin(model: nn.Module, structure: Structure) -> nn.Module:
@@ -44,7 +44,7 @@ def _twin(model: nn.Module, structure: Structure) -> nn.Module:
 
     weights = dict(_weights(model, structure))
     config = AutoConfig.for_model(
-        structure.family.twin,
+        structure.family.equivalent,
         # Layers get their own widths below; a number of heads that does not divide the hidden size is refused here.
         num_attention_heads=1,
         num_key_value_heads=1,

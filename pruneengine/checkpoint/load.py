@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, runs_shipped_code
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import auto_class
 from pruneengine.model.experts import unfuse_experts
 
@@ -48,7 +48,7 @@ def load_model(
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     device, (folder, gguf) = torch.device(device), _locate(source)
-    with needs("hf"):
+    with require_extra("hf"):
         import accelerate  # noqa: F401
         import transformers  # noqa: F401
     if folder is None:
@@ -67,7 +67,7 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
         As :func:`load_model`.
     """
     folder, gguf = _locate(source)
-    with needs("hf"):
+    with require_extra("hf"):
         from transformers import AutoConfig
     place = str(source) if folder is None else folder
     trust = trust_remote_code if folder is None or gguf is not None else _may_run_code(folder, trust_remote_code)
@@ -175,7 +175,7 @@ def _hub_answers(name: str) -> bool:
 
 
 def _load_gguf(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    with needs("hf"):
+    with require_extra("hf"):
         import gguf  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

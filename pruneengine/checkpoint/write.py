@@ -23,7 +23,7 @@ from pruneengine.checkpoint.equivalent_class import as_written
 from pruneengine.checkpoint.model_card import model_card
 from pruneengine.checkpoint.reload_proof import ReloadProof, prove_reload
 from pruneengine.common.files import check_space, check_writable
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.recipes import write_yaml
 from pruneengine.model import family_of, find_groups
 from pruneengine.model.config_sync import layer_widths
@@ -200,7 +200,7 @@ def write_weights(model: nn.Module, folder: Path, *, plain: bool = False) -> Non
         folder: where they go.
         plain: under the names that the family's models are published with, also where experts are unfused.
     """
-    with needs("hf"):
+    with require_extra("hf"):
         from huggingface_hub import save_torch_state_dict
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     check_space(folder, size)

@@ -24,7 +24,7 @@ def inspect(
     """What can be pruned, what would be left, what it would cost and what will load the result. Loads no weights."""
     from pruneengine.checkpoint.load import load_skeleton
     from pruneengine.cli.tables import structured as tables
-    from pruneengine.export.layout import layout_of
+    from pruneengine.export.layout import model_shape
     from pruneengine.export.runtimes import runtimes
     from pruneengine.model import find_groups
     from pruneengine.structured.cost import measure_flops, predict
@@ -41,7 +41,7 @@ def inspect(
     title = f"statistics on {nsamples} x {seqlen} tokens (estimate, at {flops / 1e9:.0f} GFLOP/s measured here)"
     predictions = [predict(structure, m, nsamples, seqlen, batch_size, kind.itemsize, flops) for m in methods()]
     tables.show_predictions(out, predictions, title)
-    for title, shape in _shapes(layout_of(skeleton), chosen):
+    for title, shape in _shapes(model_shape(skeleton), chosen):
         tables.show_runtimes(out, runtimes(shape), title)
 
 
@@ -49,13 +49,17 @@ def _shapes(layout, plan):
     """What may come of a model, each with a title: of a plan, of pruning at all, or the model as it is."""
     if plan is not None:
         yield "what opens the result of the plan", layout.after(plan)
-    elif layout.uniform and not layout.unsaid:
-        kept = f" that keeps its {' and '.join(layout.unnamed)}" if layout.unnamed else ""
+    elif layout.uniform and not layout.unsaved_kinds:
+        kept = (
+            f" that keeps its {' and '.join(layout.kinds_without_config_name)}"
+            if layout.kinds_without_config_name
+            else ""
+        )
         yield f"what opens it, and a uniform prune of it{kept}", layout
-        if layout.unnamed:
+        if layout.kinds_without_config_name:
             yield (
-                f"what opens a uniform prune of its {' and '.join(layout.unnamed)}",
-                replace(layout, unsaid=layout.unnamed),
+                f"what opens a uniform prune of its {' and '.join(layout.kinds_without_config_name)}",
+                replace(layout, unsaved_kinds=layout.kinds_without_config_name),
             )
         yield "what opens a per-layer prune of it", layout.uneven
     else:

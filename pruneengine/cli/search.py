@@ -106,7 +106,7 @@ def search(
     from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.options import SearchOptions
     from pruneengine.jobs.search import run
-    from pruneengine.search.adapruner.config import SearchConfig
+    from pruneengine.search.adapruner.config import AdaPrunerConfig
 
     if method not in ("adapruner", "dsa"):
         raise ValueError(f"unknown method {method!r}; choose from adapruner, dsa")
@@ -137,7 +137,7 @@ def search(
     if odd := given(own):
         raise ValueError(f"{flags(odd)}: options of --method dsa; leave them out")
     count = int(held_out) if held_out is not None and held_out == int(held_out) else held_out
-    config = read_config(SearchConfig, recipe, shared | structured | {"held_out": count}, section="search")
+    config = read_config(AdaPrunerConfig, recipe, shared | structured | {"held_out": count}, section="search")
     if level is not None:
         config = replace(config, stop=None if level == "none" else level)
     found = run_job(run, config, options)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
 # PyYAML follows YAML 1.1, where a power needs a dot before it and a sign in it: 1e-4 would be a string.
 _POWER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -15,7 +15,7 @@ _POWER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 def read_yaml(text: str) -> Any:
     """The values that a text holds; ValueError where it is no YAML, ImportError without the extra "cli"."""
-    with needs("cli"):
+    with require_extra("cli"):
         import yaml
 
     class Loader(yaml.SafeLoader):
@@ -30,7 +30,7 @@ def read_yaml(text: str) -> Any:
 
 def write_yaml(values: Mapping[str, Any]) -> str:
     """Keys and values in their order; ImportError without the extra "cli"."""
-    with needs("cli"):
+    with require_extra("cli"):
         import yaml
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import track
 
 
@@ -40,7 +40,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
         raise ValueError("tasks: none named; expected names of lm-eval or of task files in the include path")
     if include_path is not None and not Path(include_path).is_dir():
         raise FileNotFoundError(f"include path {str(include_path)!r}: there is no such folder")
-    with needs("eval"):
+    with require_extra("eval"):
         from lm_eval.tasks import TaskManager
     with quiet():
         if include_path is not None:
@@ -89,7 +89,7 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
     Raises:
         ValueError: neither the tokenizer nor the model's config names a token to begin or end a text with.
     """
-    with needs("eval"):
+    with require_extra("eval"):
         from lm_eval.models.huggingface import HFLM
 
     class Loaded(HFLM):

@@ -12,7 +12,7 @@ from pruneengine.evaluation.perplexity import PerplexityResult, SpeedResult, mod
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Measurer:
     """Measures models that were loaded alike.
 
     Attributes:
@@ -28,7 +28,7 @@ class Yardstick:
         found = None if self.text is None else perplexity(model, self.text, dtype=self.dtype)
         return Measures(*model_size(model), perplexity=found)
 
-    def measure_changed(self, model: nn.Module) -> tuple[Measures, tuple[str, ...]]:
+    def measure_pruned(self, model: nn.Module) -> tuple[Measures, tuple[str, ...]]:
         """The same of a model that hours went into: a loss that is not finite is a warning, so that it is saved all the
         same."""
         try:

@@ -17,7 +17,7 @@ from pruneengine.checkpoint.config_json import checkpoint_config
 from pruneengine.checkpoint.reload_proof import fixed_tokens
 from pruneengine.export.compare_logits import agree, logits
 from pruneengine.export.deci_proof import reopen
-from pruneengine.export.layout import Layout
+from pruneengine.export.layout import ModelShape
 from pruneengine.export.outcome import Written
 from pruneengine.export.pad import write_folder
 from pruneengine.export.padding import pad_model
@@ -33,7 +33,7 @@ check = check_deci
 
 
 def write(
-    model: nn.Module, tokenizer: Any, layout: Layout, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
+    model: nn.Module, tokenizer: Any, layout: ModelShape, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
 ) -> Written:
     """Bring ``model`` into DeciLM's shape in place and write it; ``name`` and ``dtype`` are the other formats'."""
     tokens = fixed_tokens(model.config.vocab_size, layout.window)
@@ -69,14 +69,14 @@ def window_remark(window: int) -> str:
     return f"the context is limited to the attention window of {window} tokens, within which nothing slides"
 
 
-def deci_heads(layout: Layout) -> tuple[int, list[int]]:
+def deci_heads(layout: ModelShape) -> tuple[int, list[int]]:
     """Query heads of all layers, and key-value heads of each: the fewest that divide them and hold what is there."""
     widest = max(range(len(layout.heads)), key=lambda i: layout.kv_heads[i])
     heads = layout.heads[widest]
     return heads, [next(n for n in range(own, heads + 1) if heads % n == 0) for own in layout.kv_heads]
 
 
-def deci_config(config: dict[str, Any], layout: Layout, heads: int, kv_heads: list[int]) -> dict[str, Any]:
+def deci_config(config: dict[str, Any], layout: ModelShape, heads: int, kv_heads: list[int]) -> dict[str, Any]:
     """``config.json`` of a DeciLM: the family's values, with ``block_configs`` in place of one width for all."""
     values = dict(config)
     for family_only in ("pruneengine_widths", "pruneengine_biases", "intermediate_size", "num_key_value_heads",
@@ -107,7 +107,7 @@ def deci_config(config: dict[str, Any], layout: Layout, heads: int, kv_heads: li
     return dict(sorted(values.items()))
 
 
-def _complete_biases(model: nn.Module, layout: Layout) -> None:
+def _complete_biases(model: nn.Module, layout: ModelShape) -> None:
     """Zeros for the biases that one flag of DeciLM brings along with those of ``layout``."""
     llama = Family(())
     together = ((llama.query, llama.key, llama.value), (llama.attention_out,), (*llama.mlp_in, llama.mlp_out))

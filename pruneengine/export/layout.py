@@ -13,7 +13,7 @@ from pruneengine.structured.plan import Plan
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelShape:
     """The shape of a decoder-only model, as its checkpoint has it.
 
     Attributes:
@@ -22,10 +22,10 @@ class Layout:
         heads, kv_heads, channels: query heads, key-value heads and MLP channels of every layer.
         unlike_llama: why a program that computes Llama does not compute this model or its twin; None where it does, but
             for what the other attributes say.
-        unnamed: the kinds of units, "heads" and "mlp", for whose number the config has no name.
-        unsaid: those of them whose number is not the dense model's.
+        kinds_without_config_name: the kinds of units, "heads" and "mlp", for whose number the config has no name.
+        unsaved_kinds: those of them whose number is not the dense model's.
         biases: the linears of a layer that have a bias.
-        loose_biases: some of them are given by no flag of the family's config.
+        biases_without_flag: some of them are given by no flag of the family's config.
         query_norms: queries and keys are normalised.
         rope: the kind of rotary positions ("default", "linear", "llama3", ...).
         window: tokens that attention looks back, or None for all.
@@ -40,10 +40,10 @@ class Layout:
     kv_heads: tuple[int, ...]
     channels: tuple[int, ...]
     unlike_llama: str | None = None
-    unnamed: tuple[str, ...] = ()
-    unsaid: tuple[str, ...] = ()
+    kinds_without_config_name: tuple[str, ...] = ()
+    unsaved_kinds: tuple[str, ...] = ()
     biases: frozenset[str] = frozenset()
-    loose_biases: bool = False
+    biases_without_flag: bool = False
     query_norms: bool = False
     rope: str = "default"
     window: int | None = None
@@ -58,7 +58,7 @@ class Layout:
         return all(len(set(counts)) <= 1 for counts in counted)
 
     @property
-    def uneven(self) -> Layout:
+    def uneven(self) -> ModelShape:
         """The same with a channel less in the first layer."""
         if self.channels:
             return replace(self, channels=(self.channels[0] - 1, *self.channels[1:]))
@@ -73,15 +73,15 @@ class Layout:
         """
         if not self.uniform:
             return "the layers differ in width"
-        if self.unsaid:
-            return f"the config has no name for widths of {' or '.join(self.unsaid)}"
-        if self.loose_biases:
+        if self.unsaved_kinds:
+            return f"the config has no name for widths of {' or '.join(self.unsaved_kinds)}"
+        if self.biases_without_flag:
             return "its biases have no flag in the config"
         if self.family == "llama" and self.hidden % max(self.heads) != 0 and self.biases:
             return "transformers wants a Llama's heads to divide the hidden size, and its twin Mistral has no biases"
         return None
 
-    def after(self, plan: Plan) -> Layout:
+    def after(self, plan: Plan) -> ModelShape:
         """The layout that ``plan`` leaves of this one."""
 
         def left(counts: tuple[int, ...], kind: str) -> tuple[int, ...]:
@@ -91,18 +91,20 @@ class Layout:
         heads, channels = left(self.heads, "heads"), left(self.channels, "mlp") if self.channels else ()
         before = {"heads": self.heads, "mlp": self.channels}
         after = {"heads": heads, "mlp": channels}
-        changed = [kind for kind in self.unnamed if set(after[kind]) != set(before[kind])]
+        changed = [kind for kind in self.kinds_without_config_name if set(after[kind]) != set(before[kind])]
         return replace(
             self,
             heads=heads,
             kv_heads=left(self.kv_heads, "heads"),
             channels=channels,
-            unsaid=tuple(kind for kind in self.unnamed if kind in self.unsaid or kind in changed),
+            unsaved_kinds=tuple(
+                kind for kind in self.kinds_without_config_name if kind in self.unsaved_kinds or kind in changed
+            ),
             experts=tuple(_kept_channels(plan, layer) for layer in plan.kept_layers) if self.experts else (),
         )
 
 
-def layout_of(model: nn.Module) -> Layout:
+def model_shape(model: nn.Module) -> ModelShape:
     """Read the layout from a model's modules and config; shapes are enough, the weights may be on the meta device.
 
     Raises:
@@ -113,10 +115,12 @@ def layout_of(model: nn.Module) -> Layout:
     family, first = structure.family, model.get_submodule(structure.layer_path(0))
     rope = getattr(config, "rope_parameters", None) or {}
     attention = first.get_submodule(family.query.rpartition(".")[0])
-    unnamed = tuple(kind for kind in family.unnamed if kind != "heads" or structure.undivided_heads is None)
+    kinds_without_config_name = tuple(
+        kind for kind in family.kinds_without_config_name if kind != "heads" or structure.undivided_heads is None
+    )
     heads, channels = structure.of_kind(("heads",)), [group for group in structure.groups if group.part == "mlp"]
     experts = [structure.experts(layer) for layer in range(structure.num_layers)] if family.experts else []
-    return Layout(
+    return ModelShape(
         family=structure.model_type,
         hidden=config.hidden_size,
         head_dim=structure.head_dim,
@@ -124,10 +128,10 @@ def layout_of(model: nn.Module) -> Layout:
         kv_heads=tuple(_query_heads(group, structure) // structure.queries_per_kv for group in heads),
         channels=tuple(group.units for group in channels),
         unlike_llama=_unlike_llama(family, rope),
-        unnamed=unnamed,
-        unsaid=unnamed if getattr(config, "pruneengine_shapes", None) else (),
+        kinds_without_config_name=kinds_without_config_name,
+        unsaved_kinds=kinds_without_config_name if getattr(config, "pruneengine_shapes", None) else (),
         biases=frozenset(path for path in family.linears if first.get_submodule(path).bias is not None),
-        loose_biases=bool(getattr(config, "pruneengine_biases", None)),
+        biases_without_flag=bool(getattr(config, "pruneengine_biases", None)),
         query_norms=hasattr(attention, "q_norm"),
         rope=rope.get("rope_type", "default"),
         window=_window(config),
@@ -147,7 +151,7 @@ def _kept_channels(plan: Plan, layer: int) -> tuple[int, ...]:
 def _unlike_llama(family: Family, rope: dict[str, Any]) -> str | None:
     if family.experts:
         return "its layers hold experts"
-    if not family.by_widths and not family.twin:
+    if not family.by_widths and not family.equivalent:
         own = [path for path in family.linears if path not in Family(()).linears]
         return f"a layer has {', '.join(own)}, which are none of Llama's linears"
     if family.unlike_llama is None and rope.get("partial_rotary_factor", 1) != 1:

@@ -13,7 +13,7 @@ from pruneengine.checkpoint.config_json import checkpoint_config, loader_of
 from pruneengine.checkpoint.reload_proof import fixed_tokens, prove_reload
 from pruneengine.checkpoint.write import write_weights
 from pruneengine.export.compare_logits import agree, logits
-from pruneengine.export.layout import Layout
+from pruneengine.export.layout import ModelShape
 from pruneengine.export.outcome import Written
 from pruneengine.export.padding import pad_units
 from pruneengine.export.runtimes import check_pad
@@ -24,7 +24,7 @@ check = check_pad
 
 
 def write(
-    model: nn.Module, tokenizer: Any, layout: Layout, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
+    model: nn.Module, tokenizer: Any, layout: ModelShape, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
 ) -> Written:
     """Pad ``model`` in place and write it into ``folder``; ``name`` and ``dtype`` are the other formats'."""
     tokens = fixed_tokens(text_config(model.config).vocab_size)
@@ -51,9 +51,9 @@ def wanted_units(model: nn.Module) -> dict[str, int]:
     structure = find_groups(model)
     widest = {kind: max(group.units for group in structure.of_kind((kind,))) for kind in ("heads", "mlp")}
     wanted = {group.name: widest[group.kind] for group in structure.groups}
-    if structure.family.unnamed:
+    if structure.family.kinds_without_config_name:
         dense = find_groups(by_config_alone(model))
-        wanted |= {group.name: group.units for group in dense.of_kind(structure.family.unnamed)}
+        wanted |= {group.name: group.units for group in dense.of_kind(structure.family.kinds_without_config_name)}
     return wanted
 
 

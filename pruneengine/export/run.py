@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.checkpoint.equivalent_class import as_written, with_llamas_linears
+from pruneengine.checkpoint.equivalent_class import as_written, split_fused_linears
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.reload_proof import fixed_tokens
 from pruneengine.checkpoint.write import check_output, complete_or_nothing, share
@@ -19,13 +19,13 @@ from pruneengine.common.validation import require_choice
 from pruneengine.export import deci, pad
 from pruneengine.export.compare_logits import agree, logits
 from pruneengine.export.gguf import file as gguf_file
-from pruneengine.export.layout import Layout, layout_of
+from pruneengine.export.layout import ModelShape, model_shape
 from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
 
 # format: (writes it, refuses what it cannot hold, the model or the twin of it that is written)
-FORMATS: dict[str, tuple[Callable[..., Written], Callable[[Layout], Any], Callable[[nn.Module], nn.Module]]] = {
-    "gguf": (gguf_file.write, gguf_file.check, with_llamas_linears),
-    "deci": (deci.write, deci.check, with_llamas_linears),
+FORMATS: dict[str, tuple[Callable[..., Written], Callable[[ModelShape], Any], Callable[[nn.Module], nn.Module]]] = {
+    "gguf": (gguf_file.write, gguf_file.check, split_fused_linears),
+    "deci": (deci.write, deci.check, split_fused_linears),
     "pad": (pad.write, pad.check, as_written),
 }
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -65,12 +65,12 @@ def export(
         raise ValueError(f"output {out} must be a folder; the .gguf file is written into it")
     _check_apart(source, out)
     path = check_output(out, overwrite, mark=EXPORT_FILE)
-    write, check, twin_of = FORMATS[format]
-    layout = layout_of(load_skeleton(source, trust_remote_code))
+    write, check, equivalent_of = FORMATS[format]
+    layout = model_shape(load_skeleton(source, trust_remote_code))
     check(layout)
     model, tokenizer = load_model(source, dtype=_stored_dtype(source), trust_remote_code=trust_remote_code)
-    twin = twin_of(model)
-    layout = layout_of(twin)
+    twin = equivalent_of(model)
+    layout = model_shape(twin)
     same = [_same(twin, model, layout)] if proof and twin is not model else []
     with complete_or_nothing(path) as folder:
         written = write(twin, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
@@ -95,7 +95,7 @@ def _name(source: str | Path) -> str:
     return path.resolve().name if path.exists() else str(source)
 
 
-def _same(twin: nn.Module, model: nn.Module, layout: Layout) -> str:
+def _same(twin: nn.Module, model: nn.Module, layout: ModelShape) -> str:
     tokens = fixed_tokens(twin.config.vocab_size, layout.window)
     what = f"as a {twin.config.model_type}, shared linears split"
     return agree(what, logits(twin, tokens), logits(model, tokens))

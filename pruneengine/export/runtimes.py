@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pruneengine.export.layout import Layout
+from pruneengine.export.layout import ModelShape
 
 ATTENTION_INPUTS = frozenset(f"self_attn.{name}_proj" for name in "qkv")
 
@@ -26,7 +26,7 @@ class Runtime:
     why: str
 
 
-def gguf_architecture(layout: Layout) -> str:
+def gguf_architecture(layout: ModelShape) -> str:
     """llama.cpp's architecture for a layout: "llama", "deci" (widths of its own a layer), "qwen2" or "qwen3".
 
     llama.cpp's "qwen2" takes no head count that leaves the hidden size; such a model is a "llama" with biases.
@@ -58,11 +58,11 @@ def gguf_architecture(layout: Layout) -> str:
     return "llama"
 
 
-def _heads_fill_hidden(layout: Layout) -> bool:
+def _heads_fill_hidden(layout: ModelShape) -> bool:
     return layout.heads[0] * layout.head_dim == layout.hidden
 
 
-def check_deci(layout: Layout) -> None:
+def check_deci(layout: ModelShape) -> None:
     """ValueError if a DeciLM checkpoint with ``block_configs`` cannot hold this model, with the reason."""
     if layout.unlike_llama:
         raise ValueError(f"DeciLM is a Llama, which this is not: {layout.unlike_llama}")
@@ -74,18 +74,18 @@ def check_deci(layout: Layout) -> None:
         raise ValueError("rotary positions of type 'longrope' are not written: they read more of the config")
 
 
-def check_pad(layout: Layout) -> None:
+def check_pad(layout: ModelShape) -> None:
     """ValueError if there is nothing to pad, or padding does not suffice for a plain loader, with the reason."""
-    if layout.uniform and not layout.unsaid:
+    if layout.uniform and not layout.unsaved_kinds:
         raise ValueError("every layer has the same width already: there is nothing to pad")
     if layout.experts:
         raise ValueError("experts are not padded")
     widest = {name: (max(getattr(layout, name)),) * len(layout.heads) for name in ("heads", "kv_heads", "channels")}
-    if reason := replace(layout, unsaid=(), **widest).not_plain:
+    if reason := replace(layout, unsaved_kinds=(), **widest).not_plain:
         raise ValueError(f"padded, it would still need the modelling file: {reason}")
 
 
-def runtimes(layout: Layout) -> tuple[Runtime, ...]:
+def runtimes(layout: ModelShape) -> tuple[Runtime, ...]:
     """Every known way to open a checkpoint of this layout, the plainest first."""
     reason = layout.not_plain
     found = [
@@ -98,12 +98,12 @@ def runtimes(layout: Layout) -> tuple[Runtime, ...]:
         _llama_cpp(layout),
         _deci(layout),
     ]  # fmt: skip
-    if not layout.uniform or layout.unsaid:
+    if not layout.uniform or layout.unsaved_kinds:
         found.append(_pad(layout))
     return tuple(found)
 
 
-def _vllm(layout: Layout) -> Runtime:
+def _vllm(layout: ModelShape) -> Runtime:
     if layout.not_plain:
         return Runtime("vLLM", "as it is", False, layout.not_plain)
     if layout.unlike_llama:
@@ -114,7 +114,7 @@ def _vllm(layout: Layout) -> Runtime:
     return Runtime("vLLM", "as it is", True, "the same files as transformers; not run here")
 
 
-def _llama_cpp(layout: Layout) -> Runtime:
+def _llama_cpp(layout: ModelShape) -> Runtime:
     how = "export --format gguf"
     try:
         architecture = gguf_architecture(layout)
@@ -128,7 +128,7 @@ def _llama_cpp(layout: Layout) -> Runtime:
     )
 
 
-def _deci(layout: Layout) -> Runtime:
+def _deci(layout: ModelShape) -> Runtime:
     name, how = "vLLM (DeciLM, trust_remote_code)", "export --format deci"
     try:
         check_deci(layout)
@@ -137,11 +137,11 @@ def _deci(layout: Layout) -> Runtime:
     return Runtime(name, how, True, "block_configs give each layer's widths; not run here")
 
 
-def _pad(layout: Layout) -> Runtime:
+def _pad(layout: ModelShape) -> Runtime:
     name, how = "any that opens the unpruned model", "export --format pad"
     try:
         check_pad(layout)
     except ValueError as error:
         return Runtime(name, how, False, str(error))
-    goal = "the unpruned model's width" if layout.unsaid else "the widest layer"
+    goal = "the unpruned model's width" if layout.unsaved_kinds else "the widest layer"
     return Runtime(name, how, True, f"zeros up to {goal}: the same function, larger; proved")

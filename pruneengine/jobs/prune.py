@@ -19,7 +19,7 @@ from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
-from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.evaluation.perplexity import best_dtype, measure_speed_pair
 from pruneengine.jobs.options import JobOptions, check_evaluation, check_out
 from pruneengine.jobs.recover_pruned import recover_pruned, recovering
@@ -30,7 +30,7 @@ from pruneengine.recovery import RecoverReport, check_recovery, check_work_folde
 from pruneengine.report import write_report
 from pruneengine.report.values.structured import details, hashes, summary
 from pruneengine.structured.config import PruneConfig
-from pruneengine.structured.prune import PruneReport, carry_out, decide, rehearse, split_samples
+from pruneengine.structured.prune import PruneReport, carry_out, check_reachable, decide, split_samples
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     held = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
     model, tokenizer = options.load(clock, say)
     structure = find_groups(model)
-    rehearse(structure, config)
+    check_reachable(structure, config)
     if options.recover is not None:
         check_recovery(model, options.recover, trust_remote_code=options.trust_remote_code)
     if held is not None:
@@ -82,19 +82,19 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
             statistics = _complete(held, model, structure, counted, config, options.statistics)
     report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
     warnings += report.warnings
-    yardstick = Yardstick(evaluation, options.compute_dtype)
+    measurer = Measurer(evaluation, options.compute_dtype)
     if options.out is None:
-        return JobResult(structure, report, yardstick.measure(model), warnings=warnings, seconds=clock.seconds)
+        return JobResult(structure, report, measurer.measure(model), warnings=warnings, seconds=clock.seconds)
     say("measuring dense and pruned")
     with clock("evaluate"):
-        dense = yardstick.measure(model)
+        dense = measurer.measure(model)
     original_config = model.config.to_dict()
     original = copy.deepcopy(model) if options.speed else None
     report = carry_out(model, structure, calibration, report, clock)
     if report.compensation is not None:
         warnings += report.compensation.warnings
     with clock("evaluate"):
-        pruned, ruined = yardstick.measure_changed(model)
+        pruned, ruined = measurer.measure_pruned(model)
     warnings += ruined
     if original is not None:
         with clock("speed"):
@@ -116,7 +116,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
         say(recovering(rows, work_folder(options.out)))
         found = recover_pruned(
             model, tokenizer, options.recover, rows, work_folder(options.out),
-            before=pruned, yardstick=yardstick, store=lambda: store().path, clock=clock,
+            before=pruned, measurer=measurer, store=lambda: store().path, clock=clock,
             trust_remote_code=options.trust_remote_code,
         )  # fmt: skip
         recovery, recovered = found.report, found.after

@@ -15,7 +15,7 @@ from pruneengine.checkpoint.write import SavedCheckpoint, count_saved_zeros
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
-from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.jobs.options import JobOptions, check_evaluation, check_out, refuse_recovery
 from pruneengine.jobs.saving import ending, save_checkpoint
 from pruneengine.jobs.texts import load_texts
@@ -23,7 +23,7 @@ from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.report import write_report
 from pruneengine.report.values.sparse import sparse_details, sparse_hashes, sparse_summary, speed_notes
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
-from pruneengine.sparse.allocations.parse import Given, meaning_of, written_out
+from pruneengine.sparse.allocations.parse import WrittenSparsities, parse_allocation, without_files
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.matrices import check_columns, find_matrices
 from pruneengine.sparse.pattern import Pattern
@@ -71,14 +71,14 @@ def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = 
         return SparseResult(report, warnings=warnings + report.warnings, seconds=clock.seconds)
     work = partial_folder(options.out)
     partial = keep_layers(model, calibration, report, work)
-    yardstick = Yardstick(evaluation, options.compute_dtype)
+    measurer = Measurer(evaluation, options.compute_dtype)
     with clock("evaluate"):
-        dense = yardstick.measure(model)
+        dense = measurer.measure(model)
     say(f"pruning by {config.method}" + (f", behind the layers in {work}" if work.exists() else ""))
     report = carry_out(model, structure, calibration, report, clock, partial)
     warnings += report.warnings
     with clock("evaluate"):
-        pruned, ruined = yardstick.measure_changed(model)
+        pruned, ruined = measurer.measure_pruned(model)
     zeros = count_zeros(model, report.plan)
     warnings += ruined + _count_warnings(zeros)
     recipe = _recipe(config, options, calibration)
@@ -130,13 +130,13 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
     if not scored:
         allocate_sparsities(skeleton, matrices, config)
     # From here on no file of an allocation is read: what the recipe holds is what is done.
-    config = replace(config, allocation=written_out(config.allocation))
+    config = replace(config, allocation=without_files(config.allocation))
     return config, replace(options, eval_windows=windows)
 
 
 def _words(config: SparseConfig) -> str:
-    meaning = meaning_of(config.allocation)
-    return meaning.words if isinstance(meaning, Given) else config.allocation
+    meaning = parse_allocation(config.allocation)
+    return meaning.words if isinstance(meaning, WrittenSparsities) else config.allocation
 
 
 def _held(config: SparseConfig, options: JobOptions) -> Statistics | None:

@@ -11,7 +11,7 @@ from typing import Any
 from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.progress import Stopwatch
 from pruneengine.common.recipes import read_yaml
-from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.jobs.options import CheckpointOptions, check_evaluation, check_out
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
 from pruneengine.jobs.texts import load_evaluation
@@ -70,9 +70,9 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         evaluation = load_evaluation(options, tokenizer)
     check_work_folder(options.work, config, rows, options.compute_dtype)
     warnings = overlap_warnings(rows, evaluation)
-    yardstick = Yardstick(evaluation, options.compute_dtype)
+    measurer = Measurer(evaluation, options.compute_dtype)
     with clock("evaluate"):
-        before = yardstick.measure(model)
+        before = measurer.measure(model)
     say(f"training on {len(rows)} rows; checkpoints in {options.work}, from which the same command goes on")
     report = recover(
         model, tokenizer, config, data=rows, work_dir=options.work, dtype=options.compute_dtype,
@@ -81,7 +81,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     for stage, seconds in report.seconds.items():
         clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
     with clock("evaluate"):
-        after, ruined = yardstick.measure_changed(model)
+        after, ruined = measurer.measure_pruned(model)
     warnings += training_warnings(report) + ruined
     carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.recovery import RecoverConfig, RecoverReport, TokenRows, recover
 from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 from pruneengine.structured.prune import Stopwatch
@@ -43,7 +43,7 @@ def recover_pruned(
     work: Path,
     *,
     before: Measures,
-    yardstick: Yardstick,
+    measurer: Measurer,
     store: Callable[[], Path],
     clock: Stopwatch,
     trust_remote_code: bool = False,
@@ -60,7 +60,7 @@ def recover_pruned(
         rows: what to train on.
         work: folder of the training's checkpoints; it stays.
         before: measures of the pruned model.
-        yardstick: what they were taken by.
+        measurer: what they were taken by.
         store: saves the pruned model where the training fails, and says where.
         clock: gains "recover", and adds to "evaluate".
         trust_remote_code: as of :func:`pruneengine.recovery.recover`.
@@ -76,15 +76,15 @@ def recover_pruned(
                 config,
                 data=rows,
                 work_dir=work,
-                dtype=yardstick.dtype,
+                dtype=measurer.dtype,
                 trust_remote_code=trust_remote_code,
             )
     except Exception as error:
         raise RuntimeError(f"{str(error) or type(error).__name__}. {_stored(store)}") from error
     with clock("evaluate"):
-        measured, ruined = yardstick.measure_changed(model)
+        measured, ruined = measurer.measure_pruned(model)
     after = replace(before, perplexity=measured.perplexity)
-    warnings = overlap_warnings(rows, yardstick.text) + training_warnings(report) + ruined
+    warnings = overlap_warnings(rows, measurer.text) + training_warnings(report) + ruined
     numbers = summarise(report, before.perplexity, after.perplexity, warnings)
     return Recovered(report, after, numbers, warnings)
 

@@ -9,7 +9,7 @@ from typing import Any
 from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import check_spec
-from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.jobs.options import SearchOptions, with_search
 from pruneengine.jobs.recover_pruned import Recovered, recover_pruned, recovering
 from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
@@ -18,14 +18,14 @@ from pruneengine.model import find_groups
 from pruneengine.recovery import check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
 from pruneengine.report.values.structured import measured_values, plan_columns
-from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.adapruner.result import SearchResult
 from pruneengine.search.adapruner.search import search
 from pruneengine.search.adapruner.texts import search_texts
 from pruneengine.search.run import SearchRun
 from pruneengine.search.texts import describe
 from pruneengine.structured.apply import compact
-from pruneengine.structured.prune import rehearse
+from pruneengine.structured.prune import check_reachable
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class SearchJobResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None] = lambda _: None) -> SearchJobResult:
+def run(
+    config: AdaPrunerConfig, options: SearchOptions, say: Callable[[str], None] = lambda _: None
+) -> SearchJobResult:
     """Load, search, compact, recover where that is asked for, measure, save and prove.
 
     A job that was stopped goes on where it was when it is started again with the same arguments.
@@ -53,7 +55,7 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     clock = Stopwatch()
     run_as = _checked(config, options)
     model, tokenizer = options.load(clock, say)
-    rehearse(find_groups(model), config.prune_config)
+    check_reachable(find_groups(model), config.prune_config)
     if options.recover is not None:
         check_recovery(model, options.recover, trust_remote_code=options.trust_remote_code)
     with clock("text"):
@@ -62,17 +64,17 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
         rows = load_rows(options.recover, tokenizer, model) if options.recover else None
     if rows is not None:
         check_work_folder(work_folder(options.out), options.recover, rows, options.compute_dtype)
-    yardstick = Yardstick(report, options.compute_dtype)
-    result = search(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
+    measurer = Measurer(report, options.compute_dtype)
+    result = search(model, texts, config, replace(run_as, dtype=measurer.dtype), say=say)
     if report is not None:
         say("measuring dense and pruned")
     with clock("evaluate"):
-        dense = yardstick.measure(model)
+        dense = measurer.measure(model)
     dense_config = model.config.to_dict()
     with clock("compact"):
         compact(model, result.plan, corrections=result.corrections)
     with clock("evaluate"):
-        pruned, ruined = yardstick.measure_changed(model)
+        pruned, ruined = measurer.measure_pruned(model)
     job = SearchJobResult(result, dense, pruned, described, warnings + ruined)
 
     def store(job: SearchJobResult) -> SearchJobResult:
@@ -91,14 +93,14 @@ def run(config: SearchConfig, options: SearchOptions, say: Callable[[str], None]
     say(recovering(rows, work))
     found = recover_pruned(
         model, tokenizer, options.recover, rows, work,
-        before=pruned, yardstick=yardstick, store=lambda: store(job).saved.path, clock=clock,
+        before=pruned, measurer=measurer, store=lambda: store(job).saved.path, clock=clock,
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     with training_kept(work):
         return store(replace(job, recovered=found, warnings=job.warnings + found.warnings))
 
 
-def _checked(config: SearchConfig, options: SearchOptions) -> SearchRun:
+def _checked(config: AdaPrunerConfig, options: SearchOptions) -> SearchRun:
     """Refuse what can be refused before a model is loaded; how the search runs."""
     run_as = options.check()
     check_spec(config.calibration, config.pool, default=config.pool)
@@ -108,7 +110,7 @@ def _checked(config: SearchConfig, options: SearchOptions) -> SearchRun:
     return run_as
 
 
-def _recipe(config: SearchConfig, options: SearchOptions, recovered: Recovered | None) -> dict[str, Any]:
+def _recipe(config: AdaPrunerConfig, options: SearchOptions, recovered: Recovered | None) -> dict[str, Any]:
     recipe = {"search": config.to_dict()} | options.recipe(study=options.study)
     return recipe if recovered is None else recipe | {"recovery": recovered.report.recipe()}
 

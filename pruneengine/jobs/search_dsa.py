@@ -11,7 +11,7 @@ from pruneengine.checkpoint.load import load_skeleton
 from pruneengine.checkpoint.write import SavedCheckpoint, count_saved_zeros
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import check_spec
-from pruneengine.evaluation.measures import Measures, Yardstick
+from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.jobs.options import SearchOptions, refuse_recovery, with_search
 from pruneengine.jobs.saving import proof_values, save_checkpoint
 from pruneengine.jobs.texts import load_evaluation
@@ -62,17 +62,17 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     with clock("text"):
         texts, report = dsa_texts(config, tokenizer, model), load_evaluation(options, tokenizer)
         described, warnings = describe(config, texts, report, options.eval_text)
-    yardstick = Yardstick(report, options.compute_dtype)
-    result = search_dsa(model, texts, config, replace(run_as, dtype=yardstick.dtype), say=say)
+    measurer = Measurer(report, options.compute_dtype)
+    result = search_dsa(model, texts, config, replace(run_as, dtype=measurer.dtype), say=say)
     if report is not None:
         say("measuring dense and pruned")
     with clock("evaluate"):
-        dense = yardstick.measure(model)
+        dense = measurer.measure(model)
     (calibration,) = texts.pool.values()
     with clock("prune"):
         pruning = sparsify(model, calibration, config.sparse_config, plan=result.plan)
     with clock("evaluate"):
-        pruned, ruined = yardstick.measure_changed(model)
+        pruned, ruined = measurer.measure_pruned(model)
     zeros = count_zeros(model, result.plan)
     warnings += result.warnings + pruning.warnings + ruined
     job = DsaJobResult(result, pruning, dense, pruned, zeros, described, warnings)

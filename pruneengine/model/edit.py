@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import (
     Group,
     Structure,
@@ -17,7 +17,7 @@ from pruneengine.model import (
     get_linear,
     text_config,
 )
-from pruneengine.ops.bits import as_whole
+from pruneengine.ops.bits import as_integers
 
 
 def narrow(model: nn.Module, group: Group, units: Tensor) -> None:
@@ -63,7 +63,7 @@ def drop_experts(model: nn.Module, structure: Structure, kept: Mapping[int, Sequ
     """Leave these experts (ascending indices by layer), and their rows of the routers."""
     if not kept:
         return
-    with needs("hf"):
+    with require_extra("hf"):
         from pruneengine.model.modeling_pruned import keep_experts
     for layer, experts in kept.items():
         keep_experts(model.get_submodule(structure.layer_path(layer)), experts)
@@ -102,7 +102,7 @@ def zero_weights(linear: nn.Linear, mask: Tensor) -> None:
     weight = linear.weight.detach()
     if weight.device.type == "cpu":
         # One AND with all bits or none: masked_fill_ is not vectorised there.
-        bits = as_whole(weight)
+        bits = as_integers(weight)
         bits.bitwise_and_(mask.to(bits.dtype) - 1)
     else:
         weight.masked_fill_(mask, 0)

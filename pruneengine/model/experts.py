@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Family, family_of
 
 
@@ -28,7 +28,7 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
     family = family_of(getattr(model.config, "model_type", None), type(model).__name__)
     if family.experts is None:
         return model
-    with needs("hf"):
+    with require_extra("hf"):
         from pruneengine.model.modeling_pruned import unfuse
     for layer in model.get_submodule(family.layers):
         unfuse(layer)

@@ -61,7 +61,7 @@ class Family:
         requires_modules: (path from the model, class, reason): models without such a module there are refused.
         unlike_llama: what its layers compute otherwise than Llama's although their linears are laid out as Llama's;
             None where the function is the same but for biases, norms of queries and keys, and a window.
-        twin: a model type with Llama's linears that computes the same once shared linears are split; None without one.
+        equivalent: a model type with Llama's linears that computes the same once fused linears are split, or None.
         own_class: transformers has a class for it; without, it is saved as its twin.
         auto_class: the class of transformers that opens such a checkpoint.
     """
@@ -90,7 +90,7 @@ class Family:
     requires: tuple[tuple[str, object, str], ...] = ()
     requires_modules: tuple[tuple[str, str, str], ...] = ()
     unlike_llama: str | None = None
-    twin: str | None = None
+    equivalent: str | None = None
     own_class: bool = True
     auto_class: str = "AutoModelForCausalLM"
 
@@ -99,7 +99,7 @@ class Family:
         return next(((flag, paths) for flag, paths in self.bias_flags if linear in paths), (None, (linear,)))
 
     @property
-    def unnamed(self) -> tuple[str, ...]:
+    def kinds_without_config_name(self) -> tuple[str, ...]:
         """The kinds whose widths can change although the config has no name for them."""
         whole = self.whole_heads is not None and self.whole_heads[0] is None
         names = {"heads": self.heads_name or whole, "mlp": self.mlp_name}
@@ -206,7 +206,7 @@ FAMILIES = (
             ("model.layers.0.self_attn.rotary_emb", "Module", f"Baichuan-13B {_ALIBI}"),
             ("lm_head", "Linear", "the head of Baichuan 2 normalises its weights"),
         ),
-        twin="llama",
+        equivalent="llama",
         own_class=False,
     ),
     Family(
@@ -223,7 +223,7 @@ FAMILIES = (
         value="self_attn.qkv_proj",
         mlp_in=("mlp.gate_up_proj", "mlp.gate_up_proj"),
         counts=(("self_attn.num_key_value_heads", "kv_heads"), ("self_attn.config.num_attention_heads", "heads")),
-        twin="mistral",
+        equivalent="mistral",
     ),
     Family(
         model_types=("opt",),

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
-from pruneengine.ops.bits import as_whole
+from pruneengine.ops.bits import as_integers
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -20,7 +20,7 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if parameter.device.type != "meta":
-            bits = as_whole(parameter.detach().reshape(-1))
+            bits = as_integers(parameter.detach().reshape(-1))
             # In pieces: a sum in int64 makes a copy in int64 first.
             total = sum(piece.sum(dtype=torch.int64) for piece in bits.split(1 << 20))
             digest.update(str(int(total)).encode())

@@ -19,7 +19,7 @@ from pruneengine.model.decoder import causal_parts
 from pruneengine.model.masking import skip
 
 
-class LayerWalk:
+class LayerRunner:
     """The decoder layers of a model, each of which can be run on given hidden states.
 
     Attributes:

@@ -141,7 +141,7 @@ def keep_weights(model: nn.Module, paths: Iterable[str]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def given_back(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+def restored_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     """Within the context the model may be pruned; afterwards, also after an error, it has every bit of these weights.
 
     Args:

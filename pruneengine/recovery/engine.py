@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.checkpoint.load import load_model, load_skeleton
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples
 from pruneengine.model import find_groups, model_fingerprint
@@ -135,7 +135,7 @@ def recover(
         ImportError: the extra ``recover`` is not installed.
     """
     config = config or RecoverConfig()
-    with needs("hf"):
+    with require_extra("hf"):
         from pruneengine.recovery.training import train
     clock = Stopwatch()
     unfuse_experts(model)
@@ -181,7 +181,7 @@ def check_recovery(
         FileNotFoundError: there is no such teacher.
         ImportError: the extra ``recover`` is not installed.
     """
-    with needs("recover"):
+    with require_extra("recover"):
         import peft  # noqa: F401
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float32, torch.bfloat16):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Structure, find_groups
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.dropout import SixteenBitDropout
@@ -51,7 +51,7 @@ def attach(model: nn.Module, config: RecoverConfig) -> Any:
         ValueError: as :func:`find_targets`, or the model carries adapters already.
         ImportError: the extra ``recover`` is not installed.
     """
-    with needs("recover"):
+    with require_extra("recover"):
         from peft import LoraConfig, get_peft_model
     if hasattr(model, "peft_config"):
         raise ValueError(f"{type(model).__name__} carries adapters already; merge or unload them first")

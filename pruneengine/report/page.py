@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def render(page: Page) -> str:
 
 @cache
 def _template() -> Any:
-    with needs("report"):
+    with require_extra("report"):
         from jinja2 import Environment, StrictUndefined
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_text("page.html"))

@@ -12,9 +12,9 @@ import os
 import time
 from typing import Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
-with needs("search"):
+with require_extra("search"):
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 SYNC_SECONDS = 2.0

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
 if TYPE_CHECKING:
     import optuna
@@ -42,7 +42,7 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
         ValueError: a storage of unknown kind, or a study of this name about something else (says what differs).
         ConnectionError: the storage does not answer.
     """
-    with needs("search"):
+    with require_extra("search"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -154,7 +154,7 @@ def pruner(stop: float | None) -> optuna.pruners.BasePruner:
 
     if stop is None:
         return optuna.pruners.NopPruner()
-    with needs("search"):
+    with require_extra("search"):
         # Now, and not within the first trial that is tested.
         import scipy.stats  # noqa: F401
     with warnings.catch_warnings():

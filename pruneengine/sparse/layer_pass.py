@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pruneengine.common.progress import track
 from pruneengine.model import Structure, get_linear
 from pruneengine.model.edit import set_weight
-from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.layer_runner import LayerRunner
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pruners.pruner import Pruner
 from pruneengine.sparse.resume import KeptLayer, PartialPrune
@@ -48,7 +48,7 @@ def prune_layers(
     """
     layers = of_layers(matrices)
     last = max(layers, default=-1)
-    walk = LayerWalk(model, structure, batches)
+    walk = LayerRunner(model, structure, batches)
     hidden, warnings = walk.inputs, []
     for layer in track(range(last + 1), description):
         chosen, advance = layers.get(layer, ()), layer < last
@@ -69,7 +69,7 @@ def prune_layers(
 def _prune(
     model: nn.Module,
     structure: Structure,
-    walk: LayerWalk,
+    walk: LayerRunner,
     layer: int,
     hidden: list[Tensor],
     chosen: Sequence[Matrix],
@@ -99,7 +99,14 @@ def _prune(
 
 
 def _restore(
-    model: nn.Module, walk: LayerWalk, layer: int, hidden: list[Tensor], kept: KeptLayer, *, dense: bool, advance: bool
+    model: nn.Module,
+    walk: LayerRunner,
+    layer: int,
+    hidden: list[Tensor],
+    kept: KeptLayer,
+    *,
+    dense: bool,
+    advance: bool,
 ) -> None:
     """Give a layer the weights that it was pruned to; ``hidden`` becomes what leaves it, pruned or ``dense``."""
     if advance and dense:
@@ -110,13 +117,13 @@ def _restore(
         _advance(walk, layer, hidden)
 
 
-def _advance(walk: LayerWalk, layer: int, hidden: list[Tensor]) -> None:
+def _advance(walk: LayerRunner, layer: int, hidden: list[Tensor]) -> None:
     for batch, h in enumerate(hidden):
         hidden[batch] = walk.run(layer, h)
 
 
 def _observe(
-    walk: LayerWalk, layer: int, hidden: list[Tensor], matrices: Sequence[Matrix], pruner: Pruner, *, advance: bool
+    walk: LayerRunner, layer: int, hidden: list[Tensor], matrices: Sequence[Matrix], pruner: Pruner, *, advance: bool
 ) -> dict[str, Any]:
     """Sums of what enters each site of a layer that is run as it is; ``hidden`` becomes its output with ``advance``."""
     modules = {matrix.site: matrix.name for matrix in matrices}

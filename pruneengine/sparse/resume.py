@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruneengine.common.files import check_writable, write_atomically
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import get_linear
 from pruneengine.sparse.matrices import Matrix
 
@@ -111,7 +111,7 @@ class PartialPrune:
         Raises:
             ValueError: its file is damaged.
         """
-        with needs("hf"):
+        with require_extra("hf"):
             from safetensors import SafetensorError, safe_open
 
         self._begun = min(self._begun, time.monotonic())

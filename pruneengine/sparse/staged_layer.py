@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.model import Site, Structure, get_linear, layer_of
-from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.layer_runner import LayerRunner
 from pruneengine.model.masking import stand_in
 from pruneengine.sparse.matrices import Matrix, of_sites
 from pruneengine.sparse.pruners.pruner import Pruner
@@ -70,7 +70,7 @@ class StagedLayer:
     """A decoder layer on its way from stage to stage."""
 
     def __init__(
-        self, model: nn.Module, structure: Structure, walk: LayerWalk, layer: int, hidden: list[Tensor]
+        self, model: nn.Module, structure: Structure, walk: LayerRunner, layer: int, hidden: list[Tensor]
     ) -> None:
         """Args: what enters the layer as ``hidden``, ``[b, T, H]`` a batch."""
         self._model, self._structure, self._walk, self._layer, self._hidden = model, structure, walk, layer, hidden

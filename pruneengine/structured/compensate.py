@@ -27,7 +27,7 @@ from pruneengine.common.validation import require_choice
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import Group, Structure, find_groups, get_linear, unit_slices
 from pruneengine.model.decoder import inference
-from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.layer_runner import LayerRunner
 from pruneengine.structured.apply import Correction, mask
 from pruneengine.structured.plan import Plan
 from pruneengine.structured.ridge import Moments, solve
@@ -115,7 +115,7 @@ def compensate(
     new = torch.diff(order, prepend=order.new_tensor([-1])) > 0
     pieces = [[*part.split(batch_size)] for part in (samples.tokens[new], samples.tokens[~new])]
     with inference(model):
-        walk = LayerWalk(model, structure, pieces[0] + pieces[1])
+        walk = LayerRunner(model, structure, pieces[0] + pieces[1])
         fits = _Fits(model, structure, plan, how, walk, len(pieces[0]))
         (fits.one_shot if mode == "one-shot" else fits.sequential)()
     return Compensation(how, mode, fits.corrections, tuple(fits.groups), tuple(fits.warnings))
@@ -161,7 +161,7 @@ class _Fits:
     """The corrections of a plan, as the layers give them."""
 
     def __init__(
-        self, model: nn.Module, structure: Structure, plan: Plan, how: str, walk: LayerWalk, train: int
+        self, model: nn.Module, structure: Structure, plan: Plan, how: str, walk: LayerRunner, train: int
     ) -> None:
         self.model, self.structure, self.plan, self.how, self.walk = model, structure, plan, how, walk
         self.train = train  # batches before this one are fitted to, the others held out

@@ -131,7 +131,7 @@ def decide(
     if statistics is None and config.needs:
         if batches is None:
             raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
-        rehearse(structure, config)
+        check_reachable(structure, config)
         with clock("calibrate"):
             statistics = calibrate(
                 model, batches, config.needs,
@@ -171,7 +171,7 @@ def split_samples(samples: Samples, config: PruneConfig) -> tuple[Samples, Sampl
     )
 
 
-def rehearse(structure: Structure, config: PruneConfig) -> None:
+def check_reachable(structure: Structure, config: PruneConfig) -> None:
     """Whether the target can be reached at all, before anything is spent: the plan for equal scores is made.
 
     Raises:

@@ -11,13 +11,13 @@ from torch import nn
 
 from pruneengine.checkpoint.reload_proof import fixed_tokens
 from pruneengine.common.files import check_space
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.export.compare_logits import logits
 from pruneengine.export.deci import window_remark
 from pruneengine.export.gguf.proof import prove
 from pruneengine.export.gguf.tensors import tensors
 from pruneengine.export.gguf.tokenizer import tokenizer_keys
-from pruneengine.export.layout import Layout
+from pruneengine.export.layout import ModelShape
 from pruneengine.export.outcome import Written
 from pruneengine.export.runtimes import gguf_architecture
 
@@ -26,7 +26,7 @@ check = gguf_architecture
 
 
 def write(
-    model: nn.Module, tokenizer: Any, layout: Layout, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
+    model: nn.Module, tokenizer: Any, layout: ModelShape, folder: Path, *, name: str, dtype: torch.dtype, proof: bool
 ) -> Written:
     """Write ``NAME-f16.gguf`` (or ``-f32``) into ``folder``."""
     architecture = gguf_architecture(layout)
@@ -45,7 +45,7 @@ def write(
     return Written(opens, tuple(verified), (*notes, *not_tried))
 
 
-def model_keys(model: nn.Module, layout: Layout, architecture: str) -> dict[str, Any]:
+def model_keys(model: nn.Module, layout: ModelShape, architecture: str) -> dict[str, Any]:
     """The keys that describe the model; head counts and MLP widths are arrays where layers differ."""
     config = model.config
     per_layer = architecture == "deci"
@@ -67,7 +67,7 @@ def model_keys(model: nn.Module, layout: Layout, architecture: str) -> dict[str,
 
 
 def write_gguf(
-    file: Path, architecture: str, keys: dict[str, Any], model: nn.Module, layout: Layout, dtype: torch.dtype
+    file: Path, architecture: str, keys: dict[str, Any], model: nn.Module, layout: ModelShape, dtype: torch.dtype
 ) -> None:
     """Write keys and tensors; one tensor at a time is converted.
 
@@ -75,7 +75,7 @@ def write_gguf(
         OSError: they do not fit on the disk.
         ValueError: as :func:`pruneengine.export.gguf.tensors.tensors`.
     """
-    with needs("hf"):
+    with require_extra("hf"):
         import gguf
     writer = gguf.GGUFWriter(file, architecture)
     for key, value in keys.items():

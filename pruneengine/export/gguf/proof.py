@@ -12,14 +12,14 @@ from pruneengine.checkpoint.reload_proof import ReloadError
 from pruneengine.export.compare_logits import agree, logits
 from pruneengine.export.gguf import llama_cpp
 from pruneengine.export.gguf.tensors import INNER, OUTER, PAIRED
-from pruneengine.export.layout import Layout
+from pruneengine.export.layout import ModelShape
 
 HF_INNER = {theirs: ours for ours, theirs in INNER.items()}
 HF_OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 
 
 def prove(
-    file: Path, model: nn.Module, layout: Layout, architecture: str, tokens: Tensor, expected: Tensor
+    file: Path, model: nn.Module, layout: ModelShape, architecture: str, tokens: Tensor, expected: Tensor
 ) -> tuple[list[str], list[str]]:
     """What was verified, and what could not be.
 
@@ -49,7 +49,7 @@ def prove(
     return verified, missing
 
 
-def read_back(file: Path, layout: Layout, architecture: str) -> dict[str, Tensor]:
+def read_back(file: Path, layout: ModelShape, architecture: str) -> dict[str, Tensor]:
     """The file's tensors under transformers' names, rows of queries and keys in transformers' order.
 
     Raises:
@@ -94,7 +94,7 @@ def compare_tensors(weights: dict[str, Tensor], model: nn.Module) -> str:
     return f"read back by gguf: all {len(state)} tensors equal the checkpoint's, rounded to the file's types"
 
 
-def unreadable(model: nn.Module, layout: Layout, architecture: str) -> str | None:
+def unreadable(model: nn.Module, layout: ModelShape, architecture: str) -> str | None:
     """Why transformers' GGUF reader does not give this model, or None if it does."""
     if architecture == "deci":
         return "it has one width for all layers there"

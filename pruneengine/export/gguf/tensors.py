@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pruneengine.export.layout import Layout
+from pruneengine.export.layout import ModelShape
 
 OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -58,7 +58,9 @@ def pair_rows(rows: Tensor, head_dim: int) -> Tensor:
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def tensors(model: nn.Module, layout: Layout, architecture: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def tensors(
+    model: nn.Module, layout: ModelShape, architecture: str, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     """Name and contiguous tensor of everything in the file: matrices in ``dtype``, vectors in float32.
 
     Raises:
@@ -79,7 +81,7 @@ def tensors(model: nn.Module, layout: Layout, architecture: str, dtype: torch.dt
         yield target, cast
 
 
-def rope_factors(model: nn.Module, layout: Layout) -> Tensor:
+def rope_factors(model: nn.Module, layout: ModelShape) -> Tensor:
     """What llama.cpp divides each frequency by: float32 ``(head_dim / 2,)``.
 
     Raises:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 
 # A drawing names its colours by stand-ins, which become the style sheet's variables: so one drawing serves the light
 # and the dark page.
@@ -63,7 +63,7 @@ def drawing(height: int, *, wide: bool = False, ratios: tuple[float, ...] = (1,)
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
-    with needs("report"):
+    with require_extra("report"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     # 72 points an inch, so that a point of the drawing is a pixel of the page.

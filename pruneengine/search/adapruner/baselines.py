@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pruneengine.common.progress import track
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.decide import Decider
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.config import AdaPrunerConfig
+from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.curves import Curve
 from pruneengine.search.adapruner.space.space import Space
@@ -64,13 +64,15 @@ class Baseline:
         return {"name": self.name, "value": self.value} | {k: v for k, v in asdict(self).items() if k != "losses"}
 
 
-def baselines(config: SearchConfig) -> list[Baseline]:
+def baselines(config: AdaPrunerConfig) -> list[Baseline]:
     """All of them for a shape. A uniform plan is a per-layer plan too, so it competes there."""
     allocations = ALLOCATIONS if config.shape == "per-layer" else ALLOCATIONS[:1]
     return [Baseline(method, allocation) for allocation in allocations for method in config.baselines]
 
 
-def evaluate(study: optuna.Study, decider: Decider, objective: Objective, held_out: Objective) -> list[Baseline]:
+def evaluate(
+    study: optuna.Study, decider: CandidatePlanner, objective: Objective, held_out: Objective
+) -> list[Baseline]:
     """Evaluate every baseline on all search blocks, and the best :data:`HELD_OUT` on the held-out blocks too.
 
     What an earlier run of the study found is taken from it.
@@ -96,7 +98,7 @@ def _keep(study: optuna.Study, baseline: Baseline) -> Baseline:
     return baseline
 
 
-def _evaluated(baseline: Baseline, decider: Decider, objective: Objective) -> Baseline:
+def _evaluated(baseline: Baseline, decider: CandidatePlanner, objective: Objective) -> Baseline:
     try:
         candidate = masked(baseline, decider)
     except ValueError as reason:
@@ -108,7 +110,7 @@ def _evaluated(baseline: Baseline, decider: Decider, objective: Objective) -> Ba
     )  # fmt: skip
 
 
-def masked(baseline: Baseline, decider: Decider) -> Masked:
+def masked(baseline: Baseline, decider: CandidatePlanner) -> MaskedPlan:
     """The plan of a baseline.
 
     Raises:
@@ -126,10 +128,10 @@ def masked(baseline: Baseline, decider: Decider) -> Masked:
     allocation = "global" if baseline.allocation == "global" else "uniform"
     ratios = allocate(structure, scores, config.ratio, kinds=config.structure, allocation=allocation, layers=layers)
     whole = len(layers) == structure.num_layers
-    return Masked(decider.plan(scores, ratios, "uniform" if whole and allocation == "uniform" else "per-layer"))
+    return MaskedPlan(decider.plan(scores, ratios, "uniform" if whole and allocation == "uniform" else "per-layer"))
 
 
-def starts(decider: Decider, space: Space) -> list[Candidate]:
+def starts(decider: CandidatePlanner, space: Space) -> list[Candidate]:
     """Points of the space that the sampler learns from first.
 
     For uniform plans they are the baselines that the family contains, whose masks are known by then. For per-layer
@@ -149,7 +151,7 @@ def starts(decider: Decider, space: Space) -> list[Candidate]:
     return [candidate for candidate in candidates if _legal(candidate, decider)]
 
 
-def _legal(candidate: Candidate, decider: Decider) -> bool:
+def _legal(candidate: Candidate, decider: CandidatePlanner) -> bool:
     try:
         decider.decide(candidate)
     except ValueError:

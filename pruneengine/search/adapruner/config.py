@@ -19,7 +19,7 @@ FIXED = ("random", "magnitude_l2", "wanda", "vectorize", "param_first", "param_s
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class AdaPrunerConfig:
     """A search after AdaPruner (Kong et al., AAAI 2025): calibration data and importance metric, chosen jointly.
 
     The paper's spaces are not published; these are ours, and contain the fixed metrics it is compared with.
@@ -147,7 +147,7 @@ class SearchConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SearchConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> AdaPrunerConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)
 

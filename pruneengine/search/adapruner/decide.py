@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.evaluation.perplexity import kv_cache_bytes
 from pruneengine.model import Structure
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.objective import Masked
+from pruneengine.search.adapruner.config import AdaPrunerConfig
+from pruneengine.search.adapruner.objective import MaskedPlan
 from pruneengine.search.adapruner.pool import Pool
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.kv_groups import uniform_ratios
@@ -22,19 +22,19 @@ from pruneengine.structured.scores.weight_sums import WeightSums
 
 
 @dataclass
-class Decider:
+class CandidatePlanner:
     """Turns candidates into plans for one model, pool and target."""
 
     model: nn.Module
     structure: Structure
     pool: Pool
-    config: SearchConfig
+    config: AdaPrunerConfig
     _sums: WeightSums = field(init=False)
 
     def __post_init__(self) -> None:
         self._sums = WeightSums(self.model)
 
-    def decide(self, candidate: Candidate) -> Masked:
+    def decide(self, candidate: Candidate) -> MaskedPlan:
         """The plan of a candidate, and what its removed channels turn into.
 
         Raises:
@@ -48,7 +48,7 @@ class Decider:
             structure=self.structure, kinds=config.structure, layers=layers, cache=self._sums,
         )  # fmt: skip
         plan = self.plan(scores, self._ratios(candidate, scores), config.shape)
-        return Masked(plan, self._means(plan, statistics) if candidate.fill == "mean" else {})
+        return MaskedPlan(plan, self._means(plan, statistics) if candidate.fill == "mean" else {})
 
     def kv_bytes(self, plan: Plan) -> int:
         """Bytes that the cache of keys and values grows by with a token under a plan, in the model's dtype."""

@@ -9,8 +9,8 @@ from pruneengine.common.progress import track
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.search.adapruner.baselines import Baseline
 from pruneengine.search.adapruner.baselines import masked as plan_of
-from pruneengine.search.adapruner.decide import Decider
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.search.adapruner.result import Finalist
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.space import Space
@@ -41,10 +41,10 @@ class Outcome:
     corrections: dict[str, Correction]
 
 
-def decide_winner(
+def pick_winner(
     study: optuna.Study,
     space: Space,
-    decider: Decider,
+    decider: CandidatePlanner,
     objective: Objective,
     held_out: Objective,
     baselines: list[Baseline],
@@ -60,7 +60,7 @@ def decide_winner(
     """
     legal = [b for b in baselines if b.losses]
     best = min(legal, key=lambda b: b.value, default=None)
-    entrants: list[tuple[Finalist, Masked, Candidate | None]] = []
+    entrants: list[tuple[Finalist, MaskedPlan, Candidate | None]] = []
     if best is not None:
         entrants.append((Finalist(best.name, best.value, best.held_out), plan_of(best, decider), None))
     trials = _best_trials(study, decider.config.finalists, best.value if best else float("inf"))
@@ -103,7 +103,7 @@ def _replay(trial: optuna.trial.FrozenTrial) -> optuna.trial.FixedTrial:
 
 
 def _compensated(
-    winner: Finalist, chosen: Masked, decider: Decider, held_out: Objective
+    winner: Finalist, chosen: MaskedPlan, decider: CandidatePlanner, held_out: Objective
 ) -> tuple[Finalist, dict[str, Correction]]:
     """The winner with the compensation that does best on the held-out blocks, if one helps."""
     model, structure, plan = decider.model, decider.structure, chosen.plan

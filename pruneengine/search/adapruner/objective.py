@@ -22,7 +22,7 @@ from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, find_groups
 from pruneengine.model.decoder import autocast, causal_parts, inference
-from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.layer_runner import LayerRunner
 from pruneengine.model.loss import token_nll
 from pruneengine.model.masking import gate, kept_mask
 from pruneengine.structured.plan import Plan
@@ -32,7 +32,7 @@ ENTRY_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedPlan:
     """A candidate as the objective sees it.
 
     Attributes:
@@ -106,14 +106,16 @@ class Objective:
         self._pieces = [piece.to(self.device) for piece in blocks.tokens.split(batch)]
         self._entries: list[list[Tensor]] = [[] for _ in range(self.structure.num_layers)]
         with self._quiet():
-            self._walk = LayerWalk(model, self.structure, self._pieces)
+            self._walk = LayerRunner(model, self.structure, self._pieces)
             self.dense = self._run_dense()
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def evaluate(
-        self, candidates: Sequence[Masked], stop: Callable[[int, int, float], bool] = lambda _c, _block, _loss: False
+        self,
+        candidates: Sequence[MaskedPlan],
+        stop: Callable[[int, int, float], bool] = lambda _c, _block, _loss: False,
     ) -> list[Evaluation]:
         """Run candidates over the blocks.
 
@@ -183,7 +185,7 @@ class Objective:
         per_layer = len(self.blocks) * hidden.shape[1] * hidden.shape[2] * hidden.element_size()
         return layer == 0 or (layer + 1) * per_layer <= ENTRY_BYTES
 
-    def _losses(self, index: int, tokens: Tensor, candidates: Sequence[Masked]) -> Tensor:
+    def _losses(self, index: int, tokens: Tensor, candidates: Sequence[MaskedPlan]) -> Tensor:
         """Losses above dense of one piece's blocks: float64 ``[candidates, blocks]``."""
         first = min(_first_pruned(self.structure, candidate.plan) for candidate in candidates)
         first = max(layer for layer in range(first + 1) if self._entries[layer])
@@ -197,7 +199,7 @@ class Objective:
         begin = sum(len(piece) for piece in self._pieces[:index])
         return found - self.dense[begin : begin + blocks]
 
-    def _gates(self, candidates: Sequence[Masked], blocks: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _gates(self, candidates: Sequence[MaskedPlan], blocks: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gates ``[candidates * blocks, units]`` of every group that some candidate prunes, and means likewise."""
         gates: dict[str, Tensor] = {}
         means: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pruneengine.search.adapruner.baselines import Baseline
-from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.structured.apply import Correction
 from pruneengine.structured.plan import Plan
@@ -79,7 +79,7 @@ class SearchResult:
         seconds: by stage.
     """
 
-    config: SearchConfig
+    config: AdaPrunerConfig
     plan: Plan
     winner: Finalist
     candidate: Candidate | None

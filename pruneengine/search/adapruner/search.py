@@ -18,9 +18,9 @@ from pruneengine.common.progress import Stopwatch
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.search.adapruner import baselines as fixed
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.decide import Decider
-from pruneengine.search.adapruner.finals import decide_winner
+from pruneengine.search.adapruner.config import AdaPrunerConfig
+from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.finals import pick_winner
 from pruneengine.search.adapruner.objective import Objective
 from pruneengine.search.adapruner.pool import SubsetOptions, collect_pool
 from pruneengine.search.adapruner.result import SearchResult
@@ -33,7 +33,7 @@ from pruneengine.search.run import SearchRun
 from pruneengine.search.study import ORIGIN, START, open_study
 from pruneengine.search.texts import SearchTexts
 from pruneengine.search.workers import run_workers
-from pruneengine.structured.prune import rehearse
+from pruneengine.structured.prune import check_reachable
 
 if TYPE_CHECKING:
     import optuna
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def search(
     model: nn.Module,
     texts: SearchTexts,
-    config: SearchConfig | None = None,
+    config: AdaPrunerConfig | None = None,
     run: SearchRun | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
@@ -55,7 +55,7 @@ def search(
         model: the dense model; fused experts get linears of their own, as by
             :func:`pruneengine.model.experts.unfuse_experts`.
         texts: tokens of the pool, the objective and the held-out blocks.
-        config: the target and the space; defaults to :class:`SearchConfig`.
+        config: the target and the space; defaults to :class:`AdaPrunerConfig`.
         run: where the study is kept, and how many work on it; in memory, one, by default.
         say: told what is being done.
 
@@ -64,11 +64,11 @@ def search(
             before a forward pass is spent on it.
         ConnectionError: the storage does not answer.
     """
-    config, run = config or SearchConfig(), run or SearchRun()
+    config, run = config or AdaPrunerConfig(), run or SearchRun()
     clock = Stopwatch()
     begun = time.monotonic()
     structure = find_groups(unfuse_experts(model))
-    rehearse(structure, config.prune_config)
+    check_reachable(structure, config.prune_config)
     kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
     study = open_study(run.study, run.storage, _identity(model, texts, config, run))
     say("collecting statistics of the calibration pool")
@@ -81,7 +81,7 @@ def search(
     with clock("dense"):
         objective = Objective(model, texts.search, structure=structure, dtype=run.dtype)
         held_out = Objective(model, texts.held_out, structure=structure, dtype=run.dtype)
-    decider = Decider(model, structure, pool, config)
+    decider = CandidatePlanner(model, structure, pool, config)
     space = Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
     with clock("baselines"):
         baselines = fixed.evaluate(study, decider, objective, held_out)
@@ -93,7 +93,7 @@ def search(
     with clock("trials"):
         run_workers(loop, run.storage, run.workers, deadline, say)
     with clock("finalists"):
-        outcome = decide_winner(study, space, decider, objective, held_out, baselines)
+        outcome = pick_winner(study, space, decider, objective, held_out, baselines)
     return SearchResult(
         config=config,
         plan=outcome.plans[outcome.winner.name],
@@ -119,7 +119,7 @@ def _enqueue_starts(study: optuna.Study, starts: list[dict[str, Any]]) -> None:
             study.enqueue_trial(params, user_attrs={ORIGIN: "start", START: True})
 
 
-def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig, run: SearchRun) -> dict[str, Any]:
+def _identity(model: nn.Module, texts: SearchTexts, config: AdaPrunerConfig, run: SearchRun) -> dict[str, Any]:
     return {
         "model": model_fingerprint(model),
         "pool": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
@@ -130,7 +130,7 @@ def _identity(model: nn.Module, texts: SearchTexts, config: SearchConfig, run: S
     }
 
 
-def subset_options(texts: SearchTexts, config: SearchConfig) -> SubsetOptions:
+def subset_options(texts: SearchTexts, config: AdaPrunerConfig) -> SubsetOptions:
     """All of the pool, and smaller subsets of it; of a mix also those of one source, as large as the source allows."""
     counts = tuple(sorted({*config.counts, *map(len, texts.pool.values())}))
     names = tuple(dict.fromkeys(name for samples in texts.pool.values() for name in samples.source))

@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from pruneengine.data.windows import Samples, load_samples
-from pruneengine.search.adapruner.config import SearchConfig
+from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.texts import SearchTexts, split_windows
 
 
-def search_texts(config: SearchConfig, tokenizer: Any, model: nn.Module | None = None) -> SearchTexts:
+def search_texts(config: AdaPrunerConfig, tokenizer: Any, model: nn.Module | None = None) -> SearchTexts:
     """The texts that a config names, as tokens.
 
     Args:
@@ -29,7 +29,7 @@ def search_texts(config: SearchConfig, tokenizer: Any, model: nn.Module | None =
     return SearchTexts(pool, *search_blocks(config, tokenizer))
 
 
-def search_blocks(config: SearchConfig, tokenizer: Any) -> tuple[Samples, Samples]:
+def search_blocks(config: AdaPrunerConfig, tokenizer: Any) -> tuple[Samples, Samples]:
     """Search and held-out blocks, drawn by the seed from all windows of the text: no two share tokens.
 
     Raises:

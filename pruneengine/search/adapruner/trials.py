@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pruneengine.common.progress import track
-from pruneengine.search.adapruner.config import SearchConfig
-from pruneengine.search.adapruner.decide import Decider
-from pruneengine.search.adapruner.objective import Masked, Objective
+from pruneengine.search.adapruner.config import AdaPrunerConfig
+from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.space import Space
 from pruneengine.search.study import (
@@ -38,7 +38,7 @@ class _Running:
     trial: optuna.trial.Trial
     candidate: Candidate
     seconds: dict[str, float]
-    masked: Masked | None = None
+    masked: MaskedPlan | None = None
 
 
 @dataclass
@@ -51,9 +51,9 @@ class TrialLoop:
 
     study: optuna.Study
     space: Space
-    decider: Decider
+    decider: CandidatePlanner
     objective: Objective
-    config: SearchConfig
+    config: AdaPrunerConfig
     known: dict[str, list[float]]
 
     def run(self, deadline: float | None = None, workers: int = 1, wanted: Callable[[], bool] = lambda: True) -> None:

@@ -21,7 +21,7 @@ from pruneengine.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True)
-class Allocated:
+class TriedAllocation:
     """Sparsities of a prune, and the levels that they are tried by.
 
     Attributes:
@@ -71,7 +71,7 @@ class Allocator:
         self._sizes = blocks.sizes
         self.distribution = ScoreDistribution(blocks.moments, blocks.histogram)
 
-    def of_function(self, function: Function) -> Allocated:
+    def of_function(self, function: Function) -> TriedAllocation:
         """What a function gives.
 
         Raises:
@@ -83,13 +83,13 @@ class Allocator:
         exact = self._spread(values, function.spread, function.sign)
         # The levels are those of the key, so that what is equal but for rounding is tried once.
         key = [thousandths / 1000 for thousandths in canonical(values, function.sign)]
-        return Allocated(exact, self._levels(self._spread(key, function.spread)), str(function))
+        return TriedAllocation(exact, self._levels(self._spread(key, function.spread)), str(function))
 
-    def named(self, model: nn.Module, name: str, statistics: Statistics) -> Allocated:
+    def named(self, model: nn.Module, name: str, statistics: Statistics) -> TriedAllocation:
         """What an allocation by name gives, one sparsity a decoder layer."""
         values = self.config.to_dict() | {"allocation": name}
         found = allocate_sparsities(model, self.matrices, SparseConfig.from_dict(values), statistics)
-        return Allocated(found.sparsities, self._levels(found.sparsities), found.words)
+        return TriedAllocation(found.sparsities, self._levels(found.sparsities), found.words)
 
     def _spread(self, values: Sequence[float], spread: float, sign: int = 1) -> dict[str, float]:
         found = allocation_of(values, self.config.sparsity, spread, sign, weights=self._sizes)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.evaluation.perplexity import perplexity
-from pruneengine.model.masking import given_back, keep_weights
-from pruneengine.search.dsa.allocator import Allocated, Allocator
+from pruneengine.model.masking import keep_weights, restored_weights
+from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import Known, Past
+from pruneengine.search.dsa.past import KnownTrial, TrialHistory
 from pruneengine.search.texts import SearchTexts
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix
@@ -37,7 +37,7 @@ TRUSTED = 0.8
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Finalist:
     """An allocation that is to be pruned in full.
 
     Attributes:
@@ -47,26 +47,26 @@ class Entrant:
     """
 
     name: str
-    allocated: Allocated
+    allocated: TriedAllocation
     fast: float
     function: Function | None = None
 
 
 @dataclass(frozen=True)
-class Judged:
+class FinalistResult:
     """An allocation that was pruned in full.
 
     Attributes:
         full, held_out: loss above the dense model's on the search and the held-out windows, nats.
     """
 
-    entrant: Entrant
+    entrant: Finalist
     plan: SparsePlan
     full: float
     held_out: float
 
 
-class Judge:
+class FullPruneJudge:
     """Prunes a model and measures it, again and again; what a study knows is not done again.
 
     The model is pruned in place, and given back its weights every time. From the first prune on these are held once
@@ -92,7 +92,7 @@ class Judge:
         self.dense = self._losses(model)
         self.failed: dict[str, str] = {}
 
-    def judge(self, entrants: Sequence[Entrant], what: str) -> list[Judged]:
+    def judge(self, entrants: Sequence[Finalist], what: str) -> list[FinalistResult]:
         """Prune for each by the config's pruner and mode, and measure.
 
         The model is as it was afterwards, also after an error or Ctrl-C. An allocation that ruins it (activations or
@@ -106,7 +106,7 @@ class Judge:
                 self.failed[entrant.name] = str(error)
         return judged
 
-    def _judged(self, entrant: Entrant) -> Judged:
+    def _judged(self, entrant: Finalist) -> FinalistResult:
         config = self._config.sparse_config
         plan = make_sparse_plan(
             self._model_type, self._matrices, entrant.allocated.sparsities, config.sparsity,
@@ -116,12 +116,12 @@ class Judge:
         found = self._study.user_attrs.get(key)
         if found is None:
             (calibration,) = self._texts.pool.values()
-            with given_back(self._model, self._dense_weights):
+            with restored_weights(self._model, self._dense_weights):
                 sparsify(self._model, calibration, config, plan=plan)
                 losses = self._losses(self._model)
             found = {text: losses[text] - self.dense[text] for text in losses}
             self._study.set_user_attr(key, found)
-        return Judged(entrant, plan, found["search"], found["held out"])
+        return FinalistResult(entrant, plan, found["search"], found["held out"])
 
     @cached_property
     def _dense_weights(self) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class Correlation:
         return f"{text}; below {TRUSTED:g} the fast loss is a rough guide, so up to twice as many were pruned in full."
 
 
-def correlate(judged: Sequence[Judged]) -> Correlation:
+def correlate(judged: Sequence[FinalistResult]) -> Correlation:
     """Spearman's rank correlation of fast and full losses on the search windows."""
     from scipy.stats import spearmanr
 
@@ -172,7 +172,7 @@ def correlate(judged: Sequence[Judged]) -> Correlation:
     return Correlation(float(spearmanr([p[1] for p in points], [p[2] for p in points]).statistic), points)
 
 
-def ranked(judged: Sequence[Judged], config: DsaConfig) -> list[Judged]:
+def ranked(judged: Sequence[FinalistResult], config: DsaConfig) -> list[FinalistResult]:
     """By the mean loss over all windows, best first: those held out are few, and the others chose by fast losses.
 
     Of equal ones (one plan under several names) the first stays first, and so uniform before a function.
@@ -197,13 +197,13 @@ class Lineup:
         reserve: the best behind the finalists, for a fast loss that is no guide.
     """
 
-    finalists: tuple[Entrant, ...]
-    spread: tuple[Entrant, ...]
-    reserve: tuple[Entrant, ...]
+    finalists: tuple[Finalist, ...]
+    spread: tuple[Finalist, ...]
+    reserve: tuple[Finalist, ...]
 
 
 def line_up(
-    fixed: Sequence[Entrant], past: Past, allocator: Allocator, objective: SparseObjective, config: DsaConfig
+    fixed: Sequence[Finalist], past: TrialHistory, allocator: Allocator, objective: SparseObjective, config: DsaConfig
 ) -> Lineup:
     """Choose before anything is pruned: fast losses that are not known yet are the last that the objective is for.
 
@@ -215,8 +215,8 @@ def line_up(
         config: how many there are of each.
     """
 
-    def entrant(known: Known, fast: float) -> Entrant:
-        return Entrant(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
+    def entrant(known: KnownTrial, fast: float) -> Finalist:
+        return Finalist(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
 
     complete = sorted((k for k in past.known.values() if k.complete), key=lambda k: (k.estimate, k.number))
     best = [entrant(known, known.estimate) for known in complete[: 2 * config.finalists]]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, get_linear
 from pruneengine.model.decoder import autocast, causal_parts, inference
-from pruneengine.model.layer_runner import LayerWalk
+from pruneengine.model.layer_runner import LayerRunner
 from pruneengine.model.loss import token_nll
 from pruneengine.model.masking import masked_weights
 from pruneengine.sparse.matrices import Matrix, of_layers
@@ -91,7 +91,7 @@ class SparseObjective:
         self._pieces = [piece.to(self._weight.device) for piece in windows.tokens.split(_growing(len(windows), batch))]
         self._buffer: Tensor | None = None
         with self._quiet():
-            self._walk = LayerWalk(model, structure, self._pieces)
+            self._walk = LayerRunner(model, structure, self._pieces)
             levels = (0,) * self.num_layers
             self.dense = torch.cat([self._segments(i, levels, {}) for i in range(len(self._pieces))])
         if not bool(self.dense.isfinite().all()):

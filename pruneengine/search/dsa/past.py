@@ -18,7 +18,7 @@ NOT_FINITE = "the loss under its allocation is not finite"
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownTrial:
     """The first trial of an allocation.
 
     Attributes:
@@ -36,7 +36,7 @@ class Known:
     estimate: float
 
 
-class Past:
+class TrialHistory:
     """All finished trials of a study.
 
     A sampler, or a stop, that looked at all of them before every trial would take longest near the end.
@@ -49,14 +49,14 @@ class Past:
     """
 
     def __init__(self) -> None:
-        self.known: dict[tuple[int, ...], Known] = {}
+        self.known: dict[tuple[int, ...], KnownTrial] = {}
         self.ruined: set[tuple[int, ...]] = set()
         self.drawn: set[tuple] = set()
         self.since = 0
-        self.best: Known | None = None
+        self.best: KnownTrial | None = None
         self._first, self._read = 0, set()
 
-    def update(self, study: optuna.Study) -> Past:
+    def update(self, study: optuna.Study) -> TrialHistory:
         """Read the trials that were finished since the last time."""
         trials = study.get_trials(deepcopy=False)
         for trial in trials[self._first :]:
@@ -70,7 +70,7 @@ class Past:
             self._first += 1
         return self
 
-    def ranked(self, size: int) -> list[Known]:
+    def ranked(self, size: int) -> list[KnownTrial]:
         """The best allocations, best first. Those that were stopped early count by their estimates: nearly all are."""
         return sorted(self.known.values(), key=lambda known: (known.estimate, known.number))[:size]
 
@@ -87,7 +87,7 @@ class Past:
         if found["estimate"] is None:
             self.ruined.add(tuple(found["levels"]))
             return
-        known = Known(
+        known = KnownTrial(
             trial.number, function_of(trial.params), tuple(found["levels"]), tuple(found["losses"]),
             trial.state.name == "COMPLETE", found["estimate"],
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import GENES, function_of
-from pruneengine.search.dsa.finals import Correlation, Judged
+from pruneengine.search.dsa.finals import Correlation, FinalistResult
 from pruneengine.search.dsa.past import FOUND, NOT_FINITE
 from pruneengine.search.study import ILLEGAL
 from pruneengine.sparse.functions.function import Function
@@ -109,8 +109,8 @@ class DsaResult:
     """
 
     config: DsaConfig
-    winner: Judged
-    finalists: tuple[Judged, ...]
+    winner: FinalistResult
+    finalists: tuple[FinalistResult, ...]
     correlation: Correlation
     trials: tuple[DsaTrial, ...]
     dense: dict[str, float]
@@ -208,7 +208,7 @@ class DsaResult:
         }
 
 
-def _row(judged: Judged) -> dict[str, Any]:
+def _row(judged: FinalistResult) -> dict[str, Any]:
     entrant = judged.entrant
     return {
         "name": entrant.name,

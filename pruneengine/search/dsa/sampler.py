@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.search.dsa.evolution import GENES, Evolution, function_of, genes_of
-from pruneengine.search.dsa.past import Past
+from pruneengine.search.dsa.past import TrialHistory
 from pruneengine.sparse.functions.function import Function
 
-with needs("search"):
+with require_extra("search"):
     import optuna
     from optuna.distributions import CategoricalDistribution
     from optuna.samplers import BaseGASampler
@@ -27,10 +27,10 @@ class EvolutionSampler(BaseGASampler):
         past: of the study, kept from trial to trial; read anew without one.
     """
 
-    def __init__(self, seed: int, evolution: Evolution | None, past: Past | None = None) -> None:
+    def __init__(self, seed: int, evolution: Evolution | None, past: TrialHistory | None = None) -> None:
         super().__init__(population_size=evolution.population if evolution else None)
         self._rng = random.Random(seed)
-        self._evolution, self._past = evolution, past or Past()
+        self._evolution, self._past = evolution, past or TrialHistory()
 
     def get_trial_generation(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> int:
         """Its number: every trial is a generation of its own."""

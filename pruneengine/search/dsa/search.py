@@ -17,12 +17,21 @@ from pruneengine.calibration.calibrate import calibrate
 from pruneengine.common.progress import Stopwatch
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.model.experts import unfuse_experts
-from pruneengine.search.dsa.allocator import Allocated, Allocator
+from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.codes import quantile_masks
 from pruneengine.search.dsa.config import DsaConfig
-from pruneengine.search.dsa.finals import Correlation, Entrant, Judge, Judged, Lineup, correlate, line_up, ranked
+from pruneengine.search.dsa.finals import (
+    Correlation,
+    Finalist,
+    FinalistResult,
+    FullPruneJudge,
+    Lineup,
+    correlate,
+    line_up,
+    ranked,
+)
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import Past
+from pruneengine.search.dsa.past import TrialHistory
 from pruneengine.search.dsa.result import NONE_COMPLETE, DsaResult, dsa_trials
 from pruneengine.search.dsa.trials import DsaLoop
 from pruneengine.search.early_stop import mean
@@ -101,16 +110,16 @@ def search_dsa(
     deadline = None if run.time_limit is None else begun + run.time_limit
     with clock("trials"):
         run_workers(loop, run.storage, run.workers, deadline, say)
-    past = Past().update(study)
+    past = TrialHistory().update(study)
     ended = "trials" if counted(study) >= config.trials else "plateau" if loop.over else "time"
     say("pruning the best allocations in full")
     with clock("finalists"):
-        entrants = [Entrant(name, fixed[name], mean(rivals[name]), FIXED[name]) for name in FIXED]
+        entrants = [Finalist(name, fixed[name], mean(rivals[name]), FIXED[name]) for name in FIXED]
         lineup = line_up(entrants, past, allocator, objective, config)
         segments, spent_within = len(objective), loop.clock.seconds
         # A byte a weight, which a prune may need itself.
         del codes, objective, loop
-        judge = Judge(model, structure.model_type, matrices, texts, config, study, run.dtype)
+        judge = FullPruneJudge(model, structure.model_type, matrices, texts, config, study, run.dtype)
         judged, correlation = _finals(judge, lineup, config)
     if not judged:
         raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
@@ -133,7 +142,7 @@ def search_dsa(
     )
 
 
-def _finals(judge: Judge, lineup: Lineup, config: DsaConfig) -> tuple[list[Judged], Correlation]:
+def _finals(judge: FullPruneJudge, lineup: Lineup, config: DsaConfig) -> tuple[list[FinalistResult], Correlation]:
     """All that may win, pruned in full, and how well the fast loss had ordered them and others."""
     judged = judge.judge(lineup.finalists, "finalists")
     if not config.correlate:
@@ -147,7 +156,7 @@ def _finals(judge: Judge, lineup: Lineup, config: DsaConfig) -> tuple[list[Judge
     return judged, correlation
 
 
-def _warnings(judge: Judge, correlation: Correlation, past: Past) -> tuple[str, ...]:
+def _warnings(judge: FullPruneJudge, correlation: Correlation, past: TrialHistory) -> tuple[str, ...]:
     found = [] if past.best else [NONE_COMPLETE]
     if not correlation.trusted:
         found.append(correlation.in_words())
@@ -155,7 +164,9 @@ def _warnings(judge: Judge, correlation: Correlation, past: Past) -> tuple[str, 
     return (*found, *failed)
 
 
-def _losses(study: optuna.Study, name: str, allocated: Allocated, objective: SparseObjective) -> tuple[float, ...]:
+def _losses(
+    study: optuna.Study, name: str, allocated: TriedAllocation, objective: SparseObjective
+) -> tuple[float, ...]:
     known = study.user_attrs.get(RIVAL + name)
     if known is None:
         known = list(objective.evaluate(allocated.levels).losses)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.common.optional_imports import needs
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import Stopwatch, track
-from pruneengine.search.dsa.allocator import Allocated, Allocator
+from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import Evolution
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import FOUND, NOT_FINITE, Past
+from pruneengine.search.dsa.past import FOUND, NOT_FINITE, TrialHistory
 from pruneengine.search.early_stop import is_worse, mean
 from pruneengine.search.study import ILLEGAL, ask, at_work, counted, fail_abandoned
 
@@ -36,7 +36,7 @@ class DsaLoop:
     objective: SparseObjective
     config: DsaConfig
     rivals: Mapping[tuple[int, ...], tuple[float, ...]]
-    past: Past = field(default_factory=Past)
+    past: TrialHistory = field(default_factory=TrialHistory)
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self, deadline: float | None = None, workers: int = 1, wanted: Callable[[], bool] = lambda: True) -> None:
@@ -49,7 +49,7 @@ class DsaLoop:
             workers: how many share the study, for the estimate of the time left.
             wanted: no trial is begun once it answers False.
         """
-        with needs("search"):
+        with require_extra("search"):
             # Now, and not within the first trial that is tested.
             import scipy.stats  # noqa: F401
         fail_abandoned(self.study)
@@ -122,7 +122,7 @@ class DsaLoop:
         self.study.sampler = EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.past)
         return ask(self.study)
 
-    def _found(self, allocated: Allocated) -> tuple[dict[str, Any], bool]:
+    def _found(self, allocated: TriedAllocation) -> tuple[dict[str, Any], bool]:
         """What a trial leaves in the study, and whether all its losses are known.
 
         The estimate is None where a loss is not finite: nothing is better or worse than that by any test.

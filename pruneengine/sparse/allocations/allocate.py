@@ -10,9 +10,9 @@ from torch import nn
 
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.budgets import meet_mean
-from pruneengine.sparse.allocations.parse import Given, meaning_of
+from pruneengine.sparse.allocations.parse import WrittenSparsities, parse_allocation
 from pruneengine.sparse.allocations.requests import (
-    Wish,
+    Request,
     wish_as_given,
     wish_by_function,
     wish_by_outliers,
@@ -53,7 +53,7 @@ def needs_statistics(config: SparseConfig) -> bool:
     Raises:
         ValueError: an allocation that is neither a name, nor a function, nor a file.
     """
-    meaning = meaning_of(config.allocation)
+    meaning = parse_allocation(config.allocation)
     return meaning == "owl" or isinstance(meaning, Function) or (meaning == "global" and config.method != "magnitude")
 
 
@@ -83,13 +83,13 @@ def allocate_sparsities(
     """
     if needs_statistics(config) and statistics is None:
         raise ValueError(f"allocation {config.allocation!r} reads Wanda's scores: it needs statistics with 'squares'")
-    meaning = meaning_of(config.allocation)
+    meaning = parse_allocation(config.allocation)
     if meaning == "uniform":
         wish = wish_uniform(matrices, config)
         return Allocation(wish.shares, wish.words)
     if isinstance(meaning, Function):
         wish = wish_by_function(model, matrices, config, statistics, meaning)
-    elif isinstance(meaning, Given):
+    elif isinstance(meaning, WrittenSparsities):
         wish = wish_as_given(matrices, config, meaning)
     elif meaning == "owl":
         wish = wish_by_outliers(model, matrices, config, statistics)
@@ -100,7 +100,7 @@ def allocate_sparsities(
     return _granted(wish, matrices, config)
 
 
-def _granted(wish: Wish, matrices: Sequence[Matrix], config: SparseConfig) -> Allocation:
+def _granted(wish: Request, matrices: Sequence[Matrix], config: SparseConfig) -> Allocation:
     """The wish, moved and cut until the target is met within the bounds."""
     target, m = config.sparsity, Pattern.parse(config.pattern).m
     most = MOST if m is None else (m - 1) / m

@@ -15,7 +15,7 @@ NAMES = ("uniform", "global", "er", "er-plus", "owl", "dsa")
 
 
 @dataclass(frozen=True)
-class Given:
+class WrittenSparsities:
     """Sparsities as they were written down (:func:`pruneengine.sparse.allocations.written.read_sparsities`).
 
     Attributes:
@@ -41,7 +41,7 @@ class Given:
         return "sparsities by layer" if isinstance(self.content, list) else "sparsities by layer or linear"
 
 
-def meaning_of(allocation: str) -> str | Function | Given:
+def parse_allocation(allocation: str) -> str | Function | WrittenSparsities:
     """One of :data:`NAMES` but "dsa", which is a function; a function; or sparsities.
 
     Raises:
@@ -50,7 +50,7 @@ def meaning_of(allocation: str) -> str | Function | Given:
     if allocation in NAMES:
         return PUBLISHED if allocation == "dsa" else allocation
     if (content := read_inline(allocation)) is not None:
-        return Given(content)
+        return WrittenSparsities(content)
     if "|" in allocation or allocation.startswith("W:("):
         return parse(allocation)
     path = Path(allocation)
@@ -63,16 +63,16 @@ def meaning_of(allocation: str) -> str | Function | Given:
             f"unknown allocation {allocation!r}: expected {', '.join(NAMES)}, a function such as "
             "'abslog | var | atan, asin', sparsities such as [0.5, 0.6, 0.7], or a file that exists"
         )
-    return Function.load(path) if is_function_file(path) else Given(_read(path), path)
+    return Function.load(path) if is_function_file(path) else WrittenSparsities(_read(path), path)
 
 
-def written_out(allocation: str) -> str:
+def without_files(allocation: str) -> str:
     """The same allocation, as a text that means it when its file is elsewhere, or is edited.
 
     Raises:
-        ValueError: as :func:`meaning_of`.
+        ValueError: as :func:`parse_allocation`.
     """
-    meaning = meaning_of(allocation)
+    meaning = parse_allocation(allocation)
     if allocation in NAMES:
         return allocation
     if isinstance(meaning, Function):

@@ -11,7 +11,7 @@ from pruneengine.calibration.statistics import Statistics
 from pruneengine.sparse.allocations.block_scores import ScoreMoments, collect_scores
 from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
 from pruneengine.sparse.allocations.global_share import global_shares
-from pruneengine.sparse.allocations.parse import Given
+from pruneengine.sparse.allocations.parse import WrittenSparsities
 from pruneengine.sparse.allocations.written import read_sparsities
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.functions.allocation import allocation_of
@@ -21,7 +21,7 @@ from pruneengine.sparse.matrices import Matrix
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """The sparsities asked for.
 
     Attributes:
@@ -41,21 +41,21 @@ class Wish:
     warnings: tuple[str, ...] = ()
 
 
-def wish_uniform(matrices: Sequence[Matrix], config: SparseConfig) -> Wish:
+def wish_uniform(matrices: Sequence[Matrix], config: SparseConfig) -> Request:
     """The target everywhere."""
-    return Wish(dict.fromkeys((matrix.name for matrix in matrices), config.sparsity), "uniform")
+    return Request(dict.fromkeys((matrix.name for matrix in matrices), config.sparsity), "uniform")
 
 
 def wish_global(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics | None
-) -> Wish:
+) -> Request:
     """One threshold over all scores: ``|W|`` for magnitude, Wanda's for the others."""
     plain = config.method == "magnitude"
     shares = global_shares(model, matrices, config.sparsity, None if plain else statistics)
-    return Wish(shares, f"global, by {'|W|' if plain else 'Wanda scores'}{_within(config)}", config.spread)
+    return Request(shares, f"global, by {'|W|' if plain else 'Wanda scores'}{_within(config)}", config.spread)
 
 
-def wish_by_shape(matrices: Sequence[Matrix], config: SparseConfig, plus: bool) -> Wish:
+def wish_by_shape(matrices: Sequence[Matrix], config: SparseConfig, plus: bool) -> Request:
     """Erdos-Renyi, and ER-plus (Liu et al. 2022), for which "the last layer" is dense.
 
     Of a language model that is read as all matrices of the last decoder layer, since the head is never pruned.
@@ -66,12 +66,12 @@ def wish_by_shape(matrices: Sequence[Matrix], config: SparseConfig, plus: bool) 
     if config.spread is None:
         dense = frozenset(name for name, share in shares.items() if share == 0)
     words = f"er-plus, layer {last} dense" if plus else "er"
-    return Wish(shares, words + _within(config), config.spread, dense)
+    return Request(shares, words + _within(config), config.spread, dense)
 
 
 def wish_by_outliers(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics
-) -> Wish:
+) -> Request:
     """OWL (Yin et al. 2024): layers with more scores above M means of the layer are kept denser.
 
     ``keep_l = (1 - s) + 2 lambda (m_l - mean m)``, where m is the percentage of outliers between its least and
@@ -88,7 +88,7 @@ def wish_by_outliers(
 
 def wish_by_function(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics, function: Function
-) -> Wish:
+) -> Request:
     """An allocation function of the layers' scores (:mod:`pruneengine.sparse.functions.function`)."""
     blocks = collect_scores(model, matrices, statistics).of_layers()
     distribution = ScoreDistribution(blocks.moments, blocks.histogram)
@@ -100,11 +100,11 @@ def wish_by_function(
     return _by_values(matrices, config, words, blocks, values, spread, function.sign)
 
 
-def wish_as_given(matrices: Sequence[Matrix], config: SparseConfig, given: Given) -> Wish:
+def wish_as_given(matrices: Sequence[Matrix], config: SparseConfig, given: WrittenSparsities) -> Request:
     """Sparsities or a plan that somebody wrote down; who writes zero wants every weight of that matrix kept."""
     shares = read_sparsities(given, matrices, config.sparsity)
     dense = frozenset(name for name, share in shares.items() if share == 0)
-    return Wish(shares, given.words + _within(config), config.spread, dense)
+    return Request(shares, given.words + _within(config), config.spread, dense)
 
 
 def _by_values(
@@ -115,21 +115,21 @@ def _by_values(
     values: list[float],
     spread: float,
     sign: int,
-) -> Wish:
+) -> Request:
     if not spread:
-        return Wish(wish_uniform(matrices, config).shares, words, values=_of_layers(blocks, values))
+        return Request(wish_uniform(matrices, config).shares, words, values=_of_layers(blocks, values))
     found = allocation_of(values, config.sparsity, spread, sign, weights=blocks.sizes)
     by_layer = _of_layers(blocks, found.tolist())
     shares = {matrix.name: by_layer[matrix.layer] for matrix in matrices}
-    return Wish(shares, words, values=_of_layers(blocks, values))
+    return Request(shares, words, values=_of_layers(blocks, values))
 
 
 def _even(
     matrices: Sequence[Matrix], config: SparseConfig, words: str, blocks: ScoreMoments, values: list[float]
-) -> Wish:
+) -> Request:
     warning = f"allocation {words}: its values do not tell the layers apart, so each gets {config.sparsity:g}"
     shares = wish_uniform(matrices, config).shares
-    return Wish(shares, words, values=_of_layers(blocks, values), warnings=(warning,))
+    return Request(shares, words, values=_of_layers(blocks, values), warnings=(warning,))
 
 
 def _of_layers(blocks: ScoreMoments, values: list[float]) -> dict[int, float]:

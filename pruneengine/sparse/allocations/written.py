@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pruneengine.sparse.allocations.parse import Given
+from pruneengine.sparse.allocations.parse import WrittenSparsities
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.plan import SparsePlan
 
@@ -14,7 +14,7 @@ from pruneengine.sparse.plan import SparsePlan
 TOLERANCE = 5e-4
 
 
-def read_sparsities(given: Given, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
+def read_sparsities(given: WrittenSparsities, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
     """The sparsity that is written down of every matrix.
 
     Args:
