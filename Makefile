@@ -14,7 +14,7 @@ DEMO_OUT ?= demo-out
 .PHONY: demo test check matrix bench clean
 
 demo: $(READY)
-	$(BIN)/pruneengine prune "$$($(BIN)/python tests/smollm2.py)" --method param_first --ratio 0.2 --out $(DEMO_OUT) \
+	$(BIN)/pruneengine prune "$$($(BIN)/python tests/helpers/smollm2.py)" --method param_first --ratio 0.2 --out $(DEMO_OUT) \
 		--overwrite --speed --prompt "The capital of France is"
 
 test: $(READY) check
@@ -26,7 +26,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 matrix: $(READY)
-	$(BIN)/python -m tests.family_matrix
+	$(BIN)/python -m tests.helpers.family_matrix
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py --setup

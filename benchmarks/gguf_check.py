@@ -31,9 +31,9 @@ from pruneengine.common.progress import set_progress
 from pruneengine.data.sources import documents
 from pruneengine.export import export
 from pruneengine.export.gguf import llama_cpp
-from tests.test_checkpoint import prune_by_hand
-from tests.tiny import tiny_model
-from tests.tiny_exports import byte_level_tokenizer
+from tests.checkpoint.test_write import prune_by_hand
+from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny_exports import byte_level_tokenizer
 
 # ggml multiplies rows in blocks of 32.
 SMALL = {

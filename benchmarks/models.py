@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pruneengine
-from tests.smollm2 import find_smollm2
+from tests.helpers.smollm2 import find_smollm2
 
 
 @functools.cache

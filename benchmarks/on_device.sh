@@ -87,13 +87,13 @@ sys.exit(available_backends()[\"cuda\"] != \"available\")"'
 # A file that cannot be imported would count as a failure.
 absent=none
 has_module hypothesis || absent+="|hypothesis"
-has_module transformers || absent+="|tests\.tiny"
-mapfile -t files < <(grep -lE 'mark\.gpu|backend_params' tests/test_*.py)
+has_module transformers || absent+="|tests\.helpers\.tiny"
+mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu|backend_params' tests | sort)
 mapfile -t untested < <(grep -lE "^from ($absent)( |\.)" "${files[@]}")
 mapfile -t files < <(grep -LE "^from ($absent)( |\.)" "${files[@]}")
-mapfile -t of_kernels < <(printf '%s\n' "${files[@]}" | grep test_kernels_)
-mapfile -t of_ops < <(printf '%s\n' "${files[@]}" | grep test_ops_)
-mapfile -t of_cuda < <(printf '%s\n' "${files[@]}" | grep -v test_kernels_)
+mapfile -t of_kernels < <(printf '%s\n' "${files[@]}" | grep ^tests/kernels/)
+mapfile -t of_ops < <(printf '%s\n' "${files[@]}" | grep ^tests/ops/)
+mapfile -t of_cuda < <(printf '%s\n' "${files[@]}" | grep -v ^tests/kernels/)
 [ ${#untested[@]} = 0 ] || say "untested, as hypothesis or transformers is missing: ${untested[*]}"
 
 tests=(-m pytest -q -m gpu)

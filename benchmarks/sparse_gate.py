@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from benchmarks.sparse_providers import COMPRESSOR, LOOP, OURS, TWO_PASS, Outcome, Panel, Work, zeros
 from pruneengine.bench.record import GateError
 from pruneengine.model import get_linear
-from tests.sparse_reference import grouped, row_counts, smallest
+from tests.helpers.sparse_reference import grouped, row_counts, smallest
 
 # Relative distance of a score to its threshold, where float32 may see a tie otherwise.
 TIE = 1e-4

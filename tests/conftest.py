@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model folder with a byte-level tokenizer, and a text file beside it."""
-    from tests.tiny_folder import write_folder
+    from tests.helpers.tiny_folder import write_folder
 
     return write_folder(tmp_path_factory.mktemp("folder"))
 
@@ -40,6 +40,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def texts(folder):
     """The same with text to search on and text to report on: no run of 32 tokens is in both."""
-    from tests.tiny_folder import write_texts
+    from tests.helpers.tiny_folder import write_texts
 
     return write_texts(folder)
