@@ -161,7 +161,7 @@ setup(
     version="0.1.0",
     packages=packages(),
     package_dir={"pruneengine.kernels": "kernels/triton"},
-    package_data={"pruneengine": ["_build_info.json"], "pruneengine.report": ["page.html", "style.css"]},
+    package_data={"pruneengine": ["_build_info.json", "py.typed"], "pruneengine.report": ["page.html", "style.css"]},
     ext_modules=[
         Extension(
             "pruneengine._C",

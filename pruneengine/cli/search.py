@@ -133,7 +133,7 @@ def search(
     )  # fmt: skip
     level = stop if stop in (None, "none") else _p_value(stop)
     if method == "dsa":
-        return dsa.run_dsa(recipe, shared | own | {"held_out": held_out, "stop": level}, structured, options)
+        return run_dsa(recipe, shared | own | {"held_out": held_out, "stop": level}, structured, options)
     if odd := given(own):
         raise ValueError(f"{flags(odd)}: options of --method dsa; leave them out")
     count = int(held_out) if held_out is not None and held_out == int(held_out) else held_out

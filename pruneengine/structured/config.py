@@ -142,7 +142,7 @@ class PruneConfig:
         return set(self.structure) != {"layers"} and (self.protocol == "llm-pruner" or self.layers is not None)
 
     @property
-    def require_extra(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         """Quantities of the statistics that the method and the allocation read."""
         return needs_of(self.method) | ({"squares"} if self.reads_profile else frozenset())
 

@@ -80,7 +80,7 @@ class MetricPoint:
             raise ValueError(f"weight_power must be 1 or 2, got {self.weight_power!r}")
 
     @property
-    def require_extra(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         """Quantities of the statistics that it reads."""
         needs: set[str] = set()
         if self.share < 1:
