@@ -70,7 +70,7 @@ def test_losses_of_finalists_are_those_of_real_prunes(found):
         (calibration,) = texts().pool.values()
         dense = pe.perplexity(model, texts().held_out).nll
         assert dense == pytest.approx(found.dense["held out"])
-        pe.sparse.engine.sparsify(model, calibration, config().sparse_config, plan=judged.plan)
+        pe.sparsify(model, calibration, config().sparse_config, plan=judged.plan)
         assert pe.perplexity(model, texts().held_out).nll - dense == pytest.approx(judged.held_out, abs=1e-6)
         assert judged.plan.reached == pytest.approx(0.5, abs=1e-4)
 
