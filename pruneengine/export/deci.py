@@ -23,6 +23,7 @@ from pruneengine.export.pad import write_folder
 from pruneengine.export.padding import pad_model
 from pruneengine.export.runtimes import check_deci
 from pruneengine.model import Family
+from pruneengine.model.edit import add_zero_bias
 
 CONFIG_CODE = Path(__file__).with_name("configuration_decilm.py")
 NOT_RUN = (
@@ -114,5 +115,4 @@ def _complete_biases(model: nn.Module, layout: ModelShape) -> None:
     wanted = {path for paths in together if layout.biases & set(paths) for path in paths}
     for layer in model.model.layers:
         for path in wanted - layout.biases:
-            linear = layer.get_submodule(path)
-            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+            add_zero_bias(layer.get_submodule(path))
