@@ -12,6 +12,7 @@ from torch import nn
 
 from pruneengine.model import FAMILIES, MODELING_FILE, auto_class, find_groups
 from pruneengine.model.config_sync import layer_widths, sync_config
+from pruneengine.model.families import ANY_HEADS_CLASS, ANY_HEADS_TYPE, EVEN_HEADS_TYPE
 
 MODELING_MODULE = MODELING_FILE.stem
 # Its classes, "Pruned" before the name of the class of transformers: read, because importing it needs transformers.
@@ -36,11 +37,11 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
     values["dtype"] = str(model.dtype).removeprefix("torch.")
     plain = type(model).__name__.removeprefix("Pruned")
     text = values.get("text_config", values)
-    whole = text["model_type"] != "llama" or text["hidden_size"] % text["num_attention_heads"] == 0
+    whole = text["model_type"] != EVEN_HEADS_TYPE or text["hidden_size"] % text["num_attention_heads"] == 0
     biased = bool(text.get("attention_bias") or text.get("mlp_bias"))
     if "pruneengine_widths" not in text and not whole and not biased:
-        text["model_type"] = "mistral"
-        plain = "MistralForCausalLM" if text is values else plain
+        text["model_type"] = ANY_HEADS_TYPE
+        plain = ANY_HEADS_CLASS if text is values else plain
         text["sliding_window"] = None
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
             text.pop(name, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pruneengine.model.families import ANY_HEADS_TYPE
+
 TEMPLATE = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -102,7 +104,7 @@ def model_card(
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
     dense_type = (dense_config or config).get("model_type")
     twin = "" if dense_type == config["model_type"] else TWIN_NOTE
-    if config["model_type"] != "mistral" and twin:
+    if config["model_type"] != ANY_HEADS_TYPE and twin:
         twin = OTHER_TYPE_NOTE.format(dense=dense_type, family=config["model_type"])
     reasons = {"pruneengine_widths": WIDTHS_REASON, "pruneengine_shapes": SHAPES_REASON}
     text = config.get("text_config", config)
