@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.common.files import write_atomically
+from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.common.validation import from_known, require_whole, require_within
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
@@ -52,23 +53,17 @@ class SparsePlan:
 
     def to_json(self) -> str:
         """One line a field, and one a matrix in ``shapes`` and ``removed``."""
-        fields = {"format": _FORMAT} | asdict(self)
-        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+        return plan_to_json(_FORMAT, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> SparsePlan:
         """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a sparse plan: {error}") from None
+        return cls.from_dict(parse_plan(text, "sparse plan"))
 
     @classmethod
     def from_dict(cls, values: Any) -> SparsePlan:
         """The plan whose fields JSON or YAML held; ValueError as :meth:`from_json`."""
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise ValueError(f"not a sparse plan: expected a JSON object with format {_FORMAT!r}")
-        content = {name: value for name, value in values.items() if name != "format"}
+        content = plan_fields(values, _FORMAT, "sparse plan")
         try:
             _check_fields(content)
             content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
@@ -84,10 +79,7 @@ class SparsePlan:
     @classmethod
     def load(cls, path: str | Path) -> SparsePlan:
         """Read a file of :meth:`save`; ValueError, with its name, as :meth:`from_json` or where there is none."""
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a sparse plan ({error})") from None
+        text = read_plan(path, "sparse plan")
         try:
             return cls.from_json(text)
         except ValueError as error:
@@ -198,13 +190,3 @@ def _check_fields(content: Mapping[str, Any]) -> None:
             require_whole(f"shapes of {name}", side, 1, "positive whole numbers")
     for name, count in content["removed"].items():
         require_whole(f"removed of {name}", count, expected="a whole number of weights")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return _object((name, json.dumps(item)) for name, item in value.items())
-    return json.dumps(value)
-
-
-def _object(items: Any) -> str:
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"
