@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.budgets import largest_remainders
 from pruneengine.common.files import write_atomically
 from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.common.validation import from_known, require_whole, require_within
@@ -146,19 +147,14 @@ def make_sparse_plan(
     total = sum(matrix.numel for matrix in matrices)
     mean = sum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
     half = max(sum(matrix.numel for matrix in layer) for layer in of_layers(matrices).values()) / 2 / total
-    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.grouped else 0):
+    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.m else 0):
         raise ValueError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
-    step = {matrix.name: matrix.numel // pattern.m if pattern.grouped else 1 for matrix in matrices}
-    most = {matrix.name: pattern.m if pattern.grouped else matrix.numel for matrix in matrices}
-    wished = {matrix.name: sparsities[matrix.name] * matrix.numel / step[matrix.name] for matrix in matrices}
-    counts = {name: min(int(wish + 1e-9), most[name]) for name, wish in wished.items()}
-    left = round((mean if pattern.grouped else asked) * total) - sum(counts[name] * step[name] for name in counts)
-    # The largest remainders first; under N:M a step is a whole row's worth, and what is left may stay below one.
-    for name in sorted(counts, key=lambda name: counts[name] - wished[name]):
-        if counts[name] < most[name] and left >= step[name] / 2:
-            counts[name] += 1
-            left -= step[name]
-    removed = {name: count * step[name] for name, count in counts.items()}
+    # Under N:M one step removes a further weight from every group of the matrix.
+    steps = {matrix.name: 1 if pattern.m is None else matrix.numel // pattern.m for matrix in matrices}
+    limits = {matrix.name: pattern.m or matrix.numel for matrix in matrices}
+    wishes = {matrix.name: sparsities[matrix.name] * matrix.numel / steps[matrix.name] for matrix in matrices}
+    counts = largest_remainders(wishes, steps, round((mean if pattern.grouped else asked) * total), limits)
+    removed = {name: count * steps[name] for name, count in counts.items()}
     return SparsePlan(
         model_type=model_type,
         method=method,
