@@ -253,7 +253,7 @@ def _prune_from(
         norms = None
         if statistics is not None:
             device = model.get_submodule(of_layer[0].name).weight.device
-            norms = {m.site: checked_norm(statistics.mean("squares", m.site), m.name).to(device) for m in of_layer}
+            norms = {m.site: checked_norm(statistics.input_norm(m.site), m.name).to(device) for m in of_layer}
         zero_smallest(model, plan, of_layer, config.compared, norms)
 
 
