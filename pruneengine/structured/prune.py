@@ -135,12 +135,12 @@ def decide(
         with clock("calibrate"):
             statistics = calibrate(
                 model, batches, config.needs,
-                structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size,
+                structure=structure, kinds=config.kinds, layers=layers, batch_size=config.batch_size,
             )  # fmt: skip
     profile = fitted = None
     if config.reads_profile:
         with clock("profile"):
-            kinds = config.structure
+            kinds = config.kinds
             profile = sparsity_profile(model, structure, statistics, config.ratio, kinds=kinds, layers=layers)
     if held_out is not None:
         with clock("fit"):
@@ -179,7 +179,7 @@ def check_reachable(structure: Structure, config: PruneConfig) -> None:
     """
     equal = {group.name: torch.ones(group.units) for group in structure.groups}
     # A ranking takes experts one by one, an even share one of every layer.
-    ranks = "experts" in config.structure and config.allocation != "uniform"
+    ranks = "experts" in config.kinds and config.allocation != "uniform"
     scores = Scores("equal", "sum", equal, torch.ones(structure.num_layers))
     _plan(structure, scores, config, "global" if ranks else "uniform")
 
@@ -189,7 +189,7 @@ def _score(
 ) -> Scores:
     return score(
         model, config.method, statistics,
-        structure=structure, kinds=config.structure, layers=config.layer_range(structure.num_layers),
+        structure=structure, kinds=config.kinds, layers=config.layer_range(structure.num_layers),
         aggregate=config.aggregate, fold=config.fold, seed=config.seed, hywia=hywia,
     )  # fmt: skip
 
@@ -219,7 +219,7 @@ def _plan(
     profile: dict[str, float] | None = None,
 ) -> Plan:
     layers = config.layer_range(structure.num_layers)
-    options = {"kinds": config.structure, "protocol": config.protocol}
+    options = {"kinds": config.kinds, "protocol": config.protocol}
     ratios = allocate(structure, scores, config.ratio, allocation=allocation, layers=layers, profile=profile, **options)
     shape = config.final_shape
     return make_plan(structure, scores, ratios, config.ratio, shape=shape, round_to=config.round_to, **options)
