@@ -38,7 +38,7 @@ def winning_plan(bench: Bench, config: AdaPrunerConfig, search: dict[str, Any]) 
     texts = search_texts(config, bench.tokenizer)
     pool = collect_pool(
         bench.model, texts.pool, quantities(), subset_options(texts, config),
-        structure=bench.structure, kinds=config.structure, layers=config.layer_range(bench.structure.num_layers),
+        structure=bench.structure, kinds=config.kinds, layers=config.layer_range(bench.structure.num_layers),
         batch_size=config.batch_size, cache=bench.work, collect=False,
     )  # fmt: skip
     decider = CandidatePlanner(bench.model, bench.structure, pool, config)

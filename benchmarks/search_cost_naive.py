@@ -206,7 +206,7 @@ def _gradients(
     layers = config.layer_range(structure.num_layers)
     found = {
         member.module: _Gradients(get_linear(model, member.module).weight, 1 - member.axis, metric.needs, each)
-        for group in structure.scored(config.structure, layers)
+        for group in structure.scored(config.kinds, layers)
         for member in group.members
     }
     for tokens in samples.batches(1 if each else config.batch_size):

@@ -61,17 +61,6 @@ class ScoreMoments:
         )
 
 
-def wanda_norm(statistics: Statistics, site: str) -> Tensor:
-    """The factor of each input channel in Wanda's score (Sun et al. 2024, eq. 1): float32 ``[C]``.
-
-    The root of the mean over samples of the sum over tokens of ``x^2``, as the authors' code has it.
-
-    Raises:
-        ValueError: statistics without "squares" of this site.
-    """
-    return statistics.mean("squares", site).sqrt()
-
-
 def collect_scores(
     model: nn.Module, matrices: Sequence[Matrix], statistics: Statistics | None, thresholds: Sequence[float] = ()
 ) -> ScoreMoments:
@@ -109,5 +98,5 @@ def collect_scores(
 
 def _read(model: nn.Module, matrix: Matrix, statistics: Statistics | None, bounds: Sequence[float]) -> list[Tensor]:
     weight = get_linear(model, matrix.name).weight.detach()
-    norm = None if statistics is None else wanda_norm(statistics, matrix.site).to(weight.device)
+    norm = None if statistics is None else statistics.input_norm(matrix.site).to(weight.device)
     return [part.cpu() for part in ops.block_moments(weight, norm, thresholds=bounds)]

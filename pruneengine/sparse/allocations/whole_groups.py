@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from pruneengine.common.budgets import largest_remainders
 from pruneengine.sparse.matrices import Matrix, of_layers
 
 
@@ -31,11 +32,5 @@ def round_to_groups(
         layer: m * math.fsum(sparsities[matrix.name] * matrix.numel for matrix in members) / sizes[layer]
         for layer, members in layers.items()
     }
-    # What is whole but for rounding is whole.
-    removed = {layer: min(math.floor(wish + 1e-9), m - 1) for layer, wish in wished.items()}
-    left = target * m * sum(sizes.values()) - sum(removed[layer] * size for layer, size in sizes.items())
-    for layer in sorted(wished, key=lambda layer: removed[layer] - wished[layer]):
-        if removed[layer] < m - 1 and left >= sizes[layer] / 2:
-            removed[layer] += 1
-            left -= sizes[layer]
+    removed = largest_remainders(wished, sizes, target * m * sum(sizes.values()), dict.fromkeys(wished, m - 1))
     return {matrix.name: removed[matrix.layer] / m for matrix in matrices}

@@ -24,7 +24,7 @@ class SquareSums:
         Raises:
             ValueError: it is not finite; the message names the module.
         """
-        return checked_norm(torch.cat(self._samples).mean(0), module)
+        return checked_norm(torch.cat(self._samples).mean(0).sqrt(), module)
 
 
 class Hessian:
@@ -54,11 +54,11 @@ class Hessian:
         return found.mul_(2 / self._samples)
 
 
-def checked_norm(squares: Tensor, module: str) -> Tensor:
-    """The root of mean squares ``[C]``; ValueError naming the module whose input they are of when not finite."""
-    if not bool(squares.isfinite().all()):
+def checked_norm(norm: Tensor, module: str) -> Tensor:
+    """Return norms ``[C]`` as they are; ValueError naming the module whose input they are of if not finite."""
+    if not bool(norm.isfinite().all()):
         raise ValueError(_not_finite(module))
-    return squares.sqrt()
+    return norm
 
 
 def idle(site: str, squares: Tensor) -> bool:
