@@ -1,4 +1,4 @@
-"""What one threshold over all scores would remove of each matrix."""
+"""Global allocation: the fraction of each matrix below one threshold over all scores."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pruneengine.sparse.matrices import Matrix
 def global_shares(
     model: nn.Module, matrices: Sequence[Matrix], sparsity: float, statistics: Statistics | None
 ) -> dict[str, float]:
-    """The fraction of each matrix among the smallest ``sparsity`` of all scores.
+    """Return the fraction of each matrix among the smallest ``sparsity`` of all scores.
 
-    Scores equal to the threshold (a bfloat16 model has many) go in equal parts from wherever they are.
+    Scores equal to the threshold (a bfloat16 model has many) are removed in the same proportion from every matrix.
 
     Args:
         model: dense; all weights of one dtype, on one device.
-        matrices: what is pruned.
-        sparsity: of all of them, in [0, 1).
+        matrices: to prune.
+        sparsity: over all matrices, in [0, 1).
         statistics: with "squares" for Wanda's scores; None for ``|W|``.
 
     Returns:
-        ``{name: fraction}``; their mean over weights is ``sparsity``.
+        ``{name: fraction}``; the mean over weights is ``sparsity``.
     """
     weights = [get_linear(model, matrix.name).weight.detach() for matrix in matrices]
     norms = [
