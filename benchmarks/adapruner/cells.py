@@ -1,4 +1,4 @@
-"""The cells of the search's benchmark: a study each, and the perplexity of what it found on unseen text."""
+"""Cells of the AdaPruner benchmark: one study each, and the perplexity of its winner on unseen text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The winning plans of measured cells, decided once more from the pool's statistics: no forward pass, no study."""
+"""Winning plans of measured cells, decided again from the pool's statistics, without a forward pass or a study."""
 
 from __future__ import annotations
 

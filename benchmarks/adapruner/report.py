@@ -1,4 +1,4 @@
-"""The search's results as lines of a CSV file and as a table."""
+"""Results of the AdaPruner benchmark as lines of a CSV file and as a table."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The search against every fixed metric and against random search: ``python -m benchmarks.adapruner.run --data DIR``.
+"""AdaPruner against every fixed metric and random search: ``python -m benchmarks.adapruner.run --data DIR``.
 
-For each ratio, shape and seed (of the calibration pool, the search text and the sampler): a TPE search and a random
-one with as many trials, then the perplexity of what they found, and of the best fixed metric, on text that no search
-saw. Studies and measurements are kept, so that a run that was stopped goes on where it was; ``--list`` shows what is
-missing, ``--plans DIR`` writes the plans that were found. The results go to ``benchmarks/results/adapruner.csv`` and
-``adapruner.json`` (the searches, but for the losses of single blocks).
+For each ratio, shape and seed (of the calibration pool, the search text and the sampler) it runs a TPE search and a
+random search with the same number of trials. It then measures the perplexity of both winners, and of the best fixed
+metric, on text that no search saw. Studies and measurements are kept, so a stopped run continues where it was.
+``--list`` shows which are missing, ``--plans DIR`` writes the winning plans. The results go to
+``benchmarks/results/adapruner.csv`` and ``adapruner.json`` (the searches, without the losses of single blocks).
 """
 
 from __future__ import annotations

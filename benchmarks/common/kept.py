@@ -1,4 +1,4 @@
-"""What a study has measured, a JSON file a cell, each under a name that changes with all that made it."""
+"""Measurements of a study on disk: one JSON file per cell, named by a digest of everything that made the cell."""
 
 from __future__ import annotations
 

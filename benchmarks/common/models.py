@@ -1,4 +1,4 @@
-"""The models that are measured."""
+"""Models that the benchmarks measure."""
 
 from __future__ import annotations
 

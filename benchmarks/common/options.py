@@ -1,4 +1,4 @@
-"""What the studies of quality share on their command lines: texts, a model, folders, and the setting of a result."""
+"""Command-line options that the quality studies share: texts, model and folders; and the setting of a result."""
 
 from __future__ import annotations
 

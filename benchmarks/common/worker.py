@@ -1,4 +1,4 @@
-"""A library that is measured in a process, and often an environment, of its own."""
+"""Client of a library that is measured in a process, and often a virtual environment, of its own."""
 
 from __future__ import annotations
 

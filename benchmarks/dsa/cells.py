@@ -1,4 +1,4 @@
-"""The searches of the DSA benchmark: a study each, kept, and what it found in a file of its own."""
+"""Searches of the DSA benchmark: one study each, kept, with its winner in a file of its own."""
 
 from __future__ import annotations
 

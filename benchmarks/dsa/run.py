@@ -1,10 +1,10 @@
-"""The search for an allocation function, by evolution and at random: ``python -m benchmarks.dsa.run --data DIR``.
+"""Search for an allocation function, by evolution and at random: ``python -m benchmarks.dsa.run --data DIR``.
 
-For each pruner, sparsity, sampler and seed a search with as many trials. The searched text is WikiText-2's validation
-part (a fifth of its windows held out), the calibration text C4. A study goes on where it was stopped, and ``--list``
-shows which searches are missing. The results go to ``benchmarks/results/dsa.csv`` (a line a search) and ``dsa.json``
-(finalists, correlation, seconds, and the best loss by trial), the functions found to ``benchmarks/results/functions/``,
-for ``python -m benchmarks.sparse.run --function``.
+One search per pruner, sparsity, sampler and seed, all with the same number of trials. The searched text is WikiText-2's
+validation part (a fifth of its windows held out), the calibration text C4. A stopped study continues where it was, and
+``--list`` shows which searches are missing. The results go to ``benchmarks/results/dsa.csv`` (one line per search) and
+``dsa.json`` (finalists, correlation, seconds, and the best loss by trial). The functions that were found go to
+``benchmarks/results/functions/``, for ``python -m benchmarks.sparse.run --function``.
 """
 
 from __future__ import annotations

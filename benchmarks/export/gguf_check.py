@@ -1,10 +1,10 @@
 """Exported GGUF files in llama.cpp itself: ``python -m benchmarks.export.gguf_check --data DIR``.
 
-Exports checkpoints, lets llama.cpp compute the logits of WikiText-2's test text and holds them against the checkpoints'
-own: SmolLM2-135M dense, pruned by 20% with equal widths and with widths of their own a layer, and small random Qwen2
-and Qwen3 models on random tokens; or the folders that are named. llama-cpp-python takes 5 to 10 minutes to compile and
-may live in an environment of its own, whose interpreter the variable LLAMA_CPP_PYTHON names. Checkpoints stay in
-``--work`` and are reused; the results go to ``benchmarks/results/gguf.csv``.
+Exports checkpoints, lets llama.cpp compute the logits of WikiText-2's test text and compares them with the checkpoints'
+own logits. The checkpoints are SmolLM2-135M dense, pruned by 20% with equal widths and with per-layer widths, and small
+random Qwen2 and Qwen3 models on random tokens; or the given folders. llama-cpp-python takes 5 to 10 minutes to compile
+and may live in an environment of its own, whose interpreter the variable LLAMA_CPP_PYTHON names. Checkpoints stay in
+``--work`` and are reused. The results go to ``benchmarks/results/gguf.csv``.
 """
 
 from __future__ import annotations

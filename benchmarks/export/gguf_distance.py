@@ -1,4 +1,4 @@
-"""How far llama.cpp's distributions over the next token are from a checkpoint's."""
+"""Distance between llama.cpp's next-token distributions and those of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A second real model, of another architecture, pruned: ``python -m benchmarks.export.second_model --data DIR``.
+"""Pruning of a second real model, of another architecture: ``python -m benchmarks.export.second_model --data DIR``.
 
-Gemma 3 270M (the family gemma3_text: norms of queries and keys, norms behind attention and MLP, sliding and full
-layers, one key-value head; :mod:`benchmarks.export.gemma3` says where it comes from) loses 20% by several methods, or
-half of its single weights, and its perplexity is measured on WikiText-2's test text; with ``--model``, another model by
-the same protocol. Calibration is on samples of 128 tokens of C4. Where the tokenizer starts a text with a BOS token,
-every window starts with it, of calibration and of evaluation; what the dense model makes of windows without it is
-measured beside. The results go to ``benchmarks/results/second_model.csv``, line by line.
+Prunes Gemma 3 270M by 20% with several methods, or zeros half of its single weights, and measures its perplexity on
+WikiText-2's test text. Its family gemma3_text has norms of queries and keys, norms behind attention and MLP, sliding
+and full layers, and one key-value head; :mod:`benchmarks.export.gemma3` says where it comes from. ``--model`` takes
+another model by the same protocol. Calibration is on samples of 128 tokens of C4. If the tokenizer starts a text with a
+BOS token, every window of calibration and evaluation starts with it; the dense model is also measured on windows
+without it. The results go to ``benchmarks/results/second_model.csv``, line by line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cells of the HyWIA study: what each is, how it is measured, and where it is kept."""
+"""Cells of the HyWIA study: their values, their measurement and their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HyWIA study's results as a CSV, tables and a plot."""
+"""Results of the HyWIA study as a CSV file, tables and a plot."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""HyWIA against its parts, its fixed blends and LLM-Pruner's metrics: ``python -m benchmarks.hywia.run --data DIR``.
+"""HyWIA against its parts, fixed blends and LLM-Pruner's metrics: ``python -m benchmarks.hywia.run --data DIR``.
 
 Perplexity of WikiText-2's test text under the masks that each method chooses, for each ratio, shape and seed of the
-calibration text. Every cell is kept as it is measured, so that a run that was stopped goes on where it was; ``--list``
-shows what is missing. The results go to ``benchmarks/results/hywia.csv`` and ``hywia-blend.png``.
+calibration text. Every cell is kept as it is measured, so a stopped run continues where it was; ``--list`` shows which
+cells are missing. The results go to ``benchmarks/results/hywia.csv`` and ``hywia-blend.png``.
 """
 
 from __future__ import annotations

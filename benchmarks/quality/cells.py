@@ -1,4 +1,4 @@
-"""The cells of the quality study: what each is, in which order they are measured, and where they are kept."""
+"""Cells of the quality study: their values, the order of their measurement and their files."""
 
 from __future__ import annotations
 

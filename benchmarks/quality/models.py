@@ -1,4 +1,4 @@
-"""The models of the quality study: how each is pruned and recovered. Only this file knows what makes them."""
+"""Models of the quality study, pruned and recovered; no other file of the study knows how they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quality study as a CSV, a line a number, and as Markdown tables."""
+"""Results of the quality study as a CSV file, one line per number, and as Markdown tables."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What is left of a model's quality, method by method: ``python -m benchmarks.quality.run --data DIR``.
+"""Quality of a model after pruning, method by method: ``python -m benchmarks.quality.run --data DIR``.
 
-WikiText-2 perplexity, zero-shot accuracy, size and speed of the dense model and of every method's pruned one, as pruned
-and after the same short recovery. Every number is a cell that is kept as soon as it is measured, so that a run that was
-stopped goes on where it was; ``--list`` shows what is missing and about how long it takes. The results go to
+WikiText-2 perplexity, zero-shot accuracy, size and speed of the dense model and of the pruned model of every method, as
+pruned and after the same short recovery. Every number is a cell that is kept as soon as it is measured, so a stopped
+run continues where it was. ``--list`` shows the missing cells and estimates their time. The results go to
 ``benchmarks/results/quality.csv``, and a table to standard output.
 """
 

@@ -1,10 +1,9 @@
-"""One trial of a search as a loop around the papers' scripts runs it, timed by stage.
+"""One trial of a search as a loop around the papers' scripts would run it, timed by stage.
 
 Every trial copies the dense model, calibrates on its own samples with gradients of all weights as LLM-Pruner does,
-scores, slices the copy and evaluates it on every block. The scores and the plan are pruneengine's: what is compared is
-the work around them. Where the loop has a choice it gets the cheaper one: the samples of a subset are given to it,
-a metric that needs no gradient gets a forward pass alone, and gradients of single samples are taken only where the
-metric reads them.
+scores, slices the copy and evaluates it on every block. The scores and the plan are pruneengine's: only the work around
+them is compared. Where the loop has a choice it gets the cheaper one. The samples of a subset are given to it, a metric
+that needs no gradient gets a forward pass alone, and per-sample gradients are taken only where the metric reads them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What early stopping changes: the rule of a search over losses that were recorded to the end.
+"""Replay of early stopping over recorded losses of trials that ran to the end.
 
-Optuna itself decides: a throw-away study is asked, told block by block and asked whether to stop, as in a search. What
-the replay leaves out is that a sampler which sees stopped trials would have drawn others.
+Optuna itself decides: a throw-away study is asked, told block by block and asked whether to stop, as in a search. The
+replay ignores one effect: a sampler that sees stopped trials would have drawn other candidates.
 """
 
 from __future__ import annotations

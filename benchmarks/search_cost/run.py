@@ -1,9 +1,9 @@
-"""What a trial of a search costs, against a naive loop: ``python -m benchmarks.search_cost.run --data DIR``.
+"""Cost of a search trial against a naive loop: ``python -m benchmarks.search_cost.run --data DIR``.
 
-Three things in one run on SmolLM2-135M: the stages of a trial of a real search; the whole search against a loop that
-copies, calibrates, slices and evaluates for every trial, of which a few are timed between stretches of the search; and
-what early stopping changes, replayed over a search whose trials all ran to the end. A run that was stopped goes on
-where it was. The results go to ``benchmarks/results/search_cost.csv``.
+Measures three things in one run on SmolLM2-135M. First, the stages of a trial of a real search. Second, the whole
+search against a loop that copies, calibrates, slices and evaluates for every trial; a few such trials are timed between
+stretches of the search. Third, the effect of early stopping, replayed over a search whose trials all ran to the end. A
+stopped run continues where it was. The results go to ``benchmarks/results/search_cost.csv``.
 """
 
 from __future__ import annotations

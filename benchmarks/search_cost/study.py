@@ -1,4 +1,4 @@
-"""A search in stretches with naive trials between them, kept as they are measured."""
+"""Search in stretches with naive trials between them, kept as they are measured."""
 
 from __future__ import annotations
 

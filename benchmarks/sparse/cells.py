@@ -1,4 +1,4 @@
-"""The cells of the sparse study: what each is, how it is measured, and where it is kept."""
+"""Cells of the sparse study: their values, their measurement and their files."""
 
 from __future__ import annotations
 

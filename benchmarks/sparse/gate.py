@@ -1,4 +1,4 @@
-"""What must hold before sparse pruning is timed: everyone prunes as many weights, and the same ones but for ties."""
+"""Conditions for timing sparse pruning: all providers prune as many weights, and the same ones up to ties."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """llm-compressor's Wanda in a process of its own: ``llmcompressor_worker.py MODEL_FOLDER TOKENS THREADS``.
 
-Runs in ``benchmarks/.venv-llmcompressor``. TOKENS is a safetensors file with ``tokens`` int64 ``[N, T]``. It says what
-it is in one JSON line, then answers every JSON line on its input, ``{"sparsity", "pattern", "masks"}``, with one prune
-of the model as it is on disk: the seconds of the prune alone (tracing, calibration, masks) and of the whole call
-(loading and the data besides), and where ``masks`` names a file, that file with the zeros of every linear, bool by
-path.
+Runs in ``benchmarks/.venv-llmcompressor``. TOKENS is a safetensors file with ``tokens`` int64 ``[N, T]``. The process
+first writes its versions in one JSON line. It then answers every JSON line on its input, ``{"sparsity", "pattern",
+"masks"}``, with one prune of the model as it is on disk: the seconds of the prune alone (tracing, calibration, masks)
+and of the whole call (loading and the data besides). If ``masks`` names a file, the zeros of every linear are written
+there, bool by path.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Wanda and SparseGPT as the published scripts run them, on today's transformers.
 
-One sample at a time through one decoder layer at a time, every layer twice: once with a hook on each linear that
-gathers its own statistics, although several read the same input, and once more when the layer is pruned, for what
-enters the next. Wanda sorts every row in full and takes groups of M columns one after the other; SparseGPT visits the
-columns in a Python loop. Nothing is printed, and hidden states never leave the model's device.
+One sample at a time goes through one decoder layer at a time, every layer twice. The first pass has a hook on each
+linear that gathers its own statistics, although several linears read the same input; the second runs the pruned layer
+for the input of the next. Wanda sorts every row in full and takes groups of M columns one after the other; SparseGPT
+visits the columns in a Python loop. Nothing is printed, and hidden states never leave the model's device.
 """
 
 from __future__ import annotations

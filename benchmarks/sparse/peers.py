@@ -1,10 +1,10 @@
-"""Sparse pruning of SmolLM2-135M, side by side with its peers: ``python -m benchmarks.sparse.peers``.
+"""Sparse pruning of SmolLM2-135M against other libraries: ``python -m benchmarks.sparse.peers``.
 
-Wanda and SparseGPT, to 50% and to 2:4, on the same calibration tokens: pruneengine in its default mode and in the
-published order (two passes a layer), the published loops on today's transformers, and llm-compressor in its own
-environment (``--setup`` creates it). First everyone prunes once and the choices are compared: in the same order they
-must be the same weights but for ties. Then they prune fresh copies in turn. A peer that is missing or fails is a row
-with its reason. The results go to ``benchmarks/results/sparse_peers.csv``, as each work is done.
+Wanda and SparseGPT, to 50% and to 2:4, on the same calibration tokens, by four providers: pruneengine in its default
+mode and in the published order (two passes per layer), the published loops on today's transformers, and llm-compressor
+in its own environment (``--setup`` creates it). First every provider prunes once and the choices are compared: in the
+same order they must be the same weights up to ties. Then they prune fresh copies in turn. A provider that is missing or
+fails is a row with its reason. The results go to ``benchmarks/results/sparse_peers.csv`` as each work is done.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who prunes sparsely in :mod:`benchmarks.sparse.peers`: each prunes the same dense model behind one call."""
+"""Providers of :mod:`benchmarks.sparse.peers`: each prunes the same dense model sparsely behind one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sparse study's results as a CSV and a markdown table."""
+"""Results of the sparse study as a CSV file and a Markdown table."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Sparse pruning, allocation by allocation: ``python -m benchmarks.sparse.run --data DIR --function 0.6=FILE ...``.
 
 Perplexity of WikiText-2's test text after Wanda at several sparsities, and after magnitude and SparseGPT at the first
-of them, for every allocation and for functions that a search found. Calibration is on 32 x 512 tokens of C4 unless said
-otherwise; the papers take 128 x 2,048. The dense model's statistics, which OWL and functions read, are collected once
-a seed and are not part of a cell's seconds. Every cell is kept as it is measured, so that a run that was stopped goes
-on where it was; ``--list`` shows what is missing and about how long it takes. The results go to
+sparsity, for every allocation and for functions that a search found. Calibration is on 32 x 512 tokens of C4 unless
+said otherwise; the papers take 128 x 2,048. OWL and functions read the dense model's statistics; they are collected
+once per seed and are not part of a cell's seconds. Every cell is kept as it is measured, so a stopped run continues
+where it was. ``--list`` shows the missing cells and estimates their time. The results go to
 ``benchmarks/results/sparse.csv`` and ``sparse.md``; with ``--model``, to files that carry the model's name.
 """
 

@@ -1,4 +1,4 @@
-"""How a theme's rows compare: a table with ratios to one provider, and whether the promises are kept."""
+"""Comparison of a theme's rows: a table with ratios to one provider, and a verdict on each target."""
 
 from __future__ import annotations
 

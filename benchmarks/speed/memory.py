@@ -1,9 +1,9 @@
 """Peak memory of Taylor pruning against one backward pass with weight gradients, each in a fresh process.
 
 The model is random and its weights outweigh the activations of the few tokens, as they do in large models. LLM-Pruner
-needs a gradient as large as the weights; pruneengine needs one layer's at most. Counted is the peak of the resident
-memory above what the process held with the model loaded, so the weights themselves are not in it. The allocator is
-told to return freed memory at once: what is counted was in use at one time, not kept for later.
+needs a gradient as large as the weights; pruneengine needs at most that of one layer. The value is the peak resident
+memory above that of the process with the model loaded, so it does not contain the weights. The allocator returns freed
+memory at once: the value counts memory that was in use at one time, not memory kept for later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ops against eager torch and the machine's limits: what ``pruneengine bench`` does, as a theme."""
+"""Theme of the ops: timed against eager torch and the machine's limits, as ``pruneengine bench`` does."""
 
 from __future__ import annotations
 

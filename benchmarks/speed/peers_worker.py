@@ -1,7 +1,8 @@
 """One provider in a process of its own: ``peers_worker.py PROVIDER MODEL_FOLDER THREADS``.
 
-Runs in either environment. It says what it is in one JSON line, then answers every line on its input with one prune of
-a fresh copy of the dense model: the seconds (the copy is not counted) and the widths and parameters that came out.
+Runs in either environment. The process first writes its versions in one JSON line. It then answers every line on its
+input with one prune of a fresh copy of the dense model: the seconds (without the copy) and the pruned model's widths
+and parameters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The plots of the ops, from ``results/ops.csv`` alone: ``python -m benchmarks.speed.plot [--results DIR]``.
+"""Plots of the ops, from ``results/ops.csv`` alone: ``python -m benchmarks.speed.plot [--results DIR]``.
 
-``ops-<cpu|cuda>-ratio.png`` shows how many times faster than eager torch each case is, ``-roofline.png`` what it moves
-a second against what the machine can. The newest run of each case on the headline shapes in bfloat16 is drawn.
+``ops-<cpu|cuda>-ratio.png`` shows how many times faster than eager torch each case is; ``-roofline.png`` compares the
+bytes per second that each case moves with the machine's limit. Drawn is the newest run of each case on the headline
+shapes in bfloat16.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Run one op between the profiler's start and stop: the case of ``ops.csv`` with the lowest share, or ``--case TITLE``.
+"""One op between the profiler's start and stop: the case of ``ops.csv`` with the lowest share, or ``--case TITLE``.
 
-``ncu --profile-from-start off python -m benchmarks.speed.profile_slowest`` then sees that op's kernels alone.
+``ncu --profile-from-start off python -m benchmarks.speed.profile_slowest`` then sees the kernels of that op alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What one pass for statistics costs on SmolLM2-135M, 32 samples of 128 tokens, against plain passes.
+"""Cost of one pass for statistics on SmolLM2-135M, 32 samples of 128 tokens, against plain passes.
 
 ``frozen backward`` is the loss a user computes and a backward pass with frozen weights, down to the input of the first
 layer: the least that gradients of activations can cost. ``frozen backward, chunked loss`` is the same with
-pruneengine's loss, so that what the hooks cost shows alone.
+pruneengine's loss, so that it shows the cost of the hooks alone.
 """
 
 from __future__ import annotations
