@@ -29,8 +29,8 @@ matrix: $(READY)
 	$(BIN)/python -m tests.helpers.family_matrix
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py --setup
-	$(BIN)/python benchmarks/plot.py
+	$(BIN)/python -m benchmarks.speed.run --setup
+	$(BIN)/python -m benchmarks.speed.plot
 
 # torch comes first and pinned: a package that asks for it without a pin would bring gigabytes of CUDA libraries.
 $(READY): constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)

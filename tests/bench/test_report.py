@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import plot, profile_slowest
-from benchmarks import run as entry
+from benchmarks.speed import plot, profile_slowest
+from benchmarks.speed import run as entry
 from pruneengine.bench import runner
 from pruneengine.bench.case import Case
 from pruneengine.bench.cases import CASES
@@ -105,7 +105,7 @@ def test_the_script_and_the_verb_run_the_same(monkeypatch, tmp_path):
     cli = pytest.importorskip("pruneengine.cli")
     seen = []
     monkeypatch.setattr(runner, "run", lambda options, **_: seen.append(options) or SimpleNamespace(exit_code=1))
-    monkeypatch.setattr("benchmarks.ops.run", runner.run)
+    monkeypatch.setattr("benchmarks.speed.ops.run", runner.run)
     flags = ["--ops", "nm_mask", "--shapes", "8x16", "--rounds", "3", "--threads", "1,2", "--results", str(tmp_path)]
     for main, arguments in ((cli.main, ["bench"]), (entry.main, [])):
         monkeypatch.setattr(sys, "argv", ["program", *arguments, *flags])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pruneengine
-from benchmarks import memory, peers, statistics_pass
-from benchmarks.compare import Target, table, verdicts
+from benchmarks.speed import memory, peers, statistics_pass
+from benchmarks.speed.compare import Target, table, verdicts
 from pruneengine.bench import here
 from pruneengine.bench.record import GateError, Setting, interleave, read, record
 from tests.helpers.tiny import tiny_model, tiny_tokens
