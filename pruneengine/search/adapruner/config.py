@@ -15,8 +15,8 @@ from pruneengine.structured.config import PruneConfig
 from pruneengine.structured.plan import SHAPES
 from pruneengine.structured.scores.metrics import METRICS
 
-SAMPLERS = ("tpe", "random")
-FIXED = ("random", "magnitude_l2", "wanda", "vectorize", "param_first", "param_second", "param_mix", "energy")
+ADAPRUNER_SAMPLERS = ("tpe", "random")
+FIXED_METRICS = ("random", "magnitude_l2", "wanda", "vectorize", "param_first", "param_second", "param_mix", "energy")
 
 
 @accept_former_name("structure", "kinds")
@@ -71,7 +71,7 @@ class AdaPrunerConfig:
     seqlen: int = 256
     windows: int = 16
     held_out: int = 16
-    baselines: tuple[str, ...] = FIXED
+    baselines: tuple[str, ...] = FIXED_METRICS
     finalists: int = 5
     compensate: tuple[str, ...] = ("none", "least-squares")
     batch_size: int = 8
@@ -90,7 +90,7 @@ class AdaPrunerConfig:
         if set(self.kinds) - {"heads", "mlp"}:
             raise ValueError(f"structure must be heads, mlp or both in a search, got {','.join(self.kinds)}")
         require_choice("shape", self.shape, SHAPES)
-        require_choice("sampler", self.sampler, SAMPLERS)
+        require_choice("sampler", self.sampler, ADAPRUNER_SAMPLERS)
         for each in self.compensate:
             require_choice("compensation", each, COMPENSATIONS)
         for each in self.baselines:
