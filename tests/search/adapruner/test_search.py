@@ -307,7 +307,7 @@ def test_a_winner_with_means_gets_their_bias(tmp_path):
     assert torch.isfinite(torch.tensor(found.winner.held_out))
 
 
-@pytest.mark.parametrize("part", [{"layers": "1:3"}, {"structure": "mlp"}])
+@pytest.mark.parametrize("part", [{"layers": "1:3"}, {"kinds": "mlp"}])
 def test_a_part_of_the_model_has_its_baselines_and_its_means(tmp_path, part):
     choices = {"compensate": ("none", "bias"), "shape": "per-layer", "ratio": 0.3, "sampler": "random"}
     found = search(tiny_model(), TEXTS, replace(CONFIG, **choices | part), run_in(tmp_path))
