@@ -24,7 +24,7 @@ import pruneengine
 from benchmarks.gguf_distance import Distance, distance
 from benchmarks.models import smollm2
 from benchmarks.options import settle_texts
-from pruneengine.bench.here import RESULTS, ROOT, versions
+from pruneengine.bench.environment import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
 from pruneengine.checkpoint.load import load_model
 from pruneengine.common.progress import set_progress

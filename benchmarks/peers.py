@@ -20,8 +20,9 @@ import pruneengine
 from benchmarks.compare import Target
 from benchmarks.models import smollm2
 from benchmarks.worker import Worker, interpreter, make_environment
-from pruneengine.bench.here import ROOT
-from pruneengine.bench.record import GateError, Row, Setting, interleave
+from pruneengine.bench.environment import ROOT
+from pruneengine.bench.record import GateError, Row, Setting
+from pruneengine.bench.timing import interleave
 from pruneengine.structured.prune import decide
 
 BASE = "pruneengine-l1"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pruneengine.bench.here import RESULTS
+from pruneengine.bench.environment import RESULTS
 from pruneengine.bench.providers import OURS
 from pruneengine.bench.record import read
 from pruneengine.bench.targets import HEADLINE

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import ops
 from benchmarks.compare import table, verdicts
-from pruneengine.bench.here import RESULTS
+from pruneengine.bench.environment import RESULTS
 from pruneengine.bench.record import GateError, record
 
 # theme: (module, rounds). A module has measure(rounds, threads) -> rows, the provider BASE and TARGETS.

@@ -26,7 +26,7 @@ from benchmarks.models import smollm2
 from benchmarks.search_cost_naive import PART, STAGES
 from benchmarks.search_cost_replay import Recorded, recorded, replay
 from benchmarks.search_cost_study import CostStudy, sampled, stages
-from pruneengine.bench.here import RESULTS, ROOT, versions
+from pruneengine.bench.environment import RESULTS, ROOT, versions
 from pruneengine.bench.record import GateError, Row, Setting, record
 from pruneengine.common.progress import set_progress
 from pruneengine.search.adapruner.config import AdaPrunerConfig

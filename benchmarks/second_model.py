@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pruneengine
 from benchmarks.gemma3 import gemma3
 from benchmarks.options import settle_texts
-from pruneengine.bench.here import RESULTS, ROOT, versions
+from pruneengine.bench.environment import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
 from pruneengine.common.progress import set_progress
 from pruneengine.evaluation.perplexity import PerplexityResult, model_size, paired_difference

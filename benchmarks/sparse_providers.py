@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import pruneengine
 from benchmarks.sparse_naive import Hessian, RowNorms, naive_sparsify
 from benchmarks.worker import Worker, interpreter, make_environment
-from pruneengine.bench.here import ROOT, versions
+from pruneengine.bench.environment import ROOT, versions
 
 OURS, TWO_PASS, LOOP, COMPRESSOR = "pruneengine", "pruneengine two-pass", "published loop", "llm-compressor"
 FOLDER = ROOT / "benchmarks" / ".venv-llmcompressor"
