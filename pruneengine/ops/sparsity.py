@@ -86,7 +86,7 @@ _masked_copy = register(
 def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
     """Return True at the m - n smallest scores of every m consecutive columns: bool ``[R, C]``.
 
-    A weight that is zero where the mask is True keeps n of m.
+    A weight that is set to zero there keeps n of every m.
 
     2:4 is ``n=2, m=4``. Of equal scores at the border those with the lowest column index are selected; ``-0.0`` and
     ``0.0`` are equal.
@@ -134,9 +134,9 @@ def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None, out: Te
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
     """Return one byte per weight that holds the masks of all sparsities: uint8 ``[R, C]``.
 
-    The code of the score with ascending rank r in its row (counted from 0, equal scores by column) is
-    ``floor(256 r / C)``, so ``codes < level`` are exactly the ``ceil(level C / 256)`` smallest scores of a row: the
-    mask of sparsity ``level / 256``, rounded up to whole weights.
+    The code of a score is ``floor(256 r / C)``, r being its ascending rank in its row, counted from 0. Equal scores
+    rank by column. So ``codes < level`` selects exactly the ``ceil(level C / 256)`` smallest scores of a row. That is
+    the mask of sparsity ``level / 256``, rounded up to whole weights.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN. One row compares a whole matrix:
