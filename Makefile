@@ -33,7 +33,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.speed.plot
 
 # torch comes first and pinned: a package that asks for it without a pin would bring gigabytes of CUDA libraries.
-$(READY): constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+$(READY): constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'

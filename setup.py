@@ -40,7 +40,8 @@ def build_mode() -> str:
 
 
 def sources(folder: str, suffix: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+    """Return the files of csrc/<folder> with this suffix, those of its folders included."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).rglob(f"*{suffix}"))
 
 
 def packages() -> list[str]:
@@ -166,9 +167,7 @@ setup(
         Extension(
             "pruneengine._C",
             ["csrc/bindings.cpp", *sources("cpu", ".cpp")],
-            depends=[
-                path for folder in ("", "cpu", "cuda") for path in sources(folder, ".*") if "bindings" not in path
-            ],
+            depends=[path for path in sources("", ".*") if "bindings" not in path],
             language="c++",
         )
     ],

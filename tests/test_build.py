@@ -1,4 +1,4 @@
-"""What the build does with and without its tools, and what nvcc says about every CUDA kernel."""
+"""The build with and without its tools, the files of the wheel, and nvcc's report on every CUDA kernel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,27 @@ def test_an_unknown_mode_is_an_error_that_names_the_known_ones(tree: Path) -> No
     done = build(tree, "gpu")
     assert done.returncode != 0
     assert "PRUNEENGINE_BUILD='gpu': expected one of auto, none, cpu, cuda" in done.stderr
+
+
+def test_the_wheel_holds_every_module_and_data_file(tree: Path) -> None:
+    command = [sys.executable, "setup.py", "bdist_wheel", "--dist-dir", "dist"]
+    environment = {**os.environ, "PRUNEENGINE_BUILD": "none"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tree / "dist").glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pruneengine/")}
+
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pruneengine").rglob("*.py")}
+    kernels = {f"pruneengine/kernels/{path.name}" for path in (ROOT / "kernels" / "triton").glob("*.py")}
+    data = {"py.typed", "_build_info.json", "report/page.html", "report/style.css"}
+    assert {"pruneengine/__init__.py", "pruneengine/sparse/pruners/pruner.py"} < modules
+    assert "pruneengine/kernels/select.py" in kernels
+    assert names == modules | kernels | {f"pruneengine/{name}" for name in data}
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    folders = {path.parent for path in (ROOT / "pruneengine").rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
 def nvcc(source: Path, architecture: str, *options: str) -> str:

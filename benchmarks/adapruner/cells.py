@@ -15,7 +15,7 @@ from pruneengine import Plan, Samples, find_groups, mask, perplexity
 from pruneengine.bench.here import commit
 from pruneengine.common.files import write_atomically
 from pruneengine.model import Structure, model_fingerprint
-from pruneengine.search.adapruner.config import FIXED, AdaPrunerConfig
+from pruneengine.search.adapruner.config import FIXED_METRICS, AdaPrunerConfig
 from pruneengine.search.adapruner.result import SearchResult
 from pruneengine.search.adapruner.search import search
 from pruneengine.search.adapruner.texts import search_texts
@@ -51,7 +51,7 @@ class Bench:
     config: AdaPrunerConfig
     windows: Samples
     work: Path
-    contenders: tuple[str, ...] = FIXED
+    contenders: tuple[str, ...] = FIXED_METRICS
     structure: Structure = field(init=False)
     fingerprint: str = field(init=False)
 
@@ -61,7 +61,8 @@ class Bench:
 
     def configured(self, cell: Cell) -> AdaPrunerConfig:
         """A random search needs few fixed metrics and no compensation: its twin by TPE has them."""
-        own = {"baselines": FIXED} if cell.seed == 0 else {"baselines": self.contenders, "compensate": ("none",)}
+        rest = {"baselines": self.contenders, "compensate": ("none",)}
+        own = {"baselines": FIXED_METRICS} if cell.seed == 0 else rest
         if cell.sampler == "random":
             own = {"baselines": ("energy",), "compensate": ("none",)}
         return replace(self.config, ratio=cell.ratio, shape=cell.shape, seed=cell.seed, sampler=cell.sampler, **own)

@@ -9,7 +9,7 @@ from benchmarks.adapruner.cells import Bench, Cell
 from pruneengine import Plan
 from pruneengine.search.adapruner.baselines import baselines, masked
 from pruneengine.search.adapruner.config import AdaPrunerConfig
-from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.pool import collect_pool
 from pruneengine.search.adapruner.search import quantities, subset_options
 from pruneengine.search.adapruner.space.candidate import Candidate
@@ -38,15 +38,15 @@ def winning_plan(bench: Bench, config: AdaPrunerConfig, search: dict[str, Any]) 
     texts = search_texts(config, bench.tokenizer)
     pool = collect_pool(
         bench.model, texts.pool, quantities(), subset_options(texts, config),
-        structure=bench.structure, kinds=config.structure, layers=config.layer_range(bench.structure.num_layers),
+        structure=bench.structure, kinds=config.kinds, layers=config.layer_range(bench.structure.num_layers),
         batch_size=config.batch_size, cache=bench.work, collect=False,
     )  # fmt: skip
-    decider = CandidatePlanner(bench.model, bench.structure, pool, config)
+    planner = CandidatePlanner(bench.model, bench.structure, pool, config)
     best = search["best"]
     if best["number"] is None:
-        plan = masked(next(b for b in baselines(config) if b.name == best["name"]), decider).plan
+        plan = masked(next(b for b in baselines(config) if b.name == best["name"]), planner).plan
     else:
-        plan = decider.decide(Candidate.from_dict(best["params"])).plan
+        plan = planner.plan(Candidate.from_dict(best["params"])).plan
     if plan.reached != search["reached"]:
         raise ValueError(f"{best['name']} removes {plan.reached:.6f}, its cell says {search['reached']:.6f}")
     return plan

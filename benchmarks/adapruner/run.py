@@ -23,7 +23,7 @@ from benchmarks.common.options import add_places, check_texts, load_model, setti
 from pruneengine.bench.record import write_lines
 from pruneengine.common.files import write_atomically
 from pruneengine.common.progress import set_progress
-from pruneengine.search.adapruner.config import FIXED, AdaPrunerConfig
+from pruneengine.search.adapruner.config import FIXED_METRICS, AdaPrunerConfig
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samplers", nargs="+", choices=["tpe", "random"], default=["tpe", "random"])
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument(
-        "--contenders", nargs="+", choices=FIXED, metavar="METRIC",
+        "--contenders", nargs="+", choices=FIXED_METRICS, metavar="METRIC",
         default=["energy", "wanda", "param_second", "param_first"],
         help="fixed metrics of every seed; the others, and compensation, are measured for seed 0 alone",
     )  # fmt: skip

@@ -22,7 +22,7 @@ from benchmarks.dsa.cells import Bench, Cell
 from pruneengine.bench.record import read, write_lines
 from pruneengine.common.files import write_atomically
 from pruneengine.common.progress import set_progress
-from pruneengine.search.dsa.config import PRUNERS, SAMPLERS, DsaConfig
+from pruneengine.search.dsa.config import DSA_SAMPLERS, PRUNERS, DsaConfig
 from pruneengine.sparse.functions.function import Function
 
 
@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=["wanda"])
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.6])
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--samplers", nargs="+", choices=DSA_SAMPLERS, default=list(DSA_SAMPLERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the texts and the sampler")
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--plateau", type=int, default=0, help="trials without a better one that end it; 0 for never")

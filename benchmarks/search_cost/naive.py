@@ -22,7 +22,7 @@ from pruneengine.common.progress import Stopwatch
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, get_linear
 from pruneengine.search.adapruner.config import AdaPrunerConfig
-from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.structured.scores.metric_family import MetricPoint
 
@@ -47,7 +47,7 @@ class NaiveTrial:
 
 @dataclass(frozen=True)
 class _Fresh:
-    """Stands where a decider looks for its pool: this trial's statistics, whatever the subset."""
+    """Stands where a planner looks for its pool: this trial's statistics, whatever the subset."""
 
     found: Statistics | None
 
@@ -85,7 +85,7 @@ def naive_trial(
     with clock("calibrate"):
         found = fresh_statistics(model, samples, candidate.metric, structure, config)
     with clock("score"):
-        plan = CandidatePlanner(model, structure, _Fresh(found), config).decide(candidate).plan
+        plan = CandidatePlanner(model, structure, _Fresh(found), config).plan(candidate).plan
     with clock("slice"):
         pruneengine.compact(model, plan, structure=structure)
     with clock("evaluate"):
@@ -205,7 +205,7 @@ def _gradients(
     layers = config.layer_range(structure.num_layers)
     found = {
         member.module: _Gradients(get_linear(model, member.module).weight, 1 - member.axis, metric.needs, each)
-        for group in structure.scored(config.structure, layers)
+        for group in structure.scored(config.kinds, layers)
         for member in group.members
     }
     for tokens in samples.batches(1 if each else config.batch_size):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruneengine.search.study import MASK, ORIGIN, pruner
+from pruneengine.search.early_stop import pruner
+from pruneengine.search.study import MASK, ORIGIN
 
 if TYPE_CHECKING:
     import optuna

@@ -148,14 +148,14 @@ class CostStudy:
         pool = self._pool(structure, layers)
         self._chosen = self._chosen or {subset: pool.chosen(subset) for subset in pool.menu}
         uniform = config.shape == "uniform"
-        kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if uniform else ()
-        return Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
+        kv_groups = tuple(legal_heads(structure, config.ratio, config.kinds)) if uniform else ()
+        return Space(pool.menu, kv_groups, "heads" in config.kinds, len(layers), config.fills)
 
     def _pool(self, structure: pruneengine.Structure, layers: range) -> Pool:
         """From the file that the search wrote."""
         return collect_pool(
             self.model, self.texts.pool, quantities(), subset_options(self.texts, self.config), structure=structure,
-            kinds=self.config.structure, layers=layers, batch_size=self.config.batch_size, cache=self.folder,
+            kinds=self.config.kinds, layers=layers, batch_size=self.config.batch_size, cache=self.folder,
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from pruneengine.calibration.statistics import QUANTITIES, Statistics, checked_s
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
-from pruneengine.model.decoder import causal_parts, frozen
+from pruneengine.model.decoder import causal_parts, frozen, hidden_states
 from pruneengine.model.loss import token_nll, token_nll_backward
 
 ACTIVATIONS = frozenset({"sum", "squares", "tokens"})
@@ -206,14 +206,14 @@ def _one_pass(
     scale: float,
 ) -> Tensor:
     """Every batch forward, and backward when gradients are wanted. Returns the loss of each sample, or nothing."""
-    body, head, logit_options = causal_parts(model)
+    _, head, logit_options = causal_parts(model)
     found = []
     first = model.get_submodule(structure.layer_path(layers[0]))
     with first.register_forward_pre_hook(_require_gradient) if backward else contextlib.nullcontext():
         for rows, tokens in track(pieces, "calibrate"):
             recorder.rows = rows
             with torch.set_grad_enabled(backward):
-                predicting = body(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+                predicting = hidden_states(model, tokens)[:, :-1]
             if backward:
                 weight = scale / (tokens.shape[1] - 1)
                 nll, gradient = token_nll_backward(predicting.detach(), head, tokens[:, 1:], weight, **logit_options)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pruneengine.model.layer_runner import by_sample
+
 
 class Recorder:
     """Collects per-sample rows and whole-set vectors; :attr:`rows` names the samples now in flight.
@@ -25,7 +27,7 @@ class Recorder:
 
     def by_sample(self, x: Tensor) -> Tensor:
         """``[b, T, C]`` of the samples in flight, also of what a model runs as ``[b * T, C]``."""
-        return x if x.dim() == 3 else x.reshape(self.rows.stop - self.rows.start, -1, x.shape[-1])
+        return by_sample(x, self.rows.stop - self.rows.start)
 
     def write(self, quantity: str, name: str, values: Tensor) -> None:
         """Store ``[b, C]`` values of the samples in flight, on the device they come from."""

@@ -87,6 +87,16 @@ class Statistics:
             self._means[key] = tensor.mean(0) if QUANTITIES[quantity][0] else tensor
         return self._means[key]
 
+    def input_norm(self, site: str) -> Tensor:
+        """Return Wanda's norm of each input channel of a site (Sun et al. 2024, eq. 1): float32 ``[C]``.
+
+        The root of the mean over samples of the sum over tokens of ``x^2``, as the authors' code has it.
+
+        Raises:
+            ValueError: statistics without "squares" of this site.
+        """
+        return self.mean("squares", site).sqrt()
+
     def tokens(self, site: str) -> float:
         """Mean number of tokens of a sample at a site: all, or those that an expert was sent (at least one in all)."""
         if site not in self.tensors.get("tokens", {}):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruneengine.model import FAMILIES, MODELING_FILE, auto_class, find_groups
 from pruneengine.model.config_sync import layer_widths, sync_config
+from pruneengine.model.families import ANY_HEADS_CLASS, ANY_HEADS_TYPE, EVEN_HEADS_TYPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,11 +40,11 @@ def checkpoint_config(model: PreTrainedModel) -> dict[str, Any]:
     values["dtype"] = str(model.dtype).removeprefix("torch.")
     plain = type(model).__name__.removeprefix("Pruned")
     text = values.get("text_config", values)
-    divisible = text["model_type"] != "llama" or text["hidden_size"] % text["num_attention_heads"] == 0
+    divisible = text["model_type"] != EVEN_HEADS_TYPE or text["hidden_size"] % text["num_attention_heads"] == 0
     biased = bool(text.get("attention_bias") or text.get("mlp_bias"))
     if "pruneengine_widths" not in text and not divisible and not biased:
-        text["model_type"] = "mistral"
-        plain = "MistralForCausalLM" if text is values else plain
+        text["model_type"] = ANY_HEADS_TYPE
+        plain = ANY_HEADS_CLASS if text is values else plain
         text["sliding_window"] = None
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
             text.pop(name, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pruneengine.model.families import ANY_HEADS_TYPE
+
 TEMPLATE = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -104,7 +106,7 @@ def model_card(
     type_note = ""
     if dense_type != config["model_type"]:
         other = OTHER_TYPE_NOTE.format(dense=dense_type, family=config["model_type"])
-        type_note = MISTRAL_NOTE if config["model_type"] == "mistral" else other
+        type_note = MISTRAL_NOTE if config["model_type"] == ANY_HEADS_TYPE else other
     reasons = {"pruneengine_widths": WIDTHS_REASON, "pruneengine_shapes": SHAPES_REASON}
     text = config.get("text_config", config)
     reason = next((reasons[name] for name in reasons if name in text), BIASES_REASON)

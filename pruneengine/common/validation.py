@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -41,8 +44,18 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def from_known(kind: type[T], values: Mapping[str, Any], what: str = "option") -> T:
-    """A dataclass from values by name; ValueError for an unknown name, with the known ones."""
+def from_known(
+    kind: type[T], values: Mapping[str, Any], what: str = "option", former: Mapping[str, str] | None = None
+) -> T:
+    """Return a dataclass made of values by name; ValueError for an unknown name, with the known ones.
+
+    Args:
+        kind: the dataclass.
+        values: by the names of its fields; where two stand for one field, the later counts.
+        what: a word for a field in the message of an error.
+        former: names of today by the former names of fields.
+    """
+    values = {(former or {}).get(name, name): value for name, value in values.items()}
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := values.keys() - set(known):
         shown = ", ".join(sorted(known) if what == "option" else known)

@@ -1,15 +1,17 @@
-"""Token windows: the value that calibration and evaluation read, its identity, and what two sets share."""
+"""Token windows for calibration and evaluation, options of the calibration text, and the overlap of two texts."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pruneengine.common.validation import require_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,41 @@ class Samples:
         return iter(self.tokens.split(size))
 
 
-def as_samples(tokens: Samples | Tensor | Sequence[Tensor]) -> Samples:
+# Token ids as public functions take them: :func:`as_samples`.
+Tokens: TypeAlias = Samples | Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """Options of the calibration text, which every kind of pruning shares (:func:`pruneengine.data.load_samples`).
+
+    Attributes:
+        calibration: text spec: "builtin", "self", a file, a hub name, or a mix such as ``a:64,b:64``.
+        nsamples: number of samples; None for the counts in ``calibration``, or 32 where it has none.
+        seqlen: tokens per sample.
+        pack: join short documents to samples; False leaves out documents shorter than a sample.
+        batch_size: samples per forward pass.
+        seed: random seed for sampling.
+    """
+
+    calibration: str = "builtin"
+    nsamples: int | None = None
+    seqlen: int = 128
+    pack: bool = True
+    batch_size: int = 8
+    seed: int = 0
+
+    def check_calibration_text(self) -> None:
+        """Raise ValueError or TypeError if an option of the calibration text cannot be met."""
+        for name in ("seqlen", "batch_size", "nsamples"):
+            if name != "nsamples" or self.nsamples is not None:
+                require_whole(name, getattr(self, name), 1, "a positive whole number")
+        for name, kind in (("seed", int), ("calibration", str), ("pack", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+
+
+def as_samples(tokens: Tokens) -> Samples:
     """Samples as they are, or token ids: int64 ``[N, L]``, or several such tensors of one length L.
 
     Raises:

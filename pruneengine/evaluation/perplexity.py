@@ -15,7 +15,7 @@ from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.evaluation.speed import SpeedResult, measure_speed, measure_speed_pair
 from pruneengine.model import Structure
-from pruneengine.model.decoder import autocast, causal_parts, inference
+from pruneengine.model.decoder import autocast, causal_parts, hidden_states, inference
 from pruneengine.model.loss import token_nll
 from pruneengine.structured.plan import Plan
 
@@ -89,7 +89,7 @@ def perplexity(
         FloatingPointError: a window's loss is not finite (the message names the first), or the perplexity overflows.
     """
     samples = as_samples(samples)
-    body, head, options = causal_parts(model)
+    _, head, options = causal_parts(model)
     weight = next(model.parameters())
     cast = autocast(weight, dtype)
     if not len(samples) or samples.tokens.shape[1] < 2:
@@ -103,8 +103,7 @@ def perplexity(
         batches = list(samples.batches(batch_size))
         for batch in track(batches, "perplexity"):
             ids = batch.to(weight.device)
-            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-            nll = token_nll(hidden[:, :-1], head, ids[:, 1:], **options).double().mean(1).cpu()
+            nll = token_nll(hidden_states(model, ids)[:, :-1], head, ids[:, 1:], **options).double().mean(1).cpu()
             _require_finite(nll, batch_size * len(windows), samples)
             windows.append(nll)
     per_window = torch.cat(windows)
@@ -178,11 +177,10 @@ def _cpu_flags() -> set[str]:
 
 def _check_head(model: nn.Module, ids: Tensor) -> None:
     """A family that changes its logits in a way :func:`logit_options` does not know must not pass unseen."""
-    body, head, options = causal_parts(model)
+    _, head, options = causal_parts(model)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    found = token_nll(hidden, head, ids[:, 1:], **options).flatten()
+    found = token_nll(hidden_states(model, ids)[:, :-1], head, ids[:, 1:], **options).flatten()
     # What is not finite is for the windows to say.
     both = found.isfinite() & expected.isfinite()
     if not torch.allclose(found[both], expected[both], rtol=1e-2, atol=1e-2):

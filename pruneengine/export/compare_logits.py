@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pruneengine.checkpoint.reload_proof import LOGIT_TOLERANCE, ReloadError
+from pruneengine.model.masking import in_float32
 
 
 @torch.inference_mode()
@@ -19,38 +16,8 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
     In half precision, another width changes the order of sums and so their rounding. In a deep model that difference
     becomes as large as one caused by wrong weights.
     """
-    with _in_float32(model):
+    with in_float32(model):
         return model(input_ids=tokens, use_cache=False).logits.float()
-
-
-@contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Modules compute with float32 copies of their own weights, which live as long as the call of the module."""
-    held: dict[nn.Module, dict[str, nn.Parameter]] = {}
-
-    def widen(module: nn.Module, _arguments: Any) -> None:
-        held[module] = _half(module)
-        for name, parameter in held[module].items():
-            setattr(module, name, nn.Parameter(parameter.float(), requires_grad=False))
-
-    def restore(module: nn.Module, *_call: Any) -> None:
-        for name, parameter in held.pop(module, {}).items():
-            setattr(module, name, parameter)
-
-    handles = []
-    try:
-        for module in filter(_half, model.modules()):
-            handles.append(module.register_forward_pre_hook(widen))
-            handles.append(module.register_forward_hook(restore, always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _half(module: nn.Module) -> dict[str, nn.Parameter]:
-    own = module.named_parameters(recurse=False)
-    return {name: parameter for name, parameter in own if parameter.dtype in (torch.float16, torch.bfloat16)}
 
 
 def agree(what: str, actual: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32, slack: float = 1.0) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from pruneengine.checkpoint.config_json import checkpoint_config
 from pruneengine.checkpoint.reload_proof import fixed_tokens
@@ -23,6 +22,7 @@ from pruneengine.export.pad import write_folder
 from pruneengine.export.padding import pad_model
 from pruneengine.export.runtimes import check_deci
 from pruneengine.model import Family
+from pruneengine.model.edit import add_zero_bias
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,8 +124,7 @@ def _complete_biases(model: PreTrainedModel, shape: ModelShape) -> None:
     """Add zero biases where a flag of DeciLM that gives biases of ``shape`` gives further ones."""
     llama = Family(())
     together = ((llama.query, llama.key, llama.value), (llama.attention_out,), (*llama.mlp_in, llama.mlp_out))
-    wanted = {path for paths in together if shape.biases & set(paths) for path in paths}
+    completed = {path for paths in together if shape.biases & set(paths) for path in paths}
     for layer in model.model.layers:
-        for path in wanted - shape.biases:
-            linear = layer.get_submodule(path)
-            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+        for path in completed - shape.biases:
+            add_zero_bias(layer.get_submodule(path))

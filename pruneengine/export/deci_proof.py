@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.model.edit import cast_parameters, replace_bias
 from pruneengine.model.modeling_pruned import resize_layer
 
 
@@ -40,8 +41,7 @@ def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
     )
     model = LlamaForCausalLM(llama).eval()
     # Not model.to(dtype): frequencies of the positions stay float32.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    cast_parameters(model, dtype)
     for layer, block in zip(model.model.layers, config.block_configs, strict=True):
         kv_heads = heads // block.attention.n_heads_in_group
         resize_layer(layer, heads, kv_heads, block.ffn.intermediate_size)
@@ -63,4 +63,4 @@ def _drop_biases(layer: Any, config: Any) -> None:
     for flag, linears in flags.items():
         if not getattr(config, flag):
             for linear in linears:
-                linear.bias = None
+                replace_bias(linear, None)

@@ -9,6 +9,7 @@ from torch import nn
 
 from pruneengine.checkpoint.equivalent_class import model_to_save
 from pruneengine.model import Family, Group, Structure, find_groups, text_config
+from pruneengine.model.families import EVEN_HEADS_TYPE
 from pruneengine.structured.plan import Plan
 
 
@@ -78,7 +79,7 @@ class ModelShape:
             return f"the config has no name for widths of {' or '.join(self.unsaved_kinds)}"
         if self.biases_without_flag:
             return "its biases have no flag in the config"
-        if self.family == "llama" and self.hidden % max(self.heads) != 0 and self.biases:
+        if self.family == EVEN_HEADS_TYPE and self.hidden % max(self.heads) != 0 and self.biases:
             return "transformers wants a Llama's heads to divide the hidden size, and its twin Mistral has no biases"
         return None
 

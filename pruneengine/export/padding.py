@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruneengine.model import Member, distinct_linears, find_groups, get_linear
 from pruneengine.model.config_sync import layer_counts
-from pruneengine.model.edit import set_counts
+from pruneengine.model.edit import replace_bias, replace_weight, set_counts
 
 
 def widen(tensor: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
@@ -45,16 +45,12 @@ def pad_units(model: nn.Module, units: Mapping[str, int]) -> None:
         for member in distinct_linears(group.members):
             linear = get_linear(model, member.module)
             if member.axis == 1:
-                linear.weight = nn.Parameter(
-                    widen(linear.weight, 1, (group.units, member.width), (count, member.width))
-                )
-                linear.in_features = linear.weight.shape[1]
+                replace_weight(linear, widen(linear.weight, 1, (group.units, member.width), (count, member.width)))
                 continue
             sharing = [other for other in group.members if other.module == member.module]
-            linear.weight = nn.Parameter(_more_rows(linear.weight, sharing, group.units, count))
+            replace_weight(linear, _more_rows(linear.weight, sharing, group.units, count))
             if linear.bias is not None:
-                linear.bias = nn.Parameter(_more_rows(linear.bias, sharing, group.units, count))
-            linear.out_features = len(linear.weight)
+                replace_bias(linear, _more_rows(linear.bias, sharing, group.units, count))
     after = find_groups(model)
     set_counts(model, after, layer_counts(after))
 
@@ -93,11 +89,8 @@ def pad_model(model: nn.Module, heads: Sequence[int], kv_heads: Sequence[int], c
     for layer, queries, keys in zip(layers, heads, kv_heads, strict=True):
         axes = ((keys, before, head_dim), (keys, queries // keys, head_dim))
         query, out = layer.self_attn.q_proj, layer.self_attn.o_proj
-        query.weight, out.weight = (
-            nn.Parameter(widen(query.weight, 0, *axes)),
-            nn.Parameter(widen(out.weight, 1, *axes)),
-        )
+        replace_weight(query, widen(query.weight, 0, *axes))
+        replace_weight(out, widen(out.weight, 1, *axes))
         if query.bias is not None:
-            query.bias = nn.Parameter(widen(query.bias, 0, *axes))
-        query.out_features = out.in_features = queries * head_dim
+            replace_bias(query, widen(query.bias, 0, *axes))
         layer.self_attn.num_key_value_groups = queries // keys

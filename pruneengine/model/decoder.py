@@ -32,6 +32,24 @@ def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, floa
     return body, head, logit_options(model.config)
 
 
+def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the hidden states that the head reads, ``[B, T, H]``, with a graph where gradients are enabled.
+
+    The one way of a whole batch through the body. It is the model's own forward and not the layer runner, because
+    training runs through it (gradient checkpointing, adapters), because families without an entry have no other, and
+    because the runner asks for the arguments of its layers by a forward pass besides.
+
+    Args:
+        model: a transformers causal language model.
+        tokens: token ids, int64 ``[B, T]``, on the model's device.
+
+    Raises:
+        TypeError: as :func:`causal_parts`.
+    """
+    body, _head, _options = causal_parts(model)
+    return body(input_ids=tokens, use_cache=False).last_hidden_state
+
+
 def keep_freed_memory() -> None:
     """Keep up to 64 MiB of freed memory in the process for the next activations.
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
 
-import torch
 from torch import nn
 
 from pruneengine.common.optional_imports import require_extra
@@ -40,16 +37,3 @@ def plain_name(tensor: str, family: Family) -> str:
     for pattern, replacement in family.experts.saved if family.experts else ():
         tensor = re.sub(pattern, replacement, tensor)
     return tensor
-
-
-@contextlib.contextmanager
-def choose_among(router: nn.Module, experts: Sequence[int]) -> Iterator[None]:
-    """Within the context a router sends no token to any other than these experts (ascending indices)."""
-    weight = router.weight
-    index = torch.tensor(experts, device=weight.device)
-    router.weight = nn.Parameter(weight.detach()[index], requires_grad=weight.requires_grad)
-    try:
-        with router.register_forward_hook(lambda _module, _args, out: (*out[:-1], index[out[-1]])):
-            yield
-    finally:
-        router.weight = weight

@@ -292,6 +292,11 @@ FAMILIES = (
     ),
 )
 
+# transformers refuses a number of heads that does not divide the hidden size in configs of the first type, even with
+# head_dim given. The other type takes any number and computes the same function, but has no biases.
+EVEN_HEADS_TYPE = "llama"
+ANY_HEADS_TYPE, ANY_HEADS_CLASS = "mistral", "MistralForCausalLM"
+
 
 def auto_class(model_type: str | None) -> str:
     """The class of transformers that opens models of a type, also of one without an entry."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,6 +199,11 @@ def expert_of(name: str) -> int | None:
     """The expert in the name of a group or a site, if it is one's."""
     _, _, part, *rest = name.split(".")
     return int(rest[0]) if part == "experts" else None
+
+
+def index_tensor(units: tuple[int, ...]) -> Tensor:
+    """Return the given units as int64 ``[K]``; torch.tensor looks at every element of a tuple several times."""
+    return torch.from_numpy(np.fromiter(units, np.int64, len(units)))
 
 
 def unit_slices(units: Tensor, width: int) -> Tensor:

@@ -135,12 +135,10 @@ def counted(study: optuna.Study) -> int:
 
 
 def sampler(kind: str, seed: int, position: int, startup: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial. A fresh one, seeded by its position in the study, so that a search that was killed and
-    resumed draws what an unbroken one would have drawn: no state lives in a process.
-    """
+    """Return the sampler of one trial, seeded by the trial's position (:func:`trial_seed`)."""
     import optuna
 
-    seeded = (seed * 1_000_003 + position) % 2**32
+    seeded = trial_seed(seed, position)
     if kind == "random":
         return optuna.samplers.RandomSampler(seed=seeded)
     with warnings.catch_warnings():
@@ -148,18 +146,13 @@ def sampler(kind: str, seed: int, position: int, startup: int) -> optuna.sampler
         return optuna.samplers.TPESampler(seed=seeded, n_startup_trials=startup, multivariate=True, group=True)
 
 
-def pruner(stop: float | None) -> optuna.pruners.BasePruner:
-    """Optuna's Wilcoxon signed-rank test against the best trial, block by block; or none."""
-    import optuna
+def trial_seed(seed: int, position: int) -> int:
+    """Return the seed of the trial at a position in the study.
 
-    if stop is None:
-        return optuna.pruners.NopPruner()
-    with require_extra("search"):
-        # Now, and not within the first trial that is tested.
-        import scipy.stats  # noqa: F401
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.pruners.WilcoxonPruner(p_threshold=stop)
+    Every trial has a fresh sampler, so that no state lives in a process. A search that was killed and resumed draws
+    what an unbroken one would have drawn.
+    """
+    return (seed * 1_000_003 + position) % 2**32
 
 
 def _storage(url: str) -> Any:

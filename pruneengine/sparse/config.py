@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.recipes import plain_values
 from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, split_names
+from pruneengine.data.samples import CalibrationText
 from pruneengine.sparse.allocations.parse import read_inline, write_inline
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
@@ -22,7 +23,7 @@ _COMPARED = {"magnitude": "matrix", "wanda": "row"}
 
 
 @dataclass(frozen=True)
-class SparseConfig:
+class SparseConfig(CalibrationText):
     """How to prune single weights.
 
     Attributes:
@@ -48,9 +49,7 @@ class SparseConfig:
             multiple of M that is nearest to it.
         ignore: linears that stay dense, and do not count (:func:`pruneengine.sparse.matrices.find_matrices`); as one
             text, parted by commas (:func:`pruneengine.common.validation.split_names`).
-        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`load_samples`).
-            nsamples: None for the counts in ``calibration``, or 32 where it has none.
-        seed: of sampling.
+        calibration, nsamples, seqlen, pack, batch_size, seed: :class:`pruneengine.data.samples.CalibrationText`.
     """
 
     method: str = "wanda"
@@ -64,12 +63,6 @@ class SparseConfig:
     damp: float = 0.01
     block: int | None = None
     ignore: tuple[str, ...] = ()
-    calibration: str = "builtin"
-    nsamples: int | None = None
-    seqlen: int = 128
-    pack: bool = True
-    batch_size: int = 8
-    seed: int = 0
 
     def __post_init__(self) -> None:
         # A command line and YAML write these as text or lists.
@@ -103,15 +96,12 @@ class SparseConfig:
                 raise ValueError(f"spread must lie in [0, 0.5], got {self.spread}")
         if self.block is None:
             object.__setattr__(self, "block", self._nearest_block(pattern))
-        for name in ("block", "seqlen", "batch_size"):
-            require_whole(name, getattr(self, name), 1, "a positive whole number")
+        require_whole("block", self.block, 1, "a positive whole number")
         if self.method == "sparsegpt" and pattern.grouped and self.block % pattern.m:
             raise ValueError(f"block must be a multiple of the pattern's {pattern.m}, got {self.block}")
-        if self.nsamples is not None:
-            require_whole("nsamples", self.nsamples, 1, "a positive whole number")
-        for name, kind in (("seed", int), ("calibration", str), ("allocation", str), ("pack", bool)):
-            if type(getattr(self, name)) is not kind:
-                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+        if type(self.allocation) is not str:
+            raise TypeError(f"allocation must be str, got {self.allocation!r}")
+        self.check_calibration_text()
 
     def _check_sparsity(self, pattern: Pattern) -> None:
         if self.sparsity is None:
@@ -158,7 +148,7 @@ class SparseConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what a recipe holds under ``sparse``."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        plain = plain_values(self)
         written = read_inline(self.allocation)
         return plain if written is None else plain | {"allocation": written}
 

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.budgets import largest_remainders
 from pruneengine.common.files import write_atomically
+from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.common.validation import from_known, require_whole, require_within
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
@@ -52,23 +54,17 @@ class SparsePlan:
 
     def to_json(self) -> str:
         """One line a field, and one a matrix in ``shapes`` and ``removed``."""
-        fields = {"format": _FORMAT} | asdict(self)
-        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+        return plan_to_json(_FORMAT, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> SparsePlan:
         """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a sparse plan: {error}") from None
+        return cls.from_dict(parse_plan(text, "sparse plan"))
 
     @classmethod
     def from_dict(cls, values: Any) -> SparsePlan:
         """The plan whose fields JSON or YAML held; ValueError as :meth:`from_json`."""
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise ValueError(f"not a sparse plan: expected a JSON object with format {_FORMAT!r}")
-        content = {name: value for name, value in values.items() if name != "format"}
+        content = plan_fields(values, _FORMAT, "sparse plan")
         try:
             _check_fields(content)
             content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
@@ -84,10 +80,7 @@ class SparsePlan:
     @classmethod
     def load(cls, path: str | Path) -> SparsePlan:
         """Read a file of :meth:`save`; ValueError, with its name, as :meth:`from_json` or where there is none."""
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a sparse plan ({error})") from None
+        text = read_plan(path, "sparse plan")
         try:
             return cls.from_json(text)
         except ValueError as error:
@@ -154,19 +147,14 @@ def make_sparse_plan(
     total = sum(matrix.numel for matrix in matrices)
     mean = sum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
     half = max(sum(matrix.numel for matrix in layer) for layer in of_layers(matrices).values()) / 2 / total
-    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.grouped else 0):
+    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.m else 0):
         raise ValueError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
-    step = {matrix.name: matrix.numel // pattern.m if pattern.grouped else 1 for matrix in matrices}
-    most = {matrix.name: pattern.m if pattern.grouped else matrix.numel for matrix in matrices}
-    wished = {matrix.name: sparsities[matrix.name] * matrix.numel / step[matrix.name] for matrix in matrices}
-    counts = {name: min(int(wish + 1e-9), most[name]) for name, wish in wished.items()}
-    left = round((mean if pattern.grouped else asked) * total) - sum(counts[name] * step[name] for name in counts)
-    # The largest remainders first; under N:M a step is a whole row's worth, and what is left may stay below one.
-    for name in sorted(counts, key=lambda name: counts[name] - wished[name]):
-        if counts[name] < most[name] and left >= step[name] / 2:
-            counts[name] += 1
-            left -= step[name]
-    removed = {name: count * step[name] for name, count in counts.items()}
+    # Under N:M one step removes a further weight from every group of the matrix.
+    steps = {matrix.name: 1 if pattern.m is None else matrix.numel // pattern.m for matrix in matrices}
+    limits = {matrix.name: pattern.m or matrix.numel for matrix in matrices}
+    wishes = {matrix.name: sparsities[matrix.name] * matrix.numel / steps[matrix.name] for matrix in matrices}
+    counts = largest_remainders(wishes, steps, round((mean if pattern.grouped else asked) * total), limits)
+    removed = {name: count * steps[name] for name, count in counts.items()}
     return SparsePlan(
         model_type=model_type,
         method=method,
@@ -198,13 +186,3 @@ def _check_fields(content: Mapping[str, Any]) -> None:
             require_whole(f"shapes of {name}", side, 1, "positive whole numbers")
     for name, count in content["removed"].items():
         require_whole(f"removed of {name}", count, expected="a whole number of weights")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return _object((name, json.dumps(item)) for name, item in value.items())
-    return json.dumps(value)
-
-
-def _object(items: Any) -> str:
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"

@@ -1,4 +1,4 @@
-"""The only place where a model changes: mask (undoable) and compact (final).
+"""A plan carried out on a model: mask (undoable) and compact (final).
 
 Zeroing what a removed head or channel feeds into o_proj or down_proj gives the same logits as removing it, so a
 candidate is tried by mask and only the final plan is compacted. Both take what makes up for removed units: constant
@@ -14,11 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pruneengine.model import Group, Structure, find_groups, get_linear, layer_of, text_config, unit_slices
+from pruneengine.model import Group, Structure, find_groups, get_linear, layer_of, unit_slices
 from pruneengine.model.config_sync import layer_counts, sync_config
-from pruneengine.model.edit import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
-from pruneengine.model.experts import choose_among
-from pruneengine.model.masking import _as_tensor, gate, kept_mask, skip
+from pruneengine.model.edit import (
+    complete_biases,
+    count_experts,
+    drop_experts,
+    drop_layers,
+    narrow,
+    replace_bias,
+    replace_weight,
+    set_counts,
+)
+from pruneengine.model.masking import choose_among, gate, kept_mask, lent, skip
+from pruneengine.model.structure import index_tensor
 from pruneengine.structured.plan import Plan
 
 
@@ -78,7 +87,7 @@ def mask(
                 router = f"{structure.layer_path(layer)}.{structure.family.experts.router}"
                 undo.enter_context(choose_among(model.get_submodule(router), kept))
         for linear, group, correction in targets:
-            undo.enter_context(_corrected(linear, group, plan.keep[group.name], correction))
+            undo.enter_context(lent(linear, _lent(linear, group, plan.keep[group.name], correction)))
         yield model
 
 
@@ -110,10 +119,10 @@ def compact(
     plan.check(structure)
     targets = _checked(model, structure, plan, corrections or {})
     for name, kept in _partial(plan).items():
-        narrow(model, structure.by_name[name], _as_tensor(kept))
+        narrow(model, structure.by_name[name], index_tensor(kept))
     for linear, _group, correction in targets:
         _correct(linear, correction)
-    _complete_biases(model, structure)
+    complete_biases(model, structure)
     drop_experts(model, structure, _fewer_experts(plan))
     if len(plan.kept_layers) < structure.num_layers:
         drop_layers(model, structure, plan.kept_layers)
@@ -153,40 +162,19 @@ def _checked(
     return targets
 
 
-@contextlib.contextmanager
-def _corrected(linear: nn.Linear, group: Group, kept: tuple[int, ...], correction: Correction) -> Iterator[None]:
-    weight, bias = linear.weight, linear.bias
-    full = correction.weight
-    if full is not None:
-        index = unit_slices(_as_tensor(kept), group.members[-1].width).to(weight.device)
-        full = torch.zeros_like(weight).index_copy_(1, index, correction.weight.to(weight))
-    _correct(linear, Correction(full, correction.bias))
-    try:
-        yield
-    finally:
-        linear.weight, linear.bias = weight, bias
+def _lent(linear: nn.Linear, group: Group, kept: tuple[int, ...], correction: Correction) -> dict[str, Tensor]:
+    """Return the parameters that make a linear of the masked model compute what the corrected one would, by name."""
+    weight, parameters = linear.weight, {}
+    if correction.weight is not None:
+        index = unit_slices(index_tensor(kept), group.members[-1].width).to(weight.device)
+        parameters["weight"] = torch.zeros_like(weight).index_copy_(1, index, correction.weight.to(weight))
+    if correction.bias is not None:
+        parameters["bias"] = correction.bias.to(weight)
+    return parameters
 
 
 def _correct(linear: nn.Linear, correction: Correction) -> None:
-    like = linear.weight
     if correction.weight is not None:
-        replace(linear, "weight", correction.weight.to(like))
+        replace_weight(linear, correction.weight.to(linear.weight))
     if correction.bias is not None:
-        linear.bias = nn.Parameter(correction.bias.to(like), requires_grad=like.requires_grad)
-
-
-def _complete_biases(model: nn.Module, structure: Structure) -> None:
-    ends: dict[str, list[Group]] = {}
-    for group in structure.groups:
-        ends.setdefault(group.part, []).append(group)
-    for groups in ends.values():
-        if not any(get_linear(model, group.members[-1].module).bias is not None for group in groups):
-            continue
-        for group in groups:
-            flag, sharing = structure.family.bias_flag(structure.within(group.members[-1].module))
-            layer = model.get_submodule(structure.layer_path(group.layer))
-            for linear in (layer.get_submodule(path) for path in sharing):
-                if linear.bias is None:
-                    _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
-            if flag is not None:
-                setattr(text_config(model.config), flag, True)
+        replace_bias(linear, correction.bias.to(linear.weight))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pruneengine import ops
 from pruneengine.common.files import write_atomically
+from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.model import KINDS, Group, Structure, expert_of, layer_of
 from pruneengine.structured.rounding import spread_counts, uniform_counts
 from pruneengine.structured.scores.score import Scores
@@ -49,18 +48,12 @@ class Plan:
 
     def to_json(self) -> str:
         """One line a field, and one a group in ``units`` and ``keep``."""
-        fields = {"format": _FORMAT} | asdict(self)
-        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+        return plan_to_json(_FORMAT, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a plan: {error}") from None
-        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-            raise ValueError(f"not a plan: expected a JSON object with format {_FORMAT!r}")
+        content = plan_fields(parse_plan(text, "plan"), _FORMAT, "plan")
         try:
             content["keep"] = {name: tuple(units) for name, units in content["keep"].items()}
             plan = cls(**content | {k: tuple(content[k]) for k in ("kinds", "kept_layers")})
@@ -74,10 +67,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        try:
-            return cls.from_json(Path(path).read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+        return cls.from_json(read_plan(path, "plan"))
 
     def check(self, structure: Structure) -> Plan:
         """Refuse a plan that was made for another model, or keeps fewer experts than a token is sent to."""
@@ -215,16 +205,6 @@ def _lost_experts(
         even = min(round(sum(counts.values()) / len(counts)), *(spare_experts(structure, i) for i in counts))
         counts = dict.fromkeys(counts, even)
     return lowest_experts(structure, scores, counts)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return _object((name, json.dumps(item)) for name, item in value.items())
-    return json.dumps(value)
-
-
-def _object(items: Iterable[tuple[str, str]]) -> str:
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"
 
 
 def default_rounding(structure: Structure) -> int:

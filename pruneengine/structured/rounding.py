@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pruneengine.common.budgets import one_step_more
 from pruneengine.model import Group
-from pruneengine.structured.budget import _largest_remainders, _scaled
+from pruneengine.structured.budget import scale_counts
 from pruneengine.structured.scores.score import Scores
 
 
@@ -57,7 +58,7 @@ def spread_counts(
         exact = {g.name: ratios[g.name] * g.units for g in members}
         if kind == "mlp":
             spent = sum(counts[g.name] * g.unit_params for g in groups if g.name in counts)
-            exact = _scaled(members, exact, budget - spent)
+            exact = scale_counts(members, exact, budget - spent)
         counts |= _largest_remainders(members, exact, multiple if kind == "mlp" else 1, scores)
     return counts
 
@@ -74,3 +75,36 @@ def _to_multiple(units: int, removed: float, multiple: int) -> int:
         return 0
     kept = max(multiple, round((units - removed) / multiple) * multiple)
     return units - kept if kept < units else 0
+
+
+def _largest_remainders(
+    groups: Sequence[Group], exact: Mapping[str, float], multiple: int, scores: Scores
+) -> dict[str, int]:
+    """Return whole counts of removed units whose kept widths are multiples and whose total is nearest to the exact one.
+
+    Unlike the plain :func:`pruneengine.common.budgets.largest_remainders`, the steps of a group need not be equal (a
+    width that is no multiple has a short first step), and equal remainders go by the score of the next unit.
+    """
+    kept = {g.name: max(multiple, _ceil(g.units - exact[g.name], multiple)) for g in groups}
+    kept = {g.name: min(kept[g.name], g.units) for g in groups}
+    excess = sum((kept[g.name] - (g.units - exact[g.name])) * g.unit_params for g in groups)
+
+    def urgency(group: Group) -> tuple[float, float]:
+        remainder = kept[group.name] - (group.units - exact[group.name])
+        ordered = scores.groups[group.name].sort().values
+        return -round(remainder, 6), float(ordered[min(group.units - kept[group.name], group.units - 1)])
+
+    steps = {g.name: kept[g.name] - _floor(kept[g.name] - 1, multiple) for g in groups}
+    order = [g.name for g in sorted(groups, key=urgency) if kept[g.name] - steps[g.name] >= multiple]
+    for name in one_step_more(order, {g.name: steps[g.name] * g.unit_params for g in groups}, excess):
+        kept[name] -= steps[name]
+    return {g.name: g.units - kept[g.name] for g in groups}
+
+
+def _floor(value: float, multiple: int) -> int:
+    return int(value // multiple) * multiple
+
+
+def _ceil(value: float, multiple: int) -> int:
+    # A hair of slack: 3 - 0.6 * 5 is not a reason to round up.
+    return -int(-(value - 1e-6) // multiple) * multiple

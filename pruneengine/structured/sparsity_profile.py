@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from pruneengine import ops
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.calibration.threshold import removed_by_threshold
 from pruneengine.model import Structure, get_linear
 
 
@@ -44,25 +44,19 @@ def sparsity_profile(
         collected = ", ".join(sorted(statistics.tensors)) or "none"
         raise ValueError(f"allocation 'unstructured' needs the quantity 'squares'; collected: {collected}")
     groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
-    matrices = {
-        group.name: [m.select(get_linear(model, m.module).weight.detach()) for m in group.members] for group in groups
-    }
-    norms = {
-        group.name: [
-            statistics.mean("squares", member.site).sqrt().to(weight.device)
-            for member, weight in zip(group.members, matrices[group.name], strict=True)
-        ]
-        for group in groups
-    }
-    everything = [weight for group in groups for weight in matrices[group.name]]
-    total = sum(weight.numel() for weight in everything)
+    members = [(group.name, member) for group in groups for member in group.members]
+    weights = [member.select(get_linear(model, member.module).weight.detach()) for _, member in members]
+    norms = [
+        statistics.input_norm(member.site).to(weight.device)
+        for (_, member), weight in zip(members, weights, strict=True)
+    ]
+    total = sum(weight.numel() for weight in weights)
     if not total:
         return {}
-    rank = min(max(round(ratio * total), 1), total)
-    threshold = ops.kth_value_global(everything, rank, [norm for group in groups for norm in norms[group.name]])
-    profile = {}
-    for group in groups:
-        pairs = list(zip(matrices[group.name], norms[group.name], strict=True))
-        above = sum(int(ops.block_moments(weight, norm, thresholds=threshold)[1]) for weight, norm in pairs)
-        profile[group.name] = 1 - above / sum(weight.numel() for weight, _ in pairs)
-    return profile
+    number = min(max(round(ratio * total), 1), total)
+    removed = removed_by_threshold(weights, norms, number, ties="all")
+    kept, size = (dict.fromkeys((group.name for group in groups), 0.0) for _ in range(2))
+    for (name, _), weight, count in zip(members, weights, removed, strict=True):
+        kept[name] += weight.numel() - count
+        size[name] += weight.numel()
+    return {name: 1 - kept[name] / size[name] for name in size}

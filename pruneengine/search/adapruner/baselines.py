@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pruneengine.common.progress import track
 from pruneengine.search.adapruner.config import AdaPrunerConfig
-from pruneengine.search.adapruner.decide import CandidatePlanner
 from pruneengine.search.adapruner.objective import MaskedPlan, Objective
+from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.curves import Curve
 from pruneengine.search.adapruner.space.space import Space
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import optuna
 
 # Of per-layer plans. "protected" leaves the first 4 and last 2 layers alone, as LLM-Pruner's scripts do.
-ALLOCATIONS = ("uniform", "global", "protected")
+BASELINE_ALLOCATIONS = ("uniform", "global", "protected")
 # So many of the best are measured on the held-out blocks.
-HELD_OUT = 3
+HELD_OUT_BASELINES = 3
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,24 @@ class Baseline:
 
 def baselines(config: AdaPrunerConfig) -> list[Baseline]:
     """All of them for a shape. A uniform plan is a per-layer plan too, so it competes there."""
-    allocations = ALLOCATIONS if config.shape == "per-layer" else ALLOCATIONS[:1]
+    allocations = BASELINE_ALLOCATIONS if config.shape == "per-layer" else BASELINE_ALLOCATIONS[:1]
     return [Baseline(method, allocation) for allocation in allocations for method in config.baselines]
 
 
 def evaluate(
-    study: optuna.Study, decider: CandidatePlanner, objective: Objective, held_out: Objective
+    study: optuna.Study, planner: CandidatePlanner, objective: Objective, held_out: Objective
 ) -> list[Baseline]:
-    """Evaluate every baseline on all search blocks, and the best :data:`HELD_OUT` on the held-out blocks too.
+    """Evaluate every baseline on all search blocks, and the best :data:`HELD_OUT_BASELINES` on the held-out blocks too.
 
     What an earlier run of the study found is taken from it.
     """
     found = []
-    for baseline in track(baselines(decider.config), "baselines"):
+    for baseline in track(baselines(planner.config), "baselines"):
         known = _known(study, baseline)
-        found.append(known or _keep(study, _evaluated(baseline, decider, objective)))
-    for best in sorted((b for b in found if b.losses), key=lambda b: b.value)[:HELD_OUT]:
+        found.append(known or _keep(study, _evaluated(baseline, planner, objective)))
+    for best in sorted((b for b in found if b.losses), key=lambda b: b.value)[:HELD_OUT_BASELINES]:
         if best.held_out is None:
-            loss = held_out.evaluate([masked(best, decider)])[0].mean
+            loss = held_out.evaluate([masked(best, planner)])[0].mean
             found[found.index(best)] = _keep(study, replace(best, held_out=loss))
     return found
 
@@ -98,62 +98,64 @@ def _keep(study: optuna.Study, baseline: Baseline) -> Baseline:
     return baseline
 
 
-def _evaluated(baseline: Baseline, decider: CandidatePlanner, objective: Objective) -> Baseline:
+def _evaluated(baseline: Baseline, planner: CandidatePlanner, objective: Objective) -> Baseline:
     try:
-        candidate = masked(baseline, decider)
+        candidate = masked(baseline, planner)
     except ValueError as reason:
         return replace(baseline, illegal=str(reason))
     losses = tuple(objective.evaluate([candidate])[0].losses.tolist())
     return replace(
         baseline, losses=losses, reached=candidate.plan.reached, mask=candidate.digest,
-        kv_bytes=decider.kv_bytes(candidate.plan),
+        kv_bytes=planner.kv_bytes(candidate.plan),
     )  # fmt: skip
 
 
-def masked(baseline: Baseline, decider: CandidatePlanner) -> MaskedPlan:
+def masked(baseline: Baseline, planner: CandidatePlanner) -> MaskedPlan:
     """The plan of a baseline.
 
     Raises:
         ValueError: no legal plan meets the target.
     """
-    config, structure = decider.config, decider.structure
+    config, structure = planner.config, planner.structure
     layers = config.layer_range(structure.num_layers)
     # The pool holds statistics of these layers alone.
     scores = score(
-        decider.model, baseline.method, decider.pool.statistics(decider.pool.largest),
-        structure=structure, kinds=config.structure, layers=layers, seed=config.seed,
+        planner.model, baseline.method, planner.pool.statistics(planner.pool.largest),
+        structure=structure, kinds=config.kinds, layers=layers, seed=config.seed,
     )  # fmt: skip
     if baseline.allocation == "protected":
         layers = range(max(layers.start, 4), min(layers.stop, structure.num_layers - 2))
     allocation = "global" if baseline.allocation == "global" else "uniform"
-    ratios = allocate(structure, scores, config.ratio, kinds=config.structure, allocation=allocation, layers=layers)
+    ratios = allocate(structure, scores, config.ratio, kinds=config.kinds, allocation=allocation, layers=layers)
     whole = len(layers) == structure.num_layers
-    return MaskedPlan(decider.plan(scores, ratios, "uniform" if whole and allocation == "uniform" else "per-layer"))
+    return MaskedPlan(
+        planner.whole_units(scores, ratios, "uniform" if whole and allocation == "uniform" else "per-layer")
+    )
 
 
-def starts(decider: CandidatePlanner, space: Space) -> list[Candidate]:
+def starts(planner: CandidatePlanner, space: Space) -> list[Candidate]:
     """Points of the space that the sampler learns from first.
 
     For uniform plans they are the baselines that the family contains, whose masks are known by then. For per-layer
     plans they are some of the baselines' metrics under three plain curves: as it is, with the ends protected, and
     following the scores; those that meet the target.
     """
-    subset = decider.pool.largest
-    points = [SPECIAL_CASES[name] for name in decider.config.baselines if name in SPECIAL_CASES]
+    subset = planner.pool.largest
+    points = [SPECIAL_CASES[name] for name in planner.config.baselines if name in SPECIAL_CASES]
     if space.kv_groups:
-        kv_groups = space.default_kv_groups(decider.config.ratio, decider.structure)
+        kv_groups = space.default_kv_groups(planner.config.ratio, planner.structure)
         return [Candidate(subset, point, kv_groups=kv_groups) for point in points]
-    heads = 0.0 if set(decider.config.structure) >= {"heads", "mlp"} else 1.0
+    heads = 0.0 if set(planner.config.kinds) >= {"heads", "mlp"} else 1.0
     ends = {"first": 2, "last": 1} if space.layers > 6 else {}
     curves = (Curve(heads=heads), Curve(heads=heads, **ends), Curve(heads=heads, adapt=1.0, **ends))
     points = [SPECIAL_CASES[name] for name in ("energy", "wanda", "param_second")]
     candidates = [Candidate(subset, point, curve) for point in points for curve in curves]
-    return [candidate for candidate in candidates if _legal(candidate, decider)]
+    return [candidate for candidate in candidates if _legal(candidate, planner)]
 
 
-def _legal(candidate: Candidate, decider: CandidatePlanner) -> bool:
+def _legal(candidate: Candidate, planner: CandidatePlanner) -> bool:
     try:
-        decider.decide(candidate)
+        planner.plan(candidate)
     except ValueError:
         return False
     return True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.aliases import accept_former_name
+from pruneengine.common.recipes import plain_values
 from pruneengine.common.validation import from_known, require_choice, require_whole
 from pruneengine.search.adapruner.space.subsets import ALL, Subset
 from pruneengine.structured.compensate import COMPENSATIONS
@@ -14,10 +15,11 @@ from pruneengine.structured.config import PruneConfig
 from pruneengine.structured.plan import SHAPES
 from pruneengine.structured.scores.metrics import METRICS
 
-SAMPLERS = ("tpe", "random")
-FIXED = ("random", "magnitude_l2", "wanda", "vectorize", "param_first", "param_second", "param_mix", "energy")
+ADAPRUNER_SAMPLERS = ("tpe", "random")
+FIXED_METRICS = ("random", "magnitude_l2", "wanda", "vectorize", "param_first", "param_second", "param_mix", "energy")
 
 
+@accept_former_name("structure", "kinds")
 @dataclass(frozen=True)
 class AdaPrunerConfig:
     """A search after AdaPruner (Kong et al., AAAI 2025): calibration data and importance metric, chosen jointly.
@@ -25,8 +27,9 @@ class AdaPrunerConfig:
     The paper's spaces are not published; these are ours, and contain the fixed metrics it is compared with.
 
     Attributes:
-        ratio: in (0, 1): fraction of the prunable parameters of ``structure`` to remove, over the whole model.
-        structure: "heads", "mlp" or both; whole layers are not searched.
+        ratio: in (0, 1): fraction of the prunable parameters of ``kinds`` to remove, over the whole model.
+        kinds: "heads", "mlp" or both; whole layers are not searched. Until the next release also by its former name
+            ``structure``, which recipes go on holding.
         shape: "uniform" (the KV groups of every layer are searched) or "per-layer" (a smooth curve over depth is).
         layers: first and end (exclusive) decoder layer that may change; None for all.
         round_to: MLP widths become multiples of this; None chooses by the model's size.
@@ -50,7 +53,7 @@ class AdaPrunerConfig:
     """
 
     ratio: float = 0.2
-    structure: tuple[str, ...] = ("heads", "mlp")
+    kinds: tuple[str, ...] = ("heads", "mlp")
     shape: str = "uniform"
     layers: tuple[int, int] | None = None
     round_to: int | None = None
@@ -68,7 +71,7 @@ class AdaPrunerConfig:
     seqlen: int = 256
     windows: int = 16
     held_out: int = 16
-    baselines: tuple[str, ...] = FIXED
+    baselines: tuple[str, ...] = FIXED_METRICS
     finalists: int = 5
     compensate: tuple[str, ...] = ("none", "least-squares")
     batch_size: int = 8
@@ -79,14 +82,15 @@ class AdaPrunerConfig:
             require_whole("pool", self.pool, 2)
             eighths = dict.fromkeys(max(1, self.pool // part) for part in (8, 4, 2))
             object.__setattr__(self, "counts", tuple(eighths))
-        for name in ("structure", "lengths", "counts", "selectors", "baselines", "compensate"):
+        object.__setattr__(self, "kinds", _several("structure", self.kinds, str))
+        for name in ("lengths", "counts", "selectors", "baselines", "compensate"):
             kind = int if name in ("lengths", "counts") else str
             object.__setattr__(self, name, _several(name, getattr(self, name), kind))
         object.__setattr__(self, "layers", self.prune_config.layers)  # refuses what a prune would
-        if set(self.structure) - {"heads", "mlp"}:
-            raise ValueError(f"structure must be heads, mlp or both in a search, got {','.join(self.structure)}")
+        if set(self.kinds) - {"heads", "mlp"}:
+            raise ValueError(f"structure must be heads, mlp or both in a search, got {','.join(self.kinds)}")
         require_choice("shape", self.shape, SHAPES)
-        require_choice("sampler", self.sampler, SAMPLERS)
+        require_choice("sampler", self.sampler, ADAPRUNER_SAMPLERS)
         for each in self.compensate:
             require_choice("compensation", each, COMPENSATIONS)
         for each in self.baselines:
@@ -110,10 +114,15 @@ class AdaPrunerConfig:
             raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} need shape 'per-layer', got 'uniform'")
 
     @property
+    def structure(self) -> tuple[str, ...]:
+        """The former name of :attr:`kinds`, until the next release."""
+        return self.kinds
+
+    @property
     def prune_config(self) -> PruneConfig:
         """The target as a prune states it."""
         return PruneConfig(
-            method="magnitude_l1", ratio=self.ratio, structure=self.structure, shape=self.shape, layers=self.layers,
+            method="magnitude_l1", ratio=self.ratio, kinds=self.kinds, shape=self.shape, layers=self.layers,
             round_to=self.round_to, seed=self.seed,
         )  # fmt: skip
 
@@ -144,12 +153,13 @@ class AdaPrunerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what a recipe holds under ``search``."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        # Recipes and studies of all versions have the kinds under their former name.
+        return {"structure" if name == "kinds" else name: value for name, value in plain_values(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdaPrunerConfig:
         """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
-        return from_known(cls, values)
+        return from_known(cls, values, former={"structure": "kinds"})
 
 
 def _several(name: str, value: Any, kind: type) -> tuple:

@@ -9,8 +9,8 @@ from pruneengine.common.progress import track
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.search.adapruner.baselines import Baseline
 from pruneengine.search.adapruner.baselines import masked as plan_of
-from pruneengine.search.adapruner.decide import CandidatePlanner
 from pruneengine.search.adapruner.objective import MaskedPlan, Objective
+from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.result import Finalist
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.space import Space
@@ -44,7 +44,7 @@ class Outcome:
 def pick_winner(
     study: optuna.Study,
     space: Space,
-    decider: CandidatePlanner,
+    planner: CandidatePlanner,
     objective: Objective,
     held_out: Objective,
     baselines: list[Baseline],
@@ -62,11 +62,11 @@ def pick_winner(
     best = min(legal, key=lambda b: b.value, default=None)
     entrants: list[tuple[Finalist, MaskedPlan, Candidate | None]] = []
     if best is not None:
-        entrants.append((Finalist(best.name, best.value, best.held_out), plan_of(best, decider), None))
-    trials = _best_trials(study, decider.config.finalists, best.value if best else float("inf"))
+        entrants.append((Finalist(best.name, best.value, best.held_out), plan_of(best, planner), None))
+    trials = _best_trials(study, planner.config.finalists, best.value if best else float("inf"))
     for trial in track(trials, "finalists"):
         candidate = space.suggest(_replay(trial))
-        chosen = decider.decide(candidate)
+        chosen = planner.plan(candidate)
         key = HELD_OUT + chosen.digest
         if key not in study.user_attrs:
             study.set_user_attr(key, held_out.evaluate([chosen])[0].mean)
@@ -78,7 +78,7 @@ def pick_winner(
     weights = len(objective), len(held_out)
     entrants.sort(key=lambda e: (e[0].value * weights[0] + e[0].held_out * weights[1]) / sum(weights))
     winner, chosen, candidate = entrants[0]
-    winner, corrections = _compensated(winner, chosen, decider, held_out)
+    winner, corrections = _compensated(winner, chosen, planner, held_out)
     finalists = (winner, *(finalist for finalist, _, _ in entrants[1:]))
     plans = {finalist.name: masked.plan for finalist, masked, _ in entrants}
     return Outcome(winner, candidate, finalists, plans, corrections)
@@ -103,21 +103,21 @@ def _replay(trial: optuna.trial.FrozenTrial) -> optuna.trial.FixedTrial:
 
 
 def _compensated(
-    winner: Finalist, chosen: MaskedPlan, decider: CandidatePlanner, held_out: Objective
+    winner: Finalist, chosen: MaskedPlan, planner: CandidatePlanner, held_out: Objective
 ) -> tuple[Finalist, dict[str, Correction]]:
     """The winner with the compensation that does best on the held-out blocks, if one helps."""
-    model, structure, plan = decider.model, decider.structure, chosen.plan
+    model, structure, plan = planner.model, planner.structure, chosen.plan
     best, corrections = replace(winner, compensated=winner.held_out), {}
     if chosen.means:
         # The plan was judged with mean inputs: a bias is what holds them.
         best = replace(best, compensation="bias")
         corrections = bias_corrections(model, structure, plan, chosen.means)
-    samples = decider.pool.chosen(decider.pool.largest)
-    for how in track([h for h in decider.config.compensate if h not in ("none", best.compensation)], "compensate"):
+    samples = planner.pool.chosen(planner.pool.largest)
+    for how in track([h for h in planner.config.compensate if h not in ("none", best.compensation)], "compensate"):
         found = compensate(model, plan, samples, how, structure=structure)
         with mask(model, plan, structure=structure, corrections=found.corrections):
             # In what the dense loss was computed in: the two are compared.
-            loss = perplexity(model, held_out.blocks, dtype=held_out.dtype).nll - float(held_out.dense.mean())
+            loss = perplexity(model, held_out.samples, dtype=held_out.dtype).nll - float(held_out.dense.mean())
         if loss < best.compensated:
             best, corrections = replace(winner, compensated=loss, compensation=how), found.corrections
     return best, corrections

@@ -20,7 +20,7 @@ from pruneengine.common.files import check_writable
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import KINDS, Structure, find_groups, model_fingerprint
-from pruneengine.search.adapruner.space.subsets import ALL, Subset, canonical, menu, select
+from pruneengine.search.adapruner.space.subsets import ALL, Subset, canonical_subset, menu, select
 
 # So many subsets keep the means that their scores were made of: little beside the rows of the pool.
 _KEPT = 16
@@ -69,7 +69,7 @@ class Pool:
         Raises:
             ValueError: a subset that is not on the menu; any name of one that is will do.
         """
-        known = canonical(subset, pool_sizes(self.samples))
+        known = canonical_subset(subset, pool_sizes(self.samples))
         if known not in self.menu:
             raise ValueError(
                 f"subset {subset} is not on the menu of {len(self.menu)}: {', '.join(map(str, self.menu))}"
@@ -82,7 +82,7 @@ class Pool:
 
     def chosen(self, subset: Subset) -> Samples:
         """The windows of a subset, in the order of its statistics' rows."""
-        known = canonical(subset, pool_sizes(self.samples))
+        known = canonical_subset(subset, pool_sizes(self.samples))
         pool, rows = self.samples[known.length], list(self.collected[known.length].subsets[str(known)])
         return Samples(pool.tokens[rows], tuple(pool.source[row] for row in rows))
 

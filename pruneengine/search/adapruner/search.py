@@ -19,15 +19,15 @@ from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.search.adapruner import baselines as fixed
 from pruneengine.search.adapruner.config import AdaPrunerConfig
-from pruneengine.search.adapruner.decide import CandidatePlanner
 from pruneengine.search.adapruner.finals import pick_winner
 from pruneengine.search.adapruner.objective import Objective
+from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.pool import SubsetOptions, collect_pool
 from pruneengine.search.adapruner.result import SearchResult
 from pruneengine.search.adapruner.space.kv_groups import legal_heads
 from pruneengine.search.adapruner.space.space import Space
 from pruneengine.search.adapruner.space.subsets import ALL
-from pruneengine.search.adapruner.trials import TrialLoop
+from pruneengine.search.adapruner.trials import AdaPrunerLoop
 from pruneengine.search.records import importance, trial_records
 from pruneengine.search.run import SearchRun
 from pruneengine.search.study import ORIGIN, START, open_study
@@ -69,31 +69,32 @@ def search(
     begun = time.monotonic()
     structure = find_groups(unfuse_experts(model))
     check_reachable(structure, config.prune_config)
-    kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
+    kv_groups = tuple(legal_heads(structure, config.ratio, config.kinds)) if config.shape == "uniform" else ()
     study = open_study(run.study, run.storage, _identity(model, texts, config, run))
     say("collecting statistics of the calibration pool")
     layers = config.layer_range(structure.num_layers)
     with clock("statistics"):
         pool = collect_pool(
             model, texts.pool, quantities(), subset_options(texts, config),
-            structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size, cache=run.cache,
+            structure=structure, kinds=config.kinds, layers=layers, batch_size=config.batch_size, cache=run.cache,
         )  # fmt: skip
     with clock("dense"):
         objective = Objective(model, texts.search, structure=structure, dtype=run.dtype)
         held_out = Objective(model, texts.held_out, structure=structure, dtype=run.dtype)
-    decider = CandidatePlanner(model, structure, pool, config)
-    space = Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
+    planner = CandidatePlanner(model, structure, pool, config)
+    space = Space(pool.menu, kv_groups, "heads" in config.kinds, len(layers), config.fills)
     with clock("baselines"):
-        baselines = fixed.evaluate(study, decider, objective, held_out)
+        baselines = fixed.evaluate(study, planner, objective, held_out)
     if config.sampler == "tpe":
-        _enqueue_starts(study, [space.params(candidate) for candidate in fixed.starts(decider, space)])
+        _enqueue_starts(study, [space.params(candidate) for candidate in fixed.starts(planner, space)])
     say(f"searching: {config.trials} trials on {len(objective)} blocks")
-    loop = TrialLoop(study, space, decider, objective, config, {b.mask: list(b.losses) for b in baselines if b.losses})
+    known = {baseline.mask: list(baseline.losses) for baseline in baselines if baseline.losses}
+    loop = AdaPrunerLoop(study, config, space, planner, objective, known)
     deadline = None if run.time_limit is None else begun + run.time_limit
     with clock("trials"):
         run_workers(loop, run.storage, run.workers, deadline, say)
     with clock("finalists"):
-        outcome = pick_winner(study, space, decider, objective, held_out, baselines)
+        outcome = pick_winner(study, space, planner, objective, held_out, baselines)
     return SearchResult(
         config=config,
         plan=outcome.plans[outcome.winner.name],

@@ -13,7 +13,7 @@ from pruneengine.sparse.allocations.allocate import allocate_sparsities
 from pruneengine.sparse.allocations.block_scores import collect_scores
 from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.config import SparseConfig
-from pruneengine.sparse.functions.allocation import allocation_of, canonical
+from pruneengine.sparse.functions.allocation import allocation_of, canonical_levels
 from pruneengine.sparse.functions.distribution import ScoreDistribution
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix, of_layers
@@ -82,7 +82,7 @@ class Allocator:
         values = self.distribution.values(function)
         exact = self._spread(values, function.spread, function.sign)
         # The levels are those of the key, so that what is equal but for rounding is tried once.
-        key = [thousandths / 1000 for thousandths in canonical(values, function.sign)]
+        key = [thousandths / 1000 for thousandths in canonical_levels(values, function.sign)]
         return TriedAllocation(exact, self._levels(self._spread(key, function.spread)), str(function))
 
     def named(self, model: nn.Module, name: str, statistics: Statistics) -> TriedAllocation:

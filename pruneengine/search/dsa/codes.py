@@ -11,7 +11,6 @@ from pruneengine import ops
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import track
 from pruneengine.model import get_linear
-from pruneengine.sparse.allocations.block_scores import wanda_norm
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
 
@@ -44,7 +43,7 @@ def quantile_masks(
         weight = get_linear(model, matrix.name).weight.detach()
         norm = None
         if method != "magnitude":
-            norm = wanda_norm(statistics, matrix.site).to(weight.device)
+            norm = statistics.input_norm(matrix.site).to(weight.device)
         if pattern.grouped or method == "magnitude":
             scores = weight.abs() if norm is None else weight.float().abs() * norm
             columns = pattern.m if pattern.grouped else weight.numel()

@@ -14,7 +14,7 @@ from pruneengine.sparse.config import MODES, SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
 
-SAMPLERS = ("evolution", "random")
+DSA_SAMPLERS = ("evolution", "random")
 PRUNERS = ("wanda", "magnitude", "sparsegpt")
 
 
@@ -79,7 +79,7 @@ class DsaConfig:
 
     def __post_init__(self) -> None:
         require_choice("pruner", self.pruner, PRUNERS)
-        require_choice("sampler", self.sampler, SAMPLERS)
+        require_choice("sampler", self.sampler, DSA_SAMPLERS)
         require_choice("mode", self.mode, MODES)
         whole = {
             "trials": 1, "population": 2, "tournament": 1, "seqlen": 2, "windows": 2, "segment": 1, "nsamples": 1,

@@ -14,18 +14,23 @@ from pruneengine.sparse.functions.names import POST, PRE, REDUCE
 
 SPREADS = tuple(step / 100 for step in range(5, 13))
 STAGES = ("pre", "reduce", "transform", "post", "spread", "sign")
-# A gene a categorical parameter of the study.
-GENES: dict[str, tuple] = {
+# Draws of a child before one is taken whose genes were drawn before.
+ATTEMPTS = 20
+
+_PRE = tuple(name for name in PRE if name != "no")
+# Without a reduction, candidates that differ after it share no work; most are a pre operation and a mean as well.
+_REDUCE = tuple(name for name in REDUCE if name != "no")
+
+# A gene is a categorical parameter of the study: its values.
+GENES: dict[str, tuple[Any, ...]] = {
     "pre 1": PRE,
     "pre 2": PRE,
-    "reduce": tuple(name for name in REDUCE if name != "no"),
+    "reduce": _REDUCE,
     "transform": POST,
     "post": POST,
     "spread": SPREADS,
     "sign": (1, -1),
 }
-# Children that were drawn before are drawn again, so often.
-ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -67,33 +72,13 @@ class Evolution:
         crossed = crossover(one, other, rng) if rng.random() < self.crossover else one
         return mutate(crossed, rng, self.mutation)
 
-    def unseen(self, population: Sequence[Member], drawn: Collection[tuple], rng: random.Random) -> Function:
+    def unseen(self, population: Sequence[Member], drawn: Collection[tuple[Any, ...]], rng: random.Random) -> Function:
         """A child whose genes are not among those drawn before, or the last of :data:`ATTEMPTS`."""
         for _ in range(ATTEMPTS):
             child = self.child(population, rng)
             if tuple(genes_of(child).values()) not in drawn:
                 break
         return child
-
-
-def genes_of(function: Function) -> dict[str, Any]:
-    """A value of every gene; the inverse of :func:`function_of`."""
-    first, second = (*function.pre, "no", "no")[:2]
-    rest = {gene: getattr(function, gene) for gene in ("reduce", "transform", "post", "spread", "sign")}
-    return {"pre 1": first, "pre 2": second} | rest
-
-
-def function_of(genes: Mapping[str, Any]) -> Function:
-    """The function of a study's parameters."""
-    rest = {gene: genes[gene] for gene in ("reduce", "transform", "post", "spread", "sign")}
-    return Function(pre=(genes["pre 1"], genes["pre 2"]), **rest)
-
-
-_PRE = tuple(name for name in PRE if name != "no")
-
-
-# Without a reduction, candidates that differ after it share no work; most are a pre operation and a mean as well.
-_REDUCE = tuple(name for name in REDUCE if name != "no")
 
 
 def random_function(rng: random.Random) -> Function:
@@ -119,14 +104,26 @@ def crossover(a: Function, b: Function, rng: random.Random) -> Function:
     return Function(**{stage: getattr(a if i < point else b, stage) for i, stage in enumerate(STAGES)})
 
 
-def _draw(stage: str, rng: random.Random) -> object:
+def genes_of(function: Function) -> dict[str, Any]:
+    """A value of every gene; the inverse of :func:`function_of`."""
+    first, second = (*function.pre, "no", "no")[:2]
+    rest = {gene: getattr(function, gene) for gene in ("reduce", "transform", "post", "spread", "sign")}
+    return {"pre 1": first, "pre 2": second} | rest
+
+
+def function_of(genes: Mapping[str, Any]) -> Function:
+    """The function of a study's parameters."""
+    rest = {gene: genes[gene] for gene in ("reduce", "transform", "post", "spread", "sign")}
+    return Function(pre=(genes["pre 1"], genes["pre 2"]), **rest)
+
+
+def _draw(stage: str, rng: random.Random) -> Any:
     if stage == "pre":
         return tuple(rng.choice(_PRE) for _ in range(rng.randrange(3)))
-    menus = {"reduce": _REDUCE, "transform": POST, "post": POST, "spread": SPREADS, "sign": (1, -1)}
-    return rng.choice(menus[stage])
+    return rng.choice(GENES[stage])
 
 
-def _other(stage: str, value: object, rng: random.Random) -> object:
+def _other(stage: str, value: Any, rng: random.Random) -> Any:
     while (drawn := _draw(stage, rng)) == value:
         pass
     return drawn

@@ -19,8 +19,8 @@ from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.model.masking import keep_weights, restored_weights
 from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.history import KnownTrial, TrialHistory
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import KnownTrial, TrialHistory
 from pruneengine.search.texts import SearchTexts
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix
@@ -64,6 +64,55 @@ class FinalistResult:
     plan: SparsePlan
     full: float
     held_out: float
+
+
+def line_up(
+    fixed: Sequence[Finalist],
+    history: TrialHistory,
+    allocator: Allocator,
+    objective: SparseObjective,
+    config: DsaConfig,
+) -> tuple[list[Finalist], list[Finalist], list[Finalist]]:
+    """Return the entrants of the finals, chosen before anything is pruned.
+
+    Fast losses that are not known yet are computed here: they are the objective's last use.
+
+    Args:
+        fixed: entrants whatever the trials gave.
+        history: of all trials.
+        allocator: of the search.
+        objective: of the search.
+        config: the numbers of entrants.
+
+    Returns:
+        ``(finalists, spread, reserve)``: the fixed allocations and the best by fast losses; others over the range of
+        fast losses, for their correlation with full ones; the best behind the finalists, for a fast loss that is no
+        guide.
+    """
+
+    def entrant(known: KnownTrial, fast: float) -> Finalist:
+        return Finalist(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
+
+    others = list(history.known.values())
+    complete = sorted((known for known in others if known.complete), key=lambda known: (known.estimate, known.number))
+    best = [entrant(known, known.estimate) for known in complete[: 2 * config.finalists]]
+    finalists, reserve = [*fixed, *best[: config.finalists]], best[config.finalists :]
+    taken = [known.estimate for known in complete[: config.finalists]]
+    chosen = spread_over(max(0, config.correlate - len(finalists)), [known.estimate for known in others], taken)
+    # Of an allocation that was stopped, the fast loss is known on a few segments only.
+    spread = [
+        entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
+    ]
+    return finalists, [finalist for finalist in spread if math.isfinite(finalist.fast)], reserve
+
+
+def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
+    """Positions of up to ``count`` of the values, evenly over their ranks and none of them taken."""
+    ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
+    if count >= len(ranked):
+        return ranked
+    # The last of the ranks would be the one whose loss tells least: of a model that is destroyed.
+    return [ranked[int((index + 0.5) * len(ranked) / count)] for index in range(count)]
 
 
 class FullPruneJudge:
@@ -185,56 +234,3 @@ def _digest(plan: SparsePlan, mode: str, texts: SearchTexts) -> str:
     pool = {str(length): samples.hash for length, samples in texts.pool.items()}
     content = json.dumps([plan.removed, plan.pattern, plan.method, mode, pool], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-
-@dataclass(frozen=True)
-class Lineup:
-    """Entrants of the finals.
-
-    Attributes:
-        finalists: the fixed allocations, and the best by fast losses.
-        spread: others, over the range of fast losses, for the correlation of fast and full ones.
-        reserve: the best behind the finalists, for a fast loss that is no guide.
-    """
-
-    finalists: tuple[Finalist, ...]
-    spread: tuple[Finalist, ...]
-    reserve: tuple[Finalist, ...]
-
-
-def line_up(
-    fixed: Sequence[Finalist], past: TrialHistory, allocator: Allocator, objective: SparseObjective, config: DsaConfig
-) -> Lineup:
-    """Choose before anything is pruned: fast losses that are not known yet are the last that the objective is for.
-
-    Args:
-        fixed: entrants whatever was found.
-        past: of all trials.
-        allocator: of the search.
-        objective: likewise.
-        config: how many there are of each.
-    """
-
-    def entrant(known: KnownTrial, fast: float) -> Finalist:
-        return Finalist(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
-
-    complete = sorted((k for k in past.known.values() if k.complete), key=lambda k: (k.estimate, k.number))
-    best = [entrant(known, known.estimate) for known in complete[: 2 * config.finalists]]
-    finalists, reserve = (*fixed, *best[: config.finalists]), best[config.finalists :]
-    others = list(past.known.values())
-    taken = [known.estimate for known in complete[: config.finalists]]
-    chosen = spread_over(max(0, config.correlate - len(finalists)), [known.estimate for known in others], taken)
-    # Of an allocation that was stopped, the fast loss is known on a few segments only.
-    spread = [
-        entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
-    ]
-    return Lineup(finalists, tuple(each for each in spread if math.isfinite(each.fast)), tuple(reserve))
-
-
-def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
-    """Positions of up to ``count`` of the values, evenly over their ranks and none of them taken."""
-    ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
-    if count >= len(ranked):
-        return ranked
-    # The last of the ranks would be the one whose loss tells least: of a model that is destroyed.
-    return [ranked[int((index + 0.5) * len(ranked) / count)] for index in range(count)]

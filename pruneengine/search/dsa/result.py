@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import GENES, function_of
 from pruneengine.search.dsa.finals import Correlation, FinalistResult
-from pruneengine.search.dsa.past import FOUND, NOT_FINITE
+from pruneengine.search.dsa.history import FOUND, NOT_FINITE
 from pruneengine.search.study import ILLEGAL
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.plan import SparsePlan

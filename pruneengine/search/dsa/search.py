@@ -8,7 +8,7 @@ where it is not plainly worse than the best so far. The best are then pruned in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,13 +25,12 @@ from pruneengine.search.dsa.finals import (
     Finalist,
     FinalistResult,
     FullPruneJudge,
-    Lineup,
     correlate,
     line_up,
     ranked,
 )
+from pruneengine.search.dsa.history import TrialHistory
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import TrialHistory
 from pruneengine.search.dsa.result import NONE_COMPLETE, DsaResult, dsa_trials
 from pruneengine.search.dsa.trials import DsaLoop
 from pruneengine.search.early_stop import mean
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     import optuna
 
 # Fixed allocations that candidates are compared with, and the stop knows from the start.
-FIXED = {"uniform": None, "owl": None, "dsa": PUBLISHED}
+FIXED_ALLOCATIONS = {"uniform": None, "owl": None, "dsa": PUBLISHED}
 RIVAL = "rival: "
 
 
@@ -104,23 +103,25 @@ def search_dsa(
         )
     say("the fixed allocations")
     with clock("rivals"):
-        fixed = {name: allocator.named(model, name, statistics) for name in FIXED}
+        fixed = {name: allocator.named(model, name, statistics) for name in FIXED_ALLOCATIONS}
         rivals = {name: _losses(study, name, allocated, objective) for name, allocated in fixed.items()}
-    loop = DsaLoop(study, allocator, objective, config, {fixed[name].levels: rivals[name] for name in FIXED})
+    loop = DsaLoop(study, config, allocator, objective, {fixed[name].levels: rivals[name] for name in fixed})
     deadline = None if run.time_limit is None else begun + run.time_limit
     with clock("trials"):
         run_workers(loop, run.storage, run.workers, deadline, say)
-    past = TrialHistory().update(study)
+    history = TrialHistory().update(study)
     ended = "trials" if counted(study) >= config.trials else "plateau" if loop.over else "time"
     say("pruning the best allocations in full")
     with clock("finalists"):
-        entrants = [Finalist(name, fixed[name], mean(rivals[name]), FIXED[name]) for name in FIXED]
-        lineup = line_up(entrants, past, allocator, objective, config)
+        entrants = [
+            Finalist(name, fixed[name], mean(rivals[name]), function) for name, function in FIXED_ALLOCATIONS.items()
+        ]
+        line = line_up(entrants, history, allocator, objective, config)
         segments, spent_within = len(objective), loop.clock.seconds
         # A byte a weight, which a prune may need itself.
         del codes, objective, loop
         judge = FullPruneJudge(model, structure.model_type, matrices, texts, config, study, run.dtype)
-        judged, correlation = _finals(judge, lineup, config)
+        judged, correlation = _finals(judge, *line, config)
     if not judged:
         raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
     seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in spent_within.items()}
@@ -135,29 +136,35 @@ def search_dsa(
         dense=judge.dense,
         segments=segments,
         ended=ended,
-        plateau=past.best.number if ended == "plateau" and past.best else None,
+        plateau=history.best.number if ended == "plateau" and history.best else None,
         allocations=allocations,
-        warnings=_warnings(judge, correlation, past),
+        warnings=_warnings(judge, correlation, history),
         seconds=seconds,
     )
 
 
-def _finals(judge: FullPruneJudge, lineup: Lineup, config: DsaConfig) -> tuple[list[FinalistResult], Correlation]:
-    """All that may win, pruned in full, and how well the fast loss had ordered them and others."""
-    judged = judge.judge(lineup.finalists, "finalists")
+def _finals(
+    judge: FullPruneJudge,
+    finalists: Sequence[Finalist],
+    spread: Sequence[Finalist],
+    reserve: Sequence[Finalist],
+    config: DsaConfig,
+) -> tuple[list[FinalistResult], Correlation]:
+    """Prune in full all that may win; return them, and how well the fast loss had ordered them."""
+    judged = judge.judge(finalists, "finalists")
     if not config.correlate:
         return judged, Correlation(None, ())
     # What was pruned in full has a full loss like any finalist's, so it may win like one.
-    judged += judge.judge(lineup.spread, "correlation")
+    judged += judge.judge(spread, "correlation")
     correlation = correlate(judged)
     if not correlation.trusted:
-        known = {each.entrant.name for each in judged}
-        judged += judge.judge([each for each in lineup.reserve if each.name not in known], "more finalists")
+        names = {result.entrant.name for result in judged}
+        judged += judge.judge([finalist for finalist in reserve if finalist.name not in names], "more finalists")
     return judged, correlation
 
 
-def _warnings(judge: FullPruneJudge, correlation: Correlation, past: TrialHistory) -> tuple[str, ...]:
-    found = [] if past.best else [NONE_COMPLETE]
+def _warnings(judge: FullPruneJudge, correlation: Correlation, history: TrialHistory) -> tuple[str, ...]:
+    found = [] if history.best else [NONE_COMPLETE]
     if not correlation.trusted:
         found.append(correlation.in_words())
     failed = (f"{name} could not be pruned in full and is left out: {why}" for name, why in judge.failed.items())

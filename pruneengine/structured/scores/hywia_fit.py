@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure
-from pruneengine.model.decoder import causal_parts, frozen
+from pruneengine.model.decoder import causal_parts, frozen, hidden_states
 from pruneengine.model.loss import token_nll, token_nll_backward
 from pruneengine.model.masking import gate
 from pruneengine.structured.scores.hywia import Blend, HyWIA, group_features, normalise
@@ -136,25 +136,21 @@ def _gate(scores: Tensor, removed: int, hard: bool) -> Tensor:
 
 
 def _loss(model: nn.Module, batches: list[Tensor]) -> float:
-    body, head, logit_options = causal_parts(model)
+    _, head, logit_options = causal_parts(model)
     total = sum(
-        float(token_nll(_hidden(body, tokens), head, tokens[:, 1:], **logit_options).double().sum())
+        float(token_nll(hidden_states(model, tokens)[:, :-1], head, tokens[:, 1:], **logit_options).double().sum())
         for tokens in batches
     )
     return total / sum(tokens[:, 1:].numel() for tokens in batches)
 
 
 def _loss_backward(model: nn.Module, tokens: Tensor) -> float:
-    body, head, logit_options = causal_parts(model)
-    hidden = _hidden(body, tokens)
+    _, head, logit_options = causal_parts(model)
+    hidden = hidden_states(model, tokens)[:, :-1]
     weight = 1 / tokens[:, 1:].numel()
     nll, gradient = token_nll_backward(hidden.detach(), head, tokens[:, 1:], weight, **logit_options)
     hidden.backward(gradient)
     return float(nll.double().mean())
-
-
-def _hidden(body: nn.Module, tokens: Tensor) -> Tensor:
-    return body(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
 
 
 def _finite(loss: float, step: int) -> float:

@@ -35,6 +35,10 @@ class MemberView:
         """A quantity's mean over samples, over this member's rows or columns; ``of`` as :meth:`Statistics.mean`."""
         return self.member.select(self.statistics.mean(quantity, self.member.module, of))
 
+    def input_norm(self) -> Tensor:
+        """Return Wanda's norm of each input channel of the linear."""
+        return self.statistics.input_norm(self.member.site).to(self.weight.device)
+
     def input_squares(self) -> Tensor:
         """Mean over samples of the sum over tokens of x^2, per input channel of the linear."""
         return self.statistics.mean("squares", self.member.site).to(self.weight.device)
@@ -99,7 +103,7 @@ def _magnitude_l2(view: MemberView) -> Tensor:
 @metric("wanda", needs=("squares",))
 def _wanda(view: MemberView) -> Tensor:
     """Sum of |W| times the L2 norm of the input channel (Wanda, Sun et al. 2023, eq. 1, summed over a unit)."""
-    return view.weight_sums(1.0, view.input_squares().sqrt())
+    return view.weight_sums(1.0, view.input_norm())
 
 
 @metric("energy", needs=("squares",))

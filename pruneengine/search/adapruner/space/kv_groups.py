@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pruneengine.model import Group, Structure
 from pruneengine.structured.budget import most_of
 
+# A tenth of every group stays: what is left of a layer should still be able to work.
+CAP = 0.9
+
 
 def legal_heads(structure: Structure, ratio: float, kinds: Iterable[str] = ("heads", "mlp")) -> range:
     """How many KV groups every layer may give so that channels can make up the rest and keep a tenth.
@@ -70,18 +73,6 @@ def uniform_ratios(
     return {g.name: kv_groups / g.units for g in heads} | {g.name: of_channels for g in channels}
 
 
-def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    heads, channels = (structure.of_kind({kind} & set(kinds)) for kind in ("heads", "mlp"))
-    for part in dict.fromkeys(g.part for g in (*heads, *channels)):
-        if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
-            raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
-    return heads, channels
-
-
-# A tenth of every group stays: what is left of a layer should still be able to work.
-CAP = 0.9
-
-
 def width_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     """Refuse kinds of units other than those that layers give in part."""
     kinds = tuple(kinds)
@@ -100,3 +91,11 @@ def budget_of(structure: Structure, ratio: float, kinds: tuple[str, ...]) -> flo
 def available(groups: Sequence[Group]) -> float:
     """Parameters that groups can give when each keeps a tenth, and one unit."""
     return sum(most_of(g, CAP) * g.params for g in groups)
+
+
+def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    heads, channels = (structure.of_kind({kind} & set(kinds)) for kind in ("heads", "mlp"))
+    for part in dict.fromkeys(g.part for g in (*heads, *channels)):
+        if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
+            raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
+    return heads, channels

@@ -85,7 +85,7 @@ def menu(
     """
     counts, sources, selectors = list(counts), list(sources), list(selectors)
     chosen = [
-        canonical(Subset(length, source, count, selector), sizes)
+        canonical_subset(Subset(length, source, count, selector), sizes)
         for length in lengths
         for source in sources
         for count in counts
@@ -100,7 +100,7 @@ def menu(
     return tuple(dict.fromkeys(chosen))
 
 
-def canonical(subset: Subset, sizes: Sizes) -> Subset:
+def canonical_subset(subset: Subset, sizes: Sizes) -> Subset:
     """The one name of a subset: ``whole`` where it takes every sample, "all" where its source is the only one."""
     if subset.length not in sizes:
         raise ValueError(f"subset {subset}: the pool has samples of {', '.join(map(str, sizes))} tokens")

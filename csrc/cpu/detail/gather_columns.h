@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../ops.h"
+#include "../../ops.h"
 #include "compress.h"
 
 namespace pruneengine::cpu {

@@ -5,7 +5,7 @@
 // selections settle in two halves: the upper one of all scores, the lower one of the few that share the upper.
 #pragma once
 
-#include "../ops.h"
+#include "../../ops.h"
 
 namespace pruneengine::cpu {
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../ops.h"
+#include "../../ops.h"
 
 namespace pruneengine::cuda {
 

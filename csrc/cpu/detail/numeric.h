@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../ops.h"
+#include "../../ops.h"
 
 // Small bodies are written once and inlined into every instruction-set clone that calls them.
 #define PRUNE_INLINE inline __attribute__((always_inline))

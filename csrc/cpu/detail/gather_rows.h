@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../ops.h"
+#include "../../ops.h"
 #include "stream.h"
 
 namespace pruneengine::cpu {
