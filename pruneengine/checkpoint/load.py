@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from a folder, a GGUF file or the hub."""
+"""Loader of a model and its tokenizer from a folder, a GGUF file or the hub."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
-    """A causal language model in evaluation mode and its tokenizer.
+    """Load a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
-        source: a model folder; a ``.gguf`` file, or a folder with exactly one and no ``config.json``; a hub name.
+        source: a model folder; a ``.gguf`` file, or a folder with exactly one and no ``config.json``; or a hub name.
             Only a hub name may use the network.
         dtype: type of the weights; GGUF weights are dequantised to it.
         device: where the model goes.
@@ -61,7 +61,7 @@ def load_model(
 
 
 def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model of ``source`` on the meta device: every shape and no weights. Reads its config only.
+    """Return the model of ``source`` on the meta device, with every shape and no weights; only its config is read.
 
     Raises:
         As :func:`load_model`.
@@ -72,16 +72,17 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     place = str(source) if folder is None else folder
     trust = trust_remote_code if folder is None or gguf is not None else _may_run_code(folder, trust_remote_code)
     options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
-    kind, what = ValueError, f"{source} gives no configuration"
+    refused: type[Exception] = ValueError
+    what = f"{source} gives no configuration"
     if folder is None:
-        kind, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
-    with _one_line(what, kind), torch.device("meta"):
+        refused, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
+    with _one_line(what, refused), torch.device("meta"):
         config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
         return unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
 
 
 def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of a GGUF file as transformers reads it, without its tokenizer; ValueError if it does not."""
+    """Load the model of a GGUF file through transformers, without its tokenizer; ValueError if that fails."""
     from transformers import AutoModelForCausalLM
 
     with _parsed_once(), _one_line(f"{file} does not load"):
@@ -91,7 +92,7 @@ def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def _locate(source: str | Path) -> tuple[Path | None, str | None]:
-    """Folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
+    """Return folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
     path = Path(source).expanduser()
     if path.exists():
         return _local(path)
@@ -101,7 +102,7 @@ def _locate(source: str | Path) -> tuple[Path | None, str | None]:
 
 
 def _local(path: Path) -> tuple[Path, str | None]:
-    """The folder to load from, and the GGUF file's name in it if it is one."""
+    """Return the folder to load from and, if the model is a GGUF file, its name in the folder."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"{path} is not a model: expected a folder or a .gguf file")
@@ -110,8 +111,8 @@ def _local(path: Path) -> tuple[Path, str | None]:
         return path, None
     names = sorted(file.name for file in path.glob("*.gguf"))
     if len(names) != 1:
-        found = f"several GGUF files ({', '.join(names[:4])}); name one" if names else "no config.json and no .gguf"
-        raise ValueError(f"{path} is not a model folder: {found}")
+        reason = f"several GGUF files ({', '.join(names[:4])}); name one" if names else "no config.json and no .gguf"
+        raise ValueError(f"{path} is not a model folder: {reason}")
     return path, names[0]
 
 
@@ -137,7 +138,11 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
 
 
 def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
-    """Whether a folder's modelling code is run: with permission, or as we wrote it. ValueError if it was changed."""
+    """Return True if the folder's modelling code may run: with permission, or if it is the shipped file.
+
+    Raises:
+        ValueError: the file was changed and there is no permission, or ``config.json`` does not load.
+    """
     with _one_line(f"{folder / 'config.json'} does not load"):
         shipped = runs_shipped_code(folder)
     if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
@@ -160,7 +165,7 @@ def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[n
 
 
 def _hub_answers(name: str) -> bool:
-    """One question without retries: a hub out of reach means the local cache, at once and not after a minute."""
+    """Ask the hub once, without retries, so that a hub out of reach leads to the local cache at once."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -208,13 +213,13 @@ def _parsed_once() -> Iterator[None]:
 
 
 def _decimal(value: float) -> float:
-    """The short decimal number meant by a value that was stored as float32: 9.99999975e-06 -> 1e-05."""
+    """Return the shortest decimal number of a value that was stored as float32: 9.99999975e-06 -> 1e-05."""
     return float(str(np.float32(value)))
 
 
 @contextmanager
 def _one_line(what: str, kind: type[Exception] = ValueError) -> Iterator[None]:
-    """Whatever a loader raises on a broken model, as one line; the loaders' own errors are of many types."""
+    """Raise ``kind`` with one line in place of any error of a loader; the loaders' own errors are of many types."""
     try:
         yield
     except ImportError:

@@ -24,7 +24,7 @@ def inspect(
     """What can be pruned, what would be left, what it would cost and what will load the result. Loads no weights."""
     from pruneengine.checkpoint.load import load_skeleton
     from pruneengine.cli.tables import structured as tables
-    from pruneengine.export.layout import model_shape
+    from pruneengine.export.model_shape import model_shape
     from pruneengine.export.runtimes import runtimes
     from pruneengine.model import find_groups
     from pruneengine.structured.cost import measure_flops, predict
@@ -61,6 +61,6 @@ def _shapes(layout, plan):
                 f"what opens a uniform prune of its {' and '.join(layout.kinds_without_config_name)}",
                 replace(layout, unsaved_kinds=layout.kinds_without_config_name),
             )
-        yield "what opens a per-layer prune of it", layout.uneven
+        yield "what opens a per-layer prune of it", layout.one_channel_less
     else:
         yield "what opens it", layout

@@ -1,8 +1,9 @@
-"""A DeciLM checkpoint reopened from its files alone, its fields read as vLLM's loader reads them."""
+"""Reopening of a DeciLM checkpoint from its files alone, with its fields read as vLLM's loader reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +13,10 @@ from pruneengine.model.modeling_pruned import resize_layer
 
 
 def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of ``folder``: a Llama whose layers take their widths from ``block_configs``.
+    """Return the model of ``folder``: a Llama whose layers take their widths from ``block_configs``.
 
     Raises:
-        RuntimeError: tensors are missing, too many, or of other shapes than the fields say.
+        RuntimeError: tensors are missing, unexpected, or of other shapes than the fields say.
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
@@ -52,7 +53,7 @@ def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _drop_biases(layer: nn.Module, config) -> None:
+def _drop_biases(layer: Any, config: Any) -> None:
     attention, mlp = layer.self_attn, layer.mlp
     flags = {
         "qkv_bias": (attention.q_proj, attention.k_proj, attention.v_proj),

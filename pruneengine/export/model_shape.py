@@ -1,4 +1,4 @@
-"""What decides which runtimes open a model: its family, the width of every layer, its biases and positions."""
+"""Shape of a model, which decides the runtimes that open it: family, width of every layer, biases, positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pruneengine.checkpoint.equivalent_class import as_written
+from pruneengine.checkpoint.equivalent_class import model_to_save
 from pruneengine.model import Family, Group, Structure, find_groups, text_config
 from pruneengine.model.families import EVEN_HEADS_TYPE
 from pruneengine.structured.plan import Plan
@@ -15,23 +15,24 @@ from pruneengine.structured.plan import Plan
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The shape of a decoder-only model, as its checkpoint has it.
+    """Shape of a decoder-only model, as in its checkpoint.
 
     Attributes:
         family: its ``model_type``.
         hidden, head_dim: sizes of a token's vector and of one head.
         heads, kv_heads, channels: query heads, key-value heads and MLP channels of every layer.
-        unlike_llama: why a program that computes Llama does not compute this model or its twin; None where it does, but
-            for what the other attributes say.
-        kinds_without_config_name: the kinds of units, "heads" and "mlp", for whose number the config has no name.
-        unsaved_kinds: those of them whose number is not the dense model's.
-        biases: the linears of a layer that have a bias.
-        biases_without_flag: some of them are given by no flag of the family's config.
-        query_norms: queries and keys are normalised.
-        rope: the kind of rotary positions ("default", "linear", "llama3", ...).
+        unlike_llama: why a program that computes Llama does not compute this model or its equivalent. None if it does,
+            apart from the biases, norms, positions and window below.
+        kinds_without_config_name: kinds of units, "heads" and "mlp", whose number the config cannot express.
+        unsaved_kinds: kinds of ``kinds_without_config_name`` whose number differs from the dense model's. Such a
+            checkpoint needs the shipped modelling file.
+        biases: linears of a layer that have a bias.
+        biases_without_flag: whether no flag of the family's config gives some of the biases.
+        query_norms: whether queries and keys are normalised.
+        rope: kind of rotary positions ("default", "linear", "llama3", ...).
         window: tokens that attention looks back, or None for all.
-        activation: of the MLP, None where the config has no ``hidden_act``.
-        experts: channels of every expert, layer by layer; ``channels`` are then those of shared experts, if there are.
+        activation: activation of the MLP, None if the config has no ``hidden_act``.
+        experts: channels of every expert, layer by layer; ``channels`` are then those of shared experts, if any.
     """
 
     family: str
@@ -53,14 +54,14 @@ class ModelShape:
 
     @property
     def uniform(self) -> bool:
-        """Every layer has the same widths, and as many experts of one width."""
+        """True if every layer has the same widths and the same number of experts, all of one width."""
         numbers, widths = map(len, self.experts), (width for layer in self.experts for width in layer)
         counted = (self.heads, self.kv_heads, self.channels, numbers, widths)
         return all(len(set(counts)) <= 1 for counts in counted)
 
     @property
-    def uneven(self) -> ModelShape:
-        """The same with a channel less in the first layer."""
+    def one_channel_less(self) -> ModelShape:
+        """The same shape with one channel less in the first layer, or in its first expert."""
         if self.channels:
             return replace(self, channels=(self.channels[0] - 1, *self.channels[1:]))
         (first, *others), *layers = self.experts
@@ -68,9 +69,9 @@ class ModelShape:
 
     @property
     def not_plain(self) -> str | None:
-        """Why the family's own class in transformers does not hold it; None where it does.
+        """Reason why the family's own class in transformers cannot hold this shape; None if it can.
 
-        A Llama with head counts that do not divide the hidden size counts as plain: its twin Mistral holds it.
+        A Llama with head counts that do not divide the hidden size counts as plain: an equivalent Mistral holds it.
         """
         if not self.uniform:
             return "the layers differ in width"
@@ -83,20 +84,20 @@ class ModelShape:
         return None
 
     def after(self, plan: Plan) -> ModelShape:
-        """The layout that ``plan`` leaves of this one."""
+        """Return the shape of the model after ``plan``."""
 
-        def left(counts: tuple[int, ...], kind: str) -> tuple[int, ...]:
+        def kept(counts: tuple[int, ...], kind: str) -> tuple[int, ...]:
             names = {layer: f"layers.{layer}.{kind}" for layer in plan.kept_layers}
             return tuple(counts[i] * len(plan.keep[name]) // plan.units[name] for i, name in names.items())
 
-        heads, channels = left(self.heads, "heads"), left(self.channels, "mlp") if self.channels else ()
+        heads, channels = kept(self.heads, "heads"), kept(self.channels, "mlp") if self.channels else ()
         before = {"heads": self.heads, "mlp": self.channels}
         after = {"heads": heads, "mlp": channels}
         changed = [kind for kind in self.kinds_without_config_name if set(after[kind]) != set(before[kind])]
         return replace(
             self,
             heads=heads,
-            kv_heads=left(self.kv_heads, "heads"),
+            kv_heads=kept(self.kv_heads, "heads"),
             channels=channels,
             unsaved_kinds=tuple(
                 kind for kind in self.kinds_without_config_name if kind in self.unsaved_kinds or kind in changed
@@ -106,12 +107,12 @@ class ModelShape:
 
 
 def model_shape(model: nn.Module) -> ModelShape:
-    """Read the layout from a model's modules and config; shapes are enough, the weights may be on the meta device.
+    """Read the shape from a model's modules and config; its weights may be on the meta device.
 
     Raises:
         ValueError: as :func:`pruneengine.model.find_groups`.
     """
-    model = as_written(model)
+    model = model_to_save(model)
     structure, config = find_groups(model), text_config(model.config)
     family, first = structure.family, model.get_submodule(structure.layer_path(0))
     rope = getattr(config, "rope_parameters", None) or {}
