@@ -56,7 +56,7 @@ def nvcc() -> str | None:
 
 
 def cudart_folder(compiler: str) -> str:
-    """The folder of libcudart_static.a, from the library paths that nvcc itself would link with."""
+    """Return the folder of libcudart_static.a, from the library paths that nvcc itself would link with."""
     plan = subprocess.run([compiler, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
     for folder in re.findall(r'"-L([^"]+)"', plan):
         if Path(folder, "libcudart_static.a").is_file():
@@ -111,7 +111,7 @@ class BuildExtension(build_ext):
         self.info["cpu"] = "built"
 
     def compiler_check(self) -> list[str]:
-        """The OpenMP flags, after compiling an empty program; [] where the compiler has no OpenMP."""
+        """Return the OpenMP flags, after compiling an empty program; [] where the compiler has no OpenMP."""
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder, "program.cpp")
             program.write_text("#include <cstdint>\nint main() { return 0; }\n")
