@@ -33,12 +33,13 @@ PREPOSITIONS = {
     "if", "in", "into", "of", "on", "only", "or", "out", "over", "per", "than", "then", "through", "to", "under",
     "until", "while", "with", "within", "without",
 }  # fmt: skip
+# Without those that are verbs, too.
 NOUNS = {
-    "ascending", "body", "calibration", "dense", "directory", "distance", "empty", "error", "evaluation", "exp",
-    "false", "folder", "gradient", "head", "index", "integer", "layer", "least", "length", "loss", "magnitude", "markdown",
-    "markup", "mean", "model", "name", "negative", "number", "optimizer", "order", "parameter", "perplexity", "plain",
-    "position", "prefill", "prompt", "query", "rank", "ratio", "row", "size", "sparsity", "statistic", "string", "table",
-    "tensor", "text", "topk", "true", "tuple", "value", "variant", "vector", "weight", "whole", "width",
+    "ascending", "body", "calibration", "dense", "directory", "distance", "error", "evaluation", "exp", "false",
+    "folder", "gradient", "head", "integer", "layer", "least", "length", "loss", "magnitude", "markdown", "markup",
+    "mean", "negative", "number", "optimizer", "parameter", "perplexity", "plain", "position", "prefill", "ratio",
+    "row", "size", "sparsity", "statistic", "tensor", "text", "topk", "true", "tuple", "value", "variant", "vector",
+    "weight", "whole", "width",
 }  # fmt: skip
 OPENERS = QUESTIONS | ARTICLES | PRONOUNS | PREPOSITIONS | NOUNS
 # Verbs that end as plurals and participles do.
