@@ -11,6 +11,7 @@ import torch
 import pruneengine
 from benchmarks.speed import memory, peers, statistics_pass
 from benchmarks.speed.compare import Target, table, verdicts
+from pruneengine.bench import environment
 from pruneengine.bench.record import GateError, Setting, read, record
 from pruneengine.bench.timing import interleave
 from tests.helpers.tiny import tiny_model, tiny_tokens
