@@ -17,8 +17,8 @@ from pruneengine.model import find_groups
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.structured.apply import compact
 from pruneengine.structured.compensate import compensate
-from tests.helpers import modeling_baichuan
 from tests.cli.test_prune import run
+from tests.helpers import modeling_baichuan
 from tests.helpers.families import family_model
 from tests.helpers.tiny import logits
 from tests.helpers.tiny_exports import byte_level_tokenizer
