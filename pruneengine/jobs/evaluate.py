@@ -18,7 +18,7 @@ from pruneengine.evaluation import lm_eval_adapter as harness
 from pruneengine.evaluation import zero_shot as zeroshot
 from pruneengine.evaluation.perplexity import measure_speed, measure_speed_pair, perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
-from pruneengine.jobs.options import versions
+from pruneengine.jobs.versions import versions
 
 
 @dataclass(frozen=True)
