@@ -74,8 +74,12 @@ def load_samples(
         if name == "self":
             windows, report = _generate(model, tokenizer, count, seqlen, seed)
         else:
-            draw = _pack if pack else _crop
-            windows, report = draw(name, documents(name, role), tokenizer, count, seqlen, seed)
+            texts = documents(name, role)
+            if pack:
+                windows, report = _pack(name, texts, tokenizer, count, seqlen, seed)
+            else:
+                assert count is not None  # without a count only packed text is read
+                windows, report = _crop(name, texts, tokenizer, count, seqlen, seed)
         tokens.append(windows)
         reports.append({"source": name, **report})
     settings = {"spec": spec, "role": role, "seqlen": seqlen, "seed": seed, "pack": pack}

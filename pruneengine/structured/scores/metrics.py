@@ -1,4 +1,4 @@
-"""Importance metrics by name. A metric turns one member of a group into a float32 vector over its rows or columns.
+"""Importance metrics by name: one member of a group -> a float32 vector over its rows or columns.
 
 To add one: write a function of a :class:`MemberView` and register it with the quantities it needs. Return None for a
 member that takes no part.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,55 +21,70 @@ from pruneengine.model import Member
 
 @dataclass(frozen=True)
 class MemberView:
-    """What a metric may look at: the weight of one linear, or of a member's rows of it, and the statistics there."""
+    """The input of a metric: the weight of one linear (or of a member's rows of it) and the statistics of the model."""
 
     member: Member
     weight: Tensor
     statistics: Statistics | None
     seed: int
 
+    @property
+    def collected(self) -> Statistics:
+        """The statistics; ValueError for a metric that reads some where none were given."""
+        if self.statistics is None:
+            raise ValueError(f"the metric reads statistics of {self.member.name}, got none")
+        return self.statistics
+
     def weight_sums(self, power: float, norm: Tensor | None = None) -> Tensor:
-        """Sum of ``|W|^power * norm`` over each row (axis 0) or column (axis 1)."""
+        """Return the sum of ``|W|^power * norm`` over each row (axis 0) or column (axis 1)."""
         return ops.weight_scores(self.weight, norm, power)[self.member.axis]
 
     def mean(self, quantity: str, of: str = "x") -> Tensor:
-        """A quantity's mean over samples, over this member's rows or columns; ``of`` as :meth:`Statistics.mean`."""
-        return self.member.select(self.statistics.mean(quantity, self.member.module, of))
+        """Return a quantity's mean over samples for the member's rows or columns; ``of`` as :meth:`Statistics.mean`."""
+        return self.member.select(self.collected.mean(quantity, self.member.module, of))
 
     def input_norm(self) -> Tensor:
         """Return Wanda's norm of each input channel of the linear."""
-        return self.statistics.input_norm(self.member.site).to(self.weight.device)
+        return self.collected.input_norm(self.member.site).to(self.weight.device)
 
     def input_squares(self) -> Tensor:
-        """Mean over samples of the sum over tokens of x^2, per input channel of the linear."""
-        return self.statistics.mean("squares", self.member.site).to(self.weight.device)
+        """Return the mean over samples of the sum over tokens of x^2, per input channel of the linear."""
+        return self.collected.mean("squares", self.member.site).to(self.weight.device)
 
     def input_fluctuation(self) -> Tensor:
-        """Like :meth:`input_squares`, but of ``x`` less its mean over the tokens there; float32 ``[C]``.
+        """Return :meth:`input_squares` of ``x`` less its mean over the tokens there; float32 ``[C]``.
 
-        Divided by the tokens of a sample it is the variance over the calibration tokens (FLAP, An et al. 2024).
+        Divided by the tokens per sample it is the variance over the calibration tokens (FLAP, An et al. 2024).
         """
-        squares, total = (self.statistics.mean(q, self.member.site).double() for q in ("squares", "sum"))
+        squares, total = (self.collected.mean(q, self.member.site).double() for q in ("squares", "sum"))
         # The difference of two large numbers may end a hair below zero.
-        spread = (squares - total.square() / self.statistics.tokens(self.member.site)).clamp_min(0)
+        spread = (squares - total.square() / self.collected.tokens(self.member.site)).clamp_min(0)
         return spread.float().to(self.weight.device)
+
+
+# A metric's function; None for a member that takes no part.
+MetricFunction: TypeAlias = Callable[[MemberView], Tensor | None]
 
 
 @dataclass(frozen=True)
 class Metric:
+    """A named metric: its function, the quantities of the statistics that it needs, and a summary in one line."""
+
     name: str
     needs: frozenset[str]
-    of: Callable[[MemberView], Tensor | None]
+    of: MetricFunction
     summary: str
 
 
 METRICS: dict[str, Metric] = {}
 
+Function = TypeVar("Function", bound=MetricFunction)
 
-def metric(name: str, needs: tuple[str, ...] = ()) -> Callable:
-    """Register a metric under ``name``; ``needs`` are quantities of :class:`Statistics`."""
 
-    def register(function: Callable[[MemberView], Tensor | None]):
+def metric(name: str, needs: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Return a decorator that registers a metric under ``name``; ``needs`` are quantities of :class:`Statistics`."""
+
+    def register(function: Function) -> Function:
         METRICS[name] = Metric(name, frozenset(needs), function, (function.__doc__ or "").split("\n")[0])
         return function
 
@@ -76,6 +92,7 @@ def metric(name: str, needs: tuple[str, ...] = ()) -> Callable:
 
 
 def get_metric(name: str) -> Metric:
+    """Return a metric by name; ValueError with the known names if there is none."""
     if name not in METRICS:
         raise ValueError(f"unknown method {name!r}; choose from {', '.join(METRICS)}")
     return METRICS[name]
