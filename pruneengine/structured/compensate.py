@@ -233,7 +233,7 @@ class _Fits:
         path = group.members[-1].module
         if not (train.finite and held_out.finite):
             raise ValueError(f"what enters or leaves {path} is not finite: weights or activations hold NaN or infinity")
-        scale = held_out.wanted or 1.0
+        scale = held_out.output or 1.0
         before = after = held_out.error()
         linear, ridge = get_linear(self.model, path), None
         if self.how == "bias":

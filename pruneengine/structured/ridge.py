@@ -17,7 +17,7 @@ class Moments:
         cross: sum of ``missing x^T``, float64 ``[H, K]``.
         missing: sum of the missing output, float64 ``[H]``.
         energy: sum of squares of the missing output.
-        wanted: sum of squares of the whole output of the dense linear; errors are relative to it.
+        output: sum of squares of the whole output of the dense linear; errors are relative to it.
         tokens: number of tokens.
     """
 
@@ -25,7 +25,7 @@ class Moments:
     cross: Tensor
     missing: Tensor
     energy: float = 0.0
-    wanted: float = 0.0
+    output: float = 0.0
     tokens: int = 0
 
     @classmethod
@@ -37,14 +37,14 @@ class Moments:
 
         return cls(zeros(inputs, inputs), zeros(outputs, inputs), zeros(outputs))
 
-    def add(self, x: Tensor, missing: Tensor, wanted: Tensor) -> None:
-        """Add a batch: ``x`` ``[..., K]``, ``missing`` and ``wanted`` ``[..., H]``; float32 products, float64 sums."""
-        x, missing, wanted = (t.flatten(0, -2).float() for t in (x, missing, wanted))
+    def add(self, x: Tensor, missing: Tensor, output: Tensor) -> None:
+        """Add a batch: ``x`` ``[..., K]``, ``missing`` and ``output`` ``[..., H]``; float32 products, float64 sums."""
+        x, missing, output = (t.flatten(0, -2).float() for t in (x, missing, output))
         self.gram += x.T @ x
         self.cross += missing.T @ x
         self.missing += missing.sum(0, dtype=torch.float64)
         self.energy += float(missing.double().square().sum())
-        self.wanted += float(wanted.double().square().sum())
+        self.output += float(output.double().square().sum())
         self.tokens += len(x)
 
     def __add__(self, other: Moments) -> Moments:

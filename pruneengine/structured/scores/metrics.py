@@ -100,54 +100,54 @@ def get_metric(name: str) -> Metric:
 
 @metric("random")
 def _random(view: MemberView) -> Tensor:
-    """Uniform noise, fixed by the seed: the control every other metric must beat."""
+    """Return uniform noise, fixed by the seed: the control every other metric must beat."""
     generator = torch.Generator().manual_seed(view.seed * 1_000_003 + zlib.crc32(view.member.name.encode()))
     return torch.rand(view.weight.shape[view.member.axis], generator=generator)
 
 
 @metric("magnitude_l1")
 def _magnitude_l1(view: MemberView) -> Tensor:
-    """Sum of |W|."""
+    """Return the sum of |W|."""
     return view.weight_sums(1.0)
 
 
 @metric("magnitude_l2")
 def _magnitude_l2(view: MemberView) -> Tensor:
-    """Sum of W^2."""
+    """Return the sum of W^2."""
     return view.weight_sums(2.0)
 
 
 @metric("wanda", needs=("squares",))
 def _wanda(view: MemberView) -> Tensor:
-    """Sum of |W| times the L2 norm of the input channel (Wanda, Sun et al. 2023, eq. 1, summed over a unit)."""
+    """Return the sum of |W| times the L2 norm of the input channel (Wanda, Sun et al. 2023, eq. 1, per unit)."""
     return view.weight_sums(1.0, view.input_norm())
 
 
 @metric("energy", needs=("squares",))
 def _energy(view: MemberView) -> Tensor | None:
-    """Squared output error of removing one input channel of o_proj or down_proj alone: |W_c|^2 * sum of x_c^2."""
+    """Return the squared output error of removing an input channel of o_proj or down_proj: |W_c|^2 * sum of x_c^2."""
     return view.weight_sums(2.0, view.input_squares()) if view.member.axis == 1 else None
 
 
 @metric("vectorize", needs=("signed",))
 def _vectorize(view: MemberView) -> Tensor:
-    """LLM-Pruner's vector-wise Taylor: |sum of w*g|, g the gradient of the mean loss."""
+    """Return LLM-Pruner's vector-wise Taylor: |sum of w*g|, g the gradient of the mean loss."""
     return view.mean("signed").abs()
 
 
 @metric("param_first", needs=("abs_mean",))
 def _param_first(view: MemberView) -> Tensor:
-    """LLM-Pruner's Element^1: sum of |w*g|, g the gradient of the mean loss."""
+    """Return LLM-Pruner's Element^1: sum of |w*g|, g the gradient of the mean loss."""
     return view.mean("abs_mean")
 
 
 @metric("param_second", needs=("fisher",))
 def _param_second(view: MemberView) -> Tensor:
-    """LLM-Pruner's Element^2: sum of w^2*F, F the mean over samples of g_n^2 (diagonal Fisher)."""
+    """Return LLM-Pruner's Element^2: sum of w^2*F, F the mean over samples of g_n^2 (diagonal Fisher)."""
     return view.mean("fisher")
 
 
 @metric("param_mix", needs=("mix",))
 def _param_mix(view: MemberView) -> Tensor:
-    """LLM-Pruner's mixed order: sum of |w*g - w^2*F/2|."""
+    """Return LLM-Pruner's mixed order: sum of |w*g - w^2*F/2|."""
     return view.mean("mix")
