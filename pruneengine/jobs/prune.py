@@ -20,7 +20,8 @@ from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
 from pruneengine.evaluation.measures import Measurer, Measures
-from pruneengine.evaluation.perplexity import best_dtype, measure_speed_pair
+from pruneengine.evaluation.perplexity import best_dtype
+from pruneengine.evaluation.speed import measure_speed_pair
 from pruneengine.jobs.options import JobOptions, check_evaluation, check_out
 from pruneengine.jobs.recover_pruned import recover_pruned, recovering
 from pruneengine.jobs.saving import ending, save_checkpoint, training_kept
