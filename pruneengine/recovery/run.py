@@ -1,6 +1,6 @@
-"""The verb recover: LoRA adapters are trained on a pruned model and merged into its weights.
+"""Recovery of a pruned model: LoRA adapters are trained and merged into its weights.
 
-The file is not named after the function, which the package hands on under that very name.
+The file is not called recover.py, because the package hands on the function under that name.
 """
 
 from __future__ import annotations
