@@ -67,7 +67,7 @@ part() {
 
 gpu=0
 [ "$dry" = 1 ] || ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || gpu=1
-versions="from pruneengine.bench.here import versions; print(versions('torch', 'triton', 'setuptools', 'pytest'))"
+versions="from pruneengine.bench.environment import versions; print(versions('torch', 'triton', 'setuptools', 'pytest'))"
 say "$("$PYTHON" -c "$versions" 2>&1 | tail -1)"
 command -v nvidia-smi > /dev/null && say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -1)"
 command -v nvcc > /dev/null && say "nvcc $(nvcc --version | sed -n "s/.*release //p")"

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.common.kept import digest, keep, read_kept
 from pruneengine import Plan, Samples, find_groups, mask, perplexity
-from pruneengine.bench.here import commit
+from pruneengine.bench.environment import commit
 from pruneengine.common.files import write_atomically
 from pruneengine.model import Structure, model_fingerprint
 from pruneengine.search.adapruner.config import FIXED_METRICS, AdaPrunerConfig

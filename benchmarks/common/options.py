@@ -12,7 +12,7 @@ from torch import nn
 
 import pruneengine
 from benchmarks.common.models import smollm2
-from pruneengine.bench.here import RESULTS, ROOT, cpu_name, versions
+from pruneengine.bench.environment import RESULTS, ROOT, cpu_name, versions
 
 MODEL = "SmolLM2-135M-Instruct"
 # By the option that names a text: its file in the folder of --data, and the hub's data set where there is no folder.

@@ -11,7 +11,7 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-from pruneengine.bench.here import ROOT
+from pruneengine.bench.environment import ROOT
 
 
 def interpreter(environment: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.common.kept import digest, keep, read_kept
-from pruneengine.bench.here import commit
+from pruneengine.bench.environment import commit
 from pruneengine.model import model_fingerprint
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.result import DsaResult

@@ -22,7 +22,7 @@ import pruneengine
 from benchmarks.common.models import smollm2
 from benchmarks.common.options import settle_texts
 from benchmarks.export.gguf_distance import Distance, distance
-from pruneengine.bench.here import RESULTS, ROOT, versions
+from pruneengine.bench.environment import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
 from pruneengine.checkpoint.load import load_model
 from pruneengine.common.progress import set_progress

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import pruneengine
 from benchmarks.common.options import settle_texts
 from benchmarks.export.gemma3 import gemma3
-from pruneengine.bench.here import RESULTS, ROOT, versions
+from pruneengine.bench.environment import RESULTS, ROOT, versions
 from pruneengine.bench.record import Setting, record
 from pruneengine.common.progress import set_progress
 from pruneengine.evaluation.perplexity import PerplexityResult, model_size, paired_difference

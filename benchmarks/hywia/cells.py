@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.common.kept import digest, keep, read_kept
 from pruneengine import PruneConfig, Statistics, calibrate, find_groups, perplexity
-from pruneengine.bench.here import commit
+from pruneengine.bench.environment import commit
 from pruneengine.common.files import write_atomically
 from pruneengine.data.windows import Samples
 from pruneengine.model import Structure, model_fingerprint

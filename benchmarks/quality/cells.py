@@ -15,7 +15,7 @@ import torch
 from benchmarks.common.kept import digest, keep, read_kept
 from benchmarks.quality.models import DENSE, Models, Variant
 from pruneengine import Samples, perplexity
-from pruneengine.bench.here import commit
+from pruneengine.bench.environment import commit
 from pruneengine.evaluation import lm_eval_adapter as harness
 from pruneengine.evaluation.results import ModelFacts, TextResult
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair

@@ -24,7 +24,7 @@ from benchmarks.common.models import smollm2
 from benchmarks.search_cost.naive import PART, STAGES
 from benchmarks.search_cost.replay import Recorded, recorded, replay
 from benchmarks.search_cost.study import CostStudy, sampled, stages
-from pruneengine.bench.here import RESULTS, ROOT, versions
+from pruneengine.bench.environment import RESULTS, ROOT, versions
 from pruneengine.bench.record import GateError, Row, Setting, record
 from pruneengine.common.progress import set_progress
 from pruneengine.search.adapruner.config import AdaPrunerConfig

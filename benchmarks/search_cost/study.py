@@ -16,7 +16,7 @@ from torch import nn
 
 import pruneengine
 from benchmarks.search_cost.naive import block_losses, naive_trial
-from pruneengine.bench.here import commit, cpu_name
+from pruneengine.bench.environment import commit, cpu_name
 from pruneengine.bench.record import GateError
 from pruneengine.common.files import write_atomically
 from pruneengine.data.samples import Samples

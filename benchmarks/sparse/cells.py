@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.common.kept import digest, keep, read_kept
 from pruneengine import Samples, Statistics, calibrate, perplexity
-from pruneengine.bench.here import commit
+from pruneengine.bench.environment import commit
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.sparse.allocations.allocate import needs_statistics
 from pruneengine.sparse.config import SparseConfig

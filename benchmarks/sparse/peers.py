@@ -24,8 +24,9 @@ import pruneengine
 from benchmarks.common.models import smollm2
 from benchmarks.sparse.gate import gate
 from benchmarks.sparse.providers import COMPRESSOR, LOADED, LOOP, OURS, PRUNE, Panel, Work, panel, setup
-from pruneengine.bench.here import RESULTS
-from pruneengine.bench.record import GateError, Row, Setting, interleave, record
+from pruneengine.bench.environment import RESULTS
+from pruneengine.bench.record import GateError, Row, Setting, record
+from pruneengine.bench.timing import interleave
 
 WORKS = {
     "wanda-50": Work("wanda", "unstructured", {LOOP: 4, COMPRESSOR: 10}),

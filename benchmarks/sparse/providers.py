@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import pruneengine
 from benchmarks.common.worker import Worker, interpreter, make_environment
 from benchmarks.sparse.naive import Hessian, RowNorms, naive_sparsify
-from pruneengine.bench.here import ROOT, versions
+from pruneengine.bench.environment import ROOT, versions
 
 OURS, TWO_PASS, LOOP, COMPRESSOR = "pruneengine", "pruneengine two-pass", "published loop", "llm-compressor"
 FOLDER = ROOT / "benchmarks" / ".venv-llmcompressor"

@@ -24,8 +24,9 @@ import pruneengine
 from benchmarks.common.models import random_llama
 from benchmarks.speed import statistics_pass
 from benchmarks.speed.compare import Target
-from pruneengine.bench.here import ROOT, versions
-from pruneengine.bench.record import GateError, Row, Setting, interleave
+from pruneengine.bench.environment import ROOT, versions
+from pruneengine.bench.record import GateError, Row, Setting
+from pruneengine.bench.timing import interleave
 
 BASE = "full backward"
 METHODS = ("vectorize", "param_first", "param_mix")

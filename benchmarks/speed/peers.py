@@ -20,8 +20,9 @@ import pruneengine
 from benchmarks.common.models import smollm2
 from benchmarks.common.worker import Worker, interpreter, make_environment
 from benchmarks.speed.compare import Target
-from pruneengine.bench.here import ROOT
-from pruneengine.bench.record import GateError, Row, Setting, interleave
+from pruneengine.bench.environment import ROOT
+from pruneengine.bench.record import GateError, Row, Setting
+from pruneengine.bench.timing import interleave
 from pruneengine.structured.prune import decide
 
 BASE = "pruneengine-l1"

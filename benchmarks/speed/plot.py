@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pruneengine.bench.here import RESULTS
+from pruneengine.bench.environment import RESULTS
 from pruneengine.bench.providers import OURS
 from pruneengine.bench.record import read
 from pruneengine.bench.targets import HEADLINE

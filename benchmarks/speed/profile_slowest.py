@@ -15,7 +15,7 @@ import torch
 
 from pruneengine.bench.case import Case, Inputs
 from pruneengine.bench.cases import CASES
-from pruneengine.bench.here import RESULTS
+from pruneengine.bench.environment import RESULTS
 from pruneengine.bench.providers import OURS
 from pruneengine.bench.record import read
 from pruneengine.bench.shapes import SETS

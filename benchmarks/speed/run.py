@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.speed import ops
 from benchmarks.speed.compare import table, verdicts
-from pruneengine.bench.here import RESULTS
+from pruneengine.bench.environment import RESULTS
 from pruneengine.bench.record import GateError, record
 
 # theme: (module, rounds). A module has measure(rounds, threads) -> rows, the provider BASE and TARGETS.

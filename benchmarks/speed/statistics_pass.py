@@ -18,8 +18,9 @@ from torch.nn import functional
 import pruneengine
 from benchmarks.common.models import smollm2
 from benchmarks.speed.compare import Target
-from pruneengine.bench.here import versions
-from pruneengine.bench.record import GateError, Row, Setting, interleave
+from pruneengine.bench.environment import versions
+from pruneengine.bench.record import GateError, Row, Setting
+from pruneengine.bench.timing import interleave
 from pruneengine.model import get_linear
 from pruneengine.model.decoder import causal_parts
 from pruneengine.model.loss import token_nll_backward

@@ -1,6 +1,6 @@
-"""The correctness gate: what does not compute what the specification says is not timed.
+"""Correctness gate: a provider with results other than the specification's is not timed.
 
-What is expected is cloned: a formula that returns a buffer of its own shares it with all who run the formula.
+Expected results are cloned: a formula that returns a buffer of its own shares it with all who run the formula.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pruneengine.bench.providers import Provider, providers_of
 
 
 def failures(case: Case, inputs: Inputs, names: list[str]) -> dict[str, str]:
-    """``{provider: why it fails}`` on the case's small odd shape, against float64 or the exact specification.
+    """Return ``{provider: reason}`` for failures on the small odd shape, against float64 or the exact specification.
 
-    torch.compile is judged as timed alone: each shape is compiled anew, for seconds.
+    torch.compile is judged on the timed shape only: each shape is compiled anew, for seconds.
     """
     names = [name for name in names if name != "compile"]
     work = case.make(inputs, case.gate)
@@ -26,7 +26,7 @@ def failures(case: Case, inputs: Inputs, names: list[str]) -> dict[str, str]:
 
 
 def failures_as_timed(work: Work, providers: Sequence[Provider]) -> dict[str, str]:
-    """The same on the shape that is timed, of all but eager torch, against the formula in float32."""
+    """Return failures on the timed shape, of all providers but eager torch, against the formula in float32."""
     expected = cloned(work.reference(*work.inputs))
     loosely = work.loosely or work.agree
     judged = {p.name: _judge(p, work, expected, loosely) for p in providers if p.ours or p.name == "compile"}
@@ -39,6 +39,6 @@ def _judge(provider: Provider, work: Work, expected: object, agree: Agree) -> st
             reason = agree(provider.bind(work)(), expected)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    except Exception as error:  # whatever a backend, a compiler or a device raises: it does not compute the op
+    except Exception as error:  # of a backend, a compiler or a device: any of them means that the op is not computed
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return reason

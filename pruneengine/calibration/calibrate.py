@@ -22,6 +22,7 @@ from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
 from pruneengine.model.decoder import causal_parts, frozen, hidden_states
 from pruneengine.model.loss import token_nll, token_nll_backward
+from pruneengine.model.prunable import check_prunable
 
 ACTIVATIONS = frozenset({"sum", "squares", "tokens"})
 SIGNED = frozenset({"signed"})
@@ -244,6 +245,7 @@ def check_tokens(model: nn.Module, structure: Structure, samples: Samples) -> No
 
 def check_weights(model: nn.Module) -> None:
     """ValueError for weights that are not finite: one read of them, before a pass is spent."""
+    check_prunable(model)
     for name, parameter in model.named_parameters():
         if not bool(torch.stack(parameter.detach().aminmax()).isfinite().all()):
             raise ValueError(f"weights of {name} are not finite: they hold NaN or infinity")

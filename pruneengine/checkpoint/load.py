@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from pruneengine.checkpoint.whole_weights import check_floating, check_full_precision, check_loading_info, stored_dtypes
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import auto_class
 from pruneengine.model.experts import unfuse_experts
@@ -78,17 +79,19 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
         refused, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
     with _one_line(what, refused), torch.device("meta"):
         config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
-        return unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
+        skeleton = unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
+    if gguf is None:
+        check_full_precision(config, str(source))
+    return skeleton
 
 
 def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
     """Load the model of a GGUF file through transformers, without its tokenizer; ValueError if that fails."""
     from transformers import AutoModelForCausalLM
 
-    with _parsed_once(), _one_line(f"{file} does not load"):
-        return AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True
-        ).eval()
+    with _parsed_once():
+        model = _whole(AutoModelForCausalLM, file.parent, file, gguf_file=file.name, dtype=dtype, local_files_only=True)
+    return model.eval()
 
 
 def _locate(source: str | Path) -> tuple[Path | None, str | None]:
@@ -126,15 +129,29 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
     from transformers import AutoTokenizer
 
     with _one_line(f"{folder / 'config.json'} does not load"):
-        opener = _opener(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        opener = _opener(config.get("model_type"))
+    check_full_precision(config, str(folder))
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
     trust = _may_run_code(folder, trust_remote_code)
     with _one_line(f"{folder} does not load"):
-        model = opener.from_pretrained(folder, dtype=dtype, trust_remote_code=trust, local_files_only=True)
+        stored = stored_dtypes(folder)
+    check_floating(stored, str(folder))
+    model = _whole(opener, folder, folder, dtype=dtype, trust_remote_code=trust, local_files_only=True)
     with _one_line(f"the tokenizer of {folder} does not load"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     return model, tokenizer
+
+
+def _whole(
+    opener: Any, place: str | Path, source: object, kind: type[Exception] = ValueError, **options: Any
+) -> nn.Module:
+    """Load a model all of whose weights are in its files; ValueError where some are not."""
+    with _one_line(f"{source} does not load", kind):
+        model, info = opener.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    check_loading_info(info, str(source))
+    return model
 
 
 def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
@@ -155,12 +172,18 @@ def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
 
 def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import cached_file
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": not _hub_answers(name)}
     with _one_line(f"{name!r} is no local folder and the hub does not give it", ConnectionError):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        opener = _opener(AutoConfig.from_pretrained(name, **options).model_type)
-        model = opener.from_pretrained(name, dtype=dtype, **options)
+        config = AutoConfig.from_pretrained(name, **options)
+        opener = _opener(config.model_type)
+    check_full_precision(config, name)
+    model = _whole(opener, name, repr(name), ConnectionError, dtype=dtype, **options)
+    with _one_line(f"{name} does not load"):
+        stored = stored_dtypes(Path(cached_file(name, "config.json", local_files_only=True)).parent)
+    check_floating(stored, name)
     return model, tokenizer
 
 
@@ -184,8 +207,9 @@ def _load_gguf(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, 
         import gguf  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    with _parsed_once():
+        loaded = _whole(AutoModelForCausalLM, folder, folder / name, gguf_file=name, dtype=dtype, local_files_only=True)
     with _parsed_once(), _one_line(f"{folder / name} does not load"):
-        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
     # The loaded model counts as quantised and refuses to be saved; one built from its weights is an ordinary model.
     config = loaded.config

@@ -117,7 +117,7 @@ def prune(
     """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
     from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.options import JobOptions
-    from pruneengine.jobs.prune import run
+    from pruneengine.jobs.prune import DryRun, run
     from pruneengine.structured.config import PruneConfig
 
     shared = {
@@ -151,7 +151,7 @@ def prune(
         prune_sparsely(sparse, options)
         return
     result = run_job(run, config, options)
-    if dry_run:
+    if isinstance(result, DryRun):
         tables.show_plan(out, result.report)
         if result.report.scores.blend is not None:
             tables.show_blends(out, result.report)
@@ -161,8 +161,8 @@ def prune(
     if result.report.compensation is not None:
         tables.show_compensation(out, result.report, result.pruned.params)
     tables.show_result(out, result, title=f"{config.method} on {model}")
-    if result.recovery is not None:
-        tables.show_recovery(out, result.recovery, result.pruned, result.recovered, title="recovery")
+    if result.recovered is not None:
+        tables.show_recovery(out, result.recovered.report, result.pruned, result.recovered.after, title="recovery")
     show_smoke_test(eval_text, config.calibration if config.calibrates else None)
     tables.show_checkpoint(out, result.saved, prompt, result.text)
 
@@ -171,12 +171,12 @@ def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
     """Run the job and show its result; without ``options.out`` the plan alone."""
     from pruneengine.cli.tables import sparse as tables_sparse
     from pruneengine.cli.tables import structured as tables
-    from pruneengine.jobs.prune_sparse import calibrates, run
+    from pruneengine.jobs.prune_sparse import SparseDryRun, calibrates, run
     from pruneengine.report.values.sparse import speed_notes
 
     result = run_job(run, config, options)
     tables_sparse.show_sparse_target(out, result.report.plan)
-    if result.saved is None:
+    if isinstance(result, SparseDryRun):
         tables_sparse.show_sparsities(out, result.report.plan)
         tables.show_times(out, result.seconds)
         return

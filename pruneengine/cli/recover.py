@@ -75,7 +75,8 @@ def recover(
     A run that was stopped goes on with the same command.
     """
     from pruneengine.cli.tables import structured as tables
-    from pruneengine.jobs.recover import RecoverOptions, run
+    from pruneengine.jobs.options import RecoverOptions
+    from pruneengine.jobs.recover import run
 
     fields = {
         "data": data, "rows": rows, "val_rows": val_rows, "val_fraction": val_fraction, "cutoff": cutoff,

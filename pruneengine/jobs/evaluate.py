@@ -19,7 +19,7 @@ from pruneengine.evaluation import zero_shot as zeroshot
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
-from pruneengine.jobs.options import versions
+from pruneengine.jobs.versions import versions
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""What every job that makes a checkpoint is told, apart from what it does to the model."""
+"""Options of the jobs that make a checkpoint: everything but the change of the model itself."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,31 +11,34 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint.load import load_model
-from pruneengine.checkpoint.write import check_output
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
-from pruneengine.data.windows import check_spec
-from pruneengine.recovery import RecoverConfig
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.versions import versions
+from pruneengine.recovery import RecoverConfig, work_folder
 from pruneengine.search.run import SearchRun
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """From which model, to which folder, and measured on what.
+    """Options of every job that makes a checkpoint: its source, its output folder and its evaluation text.
 
     Attributes:
         source: model folder, GGUF file or hub name.
-        out: the checkpoint's folder.
+        out: folder of the checkpoint; None for a dry run, where a job has one.
+        overwrite: replace an existing checkpoint.
         dtype: of the weights in memory and on disk.
-        compute_dtype: what a float32 model computes in while it is searched, trained and measured; None for ``dtype``.
-        eval_text: text spec of the perplexity before and after, None for none.
-        eval_seqlen: tokens a window of that text.
-        eval_windows: how many; None for the counts in the spec, or 16 where it has none.
+        compute_dtype: dtype in which a float32 model is searched, trained and measured; None for ``dtype``.
+        device: of the model.
+        eval_text: text spec of the perplexity before and after; None measures no perplexity.
+        eval_seqlen: tokens per window of the evaluation text.
+        eval_windows: number of windows; None for the counts in the spec, or 16 where it has none.
         proof: reopen the checkpoint in a fresh process and compare.
+        trust_remote_code: run modelling code that comes with the model.
     """
 
     source: str
-    out: Path
+    out: Path | None
     overwrite: bool = False
     dtype: torch.dtype = torch.float32
     compute_dtype: torch.dtype | None = None
@@ -50,13 +51,13 @@ class CheckpointOptions:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """What a report says of the text that perplexities are measured on; empty where there is none."""
+        """The evaluation text as a report names it; empty without a text."""
         if not self.eval_text:
             return {}
         return {"evaluation": {"text": self.eval_text, "tokens a window": self.eval_seqlen}}
 
     def load(self, clock: Stopwatch, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
-        """The model and its tokenizer; ``clock`` gains "load".
+        """Return the model and its tokenizer; ``clock`` gains "load".
 
         Raises:
             ValueError, OSError: as :func:`pruneengine.checkpoint.load.load_model`.
@@ -66,7 +67,7 @@ class CheckpointOptions:
             return load_model(self.source, self.dtype, self.device, self.trust_remote_code)
 
     def recipe(self, **more: Any) -> dict[str, Any]:
-        """What a recipe says of the model: source, dtype, then ``more``, and last the versions."""
+        """Return the part of a recipe that names the model: source, dtypes, then ``more``, and last the versions."""
         dtypes = {"dtype": self.dtype, "compute_dtype": self.compute_dtype}
         return {
             "source": self.source,
@@ -76,64 +77,37 @@ class CheckpointOptions:
         }
 
 
-def check_out(out: Path, overwrite: bool, source: str) -> Path:
-    """The absolute path of ``out`` if a checkpoint made of ``source`` can be written there.
+@dataclass(frozen=True)
+class JobOptions(CheckpointOptions):
+    """Options of a prune, structured or sparse.
 
-    Raises:
-        ValueError: it is the model itself.
-        OSError: as :func:`pruneengine.checkpoint.write.check_output`.
+    Attributes:
+        out: None for a dry run.
+        speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
+        statistics: file to reuse statistics from, or to keep them in.
+        prompt: text that the reloaded checkpoint continues in a fresh process.
+        recover: training of the pruned model before it is saved; None for no training.
     """
-    path = check_output(out, overwrite)
-    if path == Path(source).expanduser().resolve():
-        raise ValueError(f"output folder {path} is the model itself; choose another")
-    return path
 
-
-def refuse_recovery(recover: Any) -> None:
-    """ValueError where a sparse model is to be trained."""
-    if recover is not None:
-        raise ValueError(
-            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
-        )
-
-
-def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:
-    """How many windows of an evaluation text to take, where there is one: as :func:`check_spec`.
-
-    Raises:
-        ValueError: a text that does not exist, or windows of less than two tokens.
-    """
-    if not text:
-        return windows
-    settled = check_spec(text, windows, default=default)
-    if seqlen < 2:
-        raise ValueError(f"evaluation windows of {seqlen} token(s): expected at least 2")
-    return settled
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("pruneengine", "torch", "transformers", "peft", "optuna", "lm_eval", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    speed: bool = False
+    statistics: Path | None = None
+    prompt: str | None = None
+    recover: RecoverConfig | None = None
 
 
 @dataclass(frozen=True)
 class SearchOptions(CheckpointOptions):
-    """Everything about a search job but the search itself.
+    """Options of a search, by either method.
 
     Attributes:
         study, storage: of the Optuna study; None for "adapruner" in a journal file in the folder ``<out>-search``,
             where the pool's statistics are kept too.
         workers, time_limit: as of :class:`SearchRun`.
         eval_text, eval_seqlen, eval_windows: the text of the report, which the search never sees; None for none.
-        recover: train the pruned model before it is saved; None for not.
+        recover: training of the pruned model before it is saved; None for no training.
     """
 
+    out: Path
     eval_text: str | None = None
     eval_seqlen: int = 512
     eval_windows: int | None = 64
@@ -145,11 +119,11 @@ class SearchOptions(CheckpointOptions):
 
     @property
     def folder(self) -> Path:
-        """Where the search keeps what it can go on from."""
+        """The folder from which a stopped search goes on."""
         return self.out.with_name(f"{self.out.name}-search")
 
     def check(self) -> SearchRun:
-        """How the search runs, once all that the options say was found possible.
+        """Return how the search runs, once the options are checked.
 
         Raises:
             ValueError, OSError: as :func:`check_out` and :func:`check_evaluation`, or a run that cannot be.
@@ -161,25 +135,17 @@ class SearchOptions(CheckpointOptions):
         return SearchRun(self.study, storage, self.folder, self.workers, self.time_limit)
 
 
-def with_search(clock: Stopwatch, seconds: dict[str, float]) -> dict[str, float]:
-    """The seconds of a job and, named as such, those of its search."""
-    return clock.seconds | {f"search: {stage}": spent for stage, spent in seconds.items()}
-
-
 @dataclass(frozen=True)
-class JobOptions(CheckpointOptions):
-    """Everything about a job but the pruning itself.
+class RecoverOptions(CheckpointOptions):
+    """Options of a recovery.
 
-    Attributes:
-        out: None for a dry run.
-        speed: measure tokens per second, dense and pruned in turn (keeps a dense copy in memory).
-        statistics: file to reuse, or to leave the statistics in.
-        prompt: continued by the reloaded checkpoint in a fresh process.
-        recover: train the pruned model before it is saved; None for not.
+    The source's plan, recipe and report are carried along. Checkpoints of the training lie beside ``out`` until it is
+    there.
     """
 
-    out: Path | None
-    speed: bool = False
-    statistics: Path | None = None
-    prompt: str | None = None
-    recover: RecoverConfig | None = None
+    out: Path
+
+    @property
+    def work(self) -> Path:
+        """The folder of the training's checkpoints."""
+        return work_folder(self.out)

@@ -1,10 +1,9 @@
-"""The main job: a model in, a measured and proved checkpoint out. What ``pruneengine prune`` runs."""
+"""Job of ``pruneengine prune``, structured: a model in, a measured and proved checkpoint out."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,124 +13,108 @@ from torch import nn
 
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.calibration.statistics import Statistics
-from pruneengine.checkpoint.reload_proof import reload_and_generate
 from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.files import check_writable
-from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
-from pruneengine.evaluation.measures import Measurer, Measures
+from pruneengine.evaluation.measures import Measures
 from pruneengine.evaluation.perplexity import best_dtype
 from pruneengine.evaluation.speed import measure_speed_pair
-from pruneengine.jobs.options import JobOptions, check_evaluation, check_out
-from pruneengine.jobs.recover_pruned import recover_pruned, recovering
-from pruneengine.jobs.saving import ending, save_checkpoint, training_kept
+from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.options import JobOptions
+from pruneengine.jobs.recover_pruned import training_kept
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import Structure, find_groups, model_fingerprint
-from pruneengine.recovery import RecoverReport, check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
 from pruneengine.report.values.structured import details, hashes, summary
 from pruneengine.structured.config import PruneConfig
 from pruneengine.structured.prune import PruneReport, carry_out, check_reachable, decide, split_samples
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobResult(CheckpointResult):
+    """Result of a structured prune.
+
+    Attributes:
+        structure: groups of the dense model.
+        report: the plan, and what it was decided from.
+    """
+
+    structure: Structure
+    report: PruneReport
+
+
 @dataclass(frozen=True)
-class JobResult:
-    """What came out of a job."""
+class DryRun:
+    """Result of a structured prune that stopped at the plan."""
 
     structure: Structure
     report: PruneReport
     dense: Measures
-    pruned: Measures | None = None
-    recovered: Measures | None = None
-    recovery: RecoverReport | None = None
-    saved: SavedCheckpoint | None = None
-    text: str | None = None
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None) -> JobResult:
+def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None) -> JobResult | DryRun:
     """Load, calibrate, decide, compact, measure, save and prove. With ``options.out`` None it stops at the plan.
 
     Raises:
         ValueError, OSError: before work is spent wherever that can be known.
     """
-    clock = Stopwatch()
     config, options = _checked(config, options)
-    if options.device == "cpu" and options.dtype != torch.float32 and best_dtype("cpu") != options.dtype:
-        say(
-            f"this CPU has no {str(options.dtype).removeprefix('torch.')} arithmetic: float32 is many times faster here"
-        )
-    held = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
-    model, tokenizer = options.load(clock, say)
-    structure = find_groups(model)
+    _warn_of_slow_dtype(options, say)
+    earlier = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
+    job = CheckpointJob.load(options, say)
+    model, structure = job.model, find_groups(job.model)
     check_reachable(structure, config)
-    if options.recover is not None:
-        check_recovery(model, options.recover, trust_remote_code=options.trust_remote_code)
-    if held is not None:
-        held.check(model=model_fingerprint(model))
-    with clock("text"):
-        calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=config.calibrates)
-        rows = load_rows(options.recover, tokenizer, model) if options.recover and options.out else None
-    if rows is not None:
-        check_work_folder(work_folder(options.out), options.recover, rows, options.compute_dtype)
+    job.check_recovery(options.recover)
+    if earlier is not None:
+        earlier.check(model=model_fingerprint(model))
+    with job.clock("text"):
+        calibration, job.evaluation, job.warnings = load_texts(
+            config, options, model, job.tokenizer, calibrates=config.calibrates
+        )
+    planned = job.plan_recovery(options.recover) if options.out is not None else None
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
-    statistics = held
+    statistics = earlier
     if options.statistics is not None and calibration is not None:
-        with clock("calibrate"):
+        with job.clock("calibrate"):
             counted, _ = split_samples(calibration, config)
-            statistics = _complete(held, model, structure, counted, config, options.statistics)
-    report = decide(model, structure, calibration, config, statistics=statistics, clock=clock)
-    warnings += report.warnings
-    measurer = Measurer(evaluation, options.compute_dtype)
+            statistics = _complete(earlier, model, structure, counted, config, options.statistics)
+    report = decide(model, structure, calibration, config, statistics=statistics, clock=job.clock)
+    job.warnings += report.warnings
     if options.out is None:
-        return JobResult(structure, report, measurer.measure(model), warnings=warnings, seconds=clock.seconds)
+        return DryRun(structure, report, job.measurer.measure(model), job.warnings, job.clock.seconds)
     say("measuring dense and pruned")
-    with clock("evaluate"):
-        dense = measurer.measure(model)
-    original_config = model.config.to_dict()
+    dense = job.dense()
     original = copy.deepcopy(model) if options.speed else None
-    report = carry_out(model, structure, calibration, report, clock)
+    report = carry_out(model, structure, calibration, report, job.clock)
     if report.compensation is not None:
-        warnings += report.compensation.warnings
-    with clock("evaluate"):
-        pruned, ruined = measurer.measure_pruned(model)
-    warnings += ruined
+        job.warnings += report.compensation.warnings
+    pruned = job.changed()
     if original is not None:
-        with clock("speed"):
+        with job.clock("speed"):
             before, after = measure_speed_pair(original, model)
         del original
         dense, pruned = replace(dense, speed=before), replace(pruned, speed=after)
     hashed = calibration.hash if calibration is not None else None
     recipe = {"config": config.to_dict()} | options.recipe(calibration_hash=hashed)
-    numbers = summary(report, dense, pruned, warnings)
-    recovery = recovered = None
+    numbers = summary(report, dense, pruned, job.warnings)
 
     def store() -> SavedCheckpoint:
-        return save_checkpoint(
-            model, tokenizer, options, clock, say,
-            plan=report.plan, recipe=recipe, report=numbers, dense_config=original_config,
-        )  # fmt: skip
+        return job.store(plan=report.plan, recipe=recipe, report=numbers)
 
-    if rows is not None:
-        say(recovering(rows, work_folder(options.out)))
-        found = recover_pruned(
-            model, tokenizer, options.recover, rows, work_folder(options.out),
-            before=pruned, measurer=measurer, store=lambda: store().path, clock=clock,
-            trust_remote_code=options.trust_remote_code,
-        )  # fmt: skip
-        recovery, recovered = found.report, found.after
-        warnings += found.warnings
-        numbers["recovery"] = found.numbers
-        recipe["recovery"] = recovery.recipe()
-    with training_kept(work_folder(options.out)) if rows is not None else nullcontext():
+    recovered = job.recover(planned, pruned, store=lambda: store().path)
+    if recovered is not None:
+        numbers["recovery"] = recovered.numbers
+        recipe["recovery"] = recovered.report.recipe()
+    with training_kept(planned.work if planned else None):
         saved = store()
-    text = None
-    if options.prompt:
-        with clock("generate"):
-            text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
-    result = JobResult(structure, report, dense, pruned, recovered, recovery, saved, text, warnings, clock.seconds)
-    with clock("report"):
+    result = JobResult(
+        structure=structure, report=report, dense=dense, pruned=pruned, saved=saved, recovered=recovered,
+        text=job.continuation(saved, options.prompt), warnings=job.warnings, seconds=job.clock.seconds,
+    )  # fmt: skip
+    with job.clock("report"):
         # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
         write_report(saved.path, "prune", _report_values(result, numbers, recipe, options), say)
     return result
@@ -151,30 +134,40 @@ def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, Job
     return config, options
 
 
+def _warn_of_slow_dtype(options: JobOptions, say: Callable[[str], None]) -> None:
+    """Say that float32 is faster, if the CPU computes the chosen dtype in software."""
+    if options.device == "cpu" and options.dtype != torch.float32 and best_dtype("cpu") != options.dtype:
+        say(
+            f"this CPU has no {str(options.dtype).removeprefix('torch.')} arithmetic: float32 is many times faster here"
+        )
+
+
 def _complete(
-    held: Statistics | None,
+    earlier: Statistics | None,
     model: nn.Module,
     structure: Structure,
     calibration: Samples,
     config: PruneConfig,
     path: Path,
-) -> Statistics:
-    """The statistics of the file, with what the method needs and the file lacks collected and kept there too."""
-    if held is not None:
-        held.check(data=calibration.hash)
-    missing = config.needs - (held.tensors.keys() if held else set())
+) -> Statistics | None:
+    """Return the statistics of the file; quantities that the method needs and the file lacks are collected and kept."""
+    if earlier is not None:
+        earlier.check(data=calibration.hash)
+    missing = config.needs - (earlier.tensors.keys() if earlier is not None else set())
     if not missing:
-        return held
-    found = calibrate(model, calibration, missing, structure=structure, batch_size=config.batch_size)
-    if held is not None:
-        loss = found.loss if len(found.loss) else held.loss
-        found = replace(found, tensors=held.tensors | found.tensors, loss=loss)
-    found.save(path)
-    return found
+        return earlier
+    statistics = calibrate(model, calibration, missing, structure=structure, batch_size=config.batch_size)
+    if earlier is not None:
+        loss = statistics.loss if len(statistics.loss) else earlier.loss
+        statistics = replace(statistics, tensors=earlier.tensors | statistics.tensors, loss=loss)
+    statistics.save(path)
+    return statistics
 
 
 def _report_values(
     result: JobResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
 ) -> dict[str, Any]:
+    """Return all values of the report: the numbers of the model card, figures, recipe, hashes and times."""
     made = {"recipe": recipe, "hashes": hashes(result.report, result.dense.perplexity)}
-    return numbers | details(result.report) | made | ending(options, result.saved, result.text, result.seconds)
+    closing = options.evaluation | result.closing_values(options.prompt)
+    return numbers | details(result.report) | made | closing

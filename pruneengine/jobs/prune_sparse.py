@@ -1,4 +1,4 @@
-"""Sparse pruning as a job: a model in, a measured and proved checkpoint with zeros out."""
+"""Job of ``pruneengine prune``, sparse: a model in, a measured and proved checkpoint with zeros out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.checkpoint.equivalent_class import written_linears
 from pruneengine.checkpoint.load import load_skeleton
-from pruneengine.checkpoint.reload_proof import reload_and_generate
-from pruneengine.checkpoint.write import SavedCheckpoint, count_saved_zeros
+from pruneengine.checkpoint.write import count_saved_zeros
 from pruneengine.common.files import check_writable
-from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples, check_spec
-from pruneengine.evaluation.measures import Measurer, Measures
-from pruneengine.jobs.options import JobOptions, check_evaluation, check_out, refuse_recovery
-from pruneengine.jobs.saving import ending, save_checkpoint
+from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
+from pruneengine.jobs.checks import check_evaluation, check_out, refuse_recovery
+from pruneengine.jobs.options import JobOptions
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.report import write_report
@@ -32,78 +30,84 @@ from pruneengine.sparse.resume import partial_folder, remove_partial
 from pruneengine.sparse.zeros import ZeroCount, count_zeros
 
 
-@dataclass(frozen=True)
-class SparseResult:
-    """What came out of a job; a dry run has no more than the report."""
+@dataclass(frozen=True, kw_only=True)
+class SparseResult(CheckpointResult):
+    """Result of a sparse prune.
+
+    Attributes:
+        report: the plan, and what it was decided from.
+        zeros: counted in the saved files.
+    """
 
     report: SparseReport
-    dense: Measures | None = None
-    pruned: Measures | None = None
-    zeros: ZeroCount | None = None
-    saved: SavedCheckpoint | None = None
-    text: str | None = None
+    zeros: ZeroCount
+
+
+@dataclass(frozen=True)
+class SparseDryRun:
+    """Result of a sparse prune that stopped at the plan."""
+
+    report: SparseReport
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(config: SparseConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None) -> SparseResult:
+def run(
+    config: SparseConfig, options: JobOptions, say: Callable[[str], None] = lambda _: None
+) -> SparseResult | SparseDryRun:
     """Load, decide, prune, measure, save and prove. With ``options.out`` None it stops at the plan.
 
     Raises:
         ValueError, OSError: before work is spent wherever that can be known.
     """
-    clock = Stopwatch()
     config, options = _checked(config, options)
-    held = _held(config, options)
-    model, tokenizer = options.load(clock, say)
-    structure = find_groups(model)
-    with clock("text"):
-        calibration, evaluation, warnings = load_texts(config, options, model, tokenizer, calibrates=calibrates(config))
+    earlier = _earlier_statistics(config, options)
+    job = CheckpointJob.load(options, say)
+    model, structure = job.model, find_groups(job.model)
+    with job.clock("text"):
+        calibration, job.evaluation, job.warnings = load_texts(
+            config, options, model, job.tokenizer, calibrates=calibrates(config)
+        )
     if options.out is not None:
         check_layers(config, partial_folder(options.out), model, calibration)
-    say(f"deciding how much of each matrix goes: {_words(config)}, sparsity {config.sparsity:g}")
-    if held is not None:
-        held.check(model=model_fingerprint(model), data=calibration.hash if calibration is not None else None)
-    report = decide(model, structure, calibration, config, statistics=held, clock=clock)
-    if options.statistics is not None and held is None:
-        warnings += _keep(report, options.statistics)
+    say(f"deciding how much of each matrix goes: {_allocation_in_words(config)}, sparsity {config.sparsity:g}")
+    if earlier is not None:
+        earlier.check(model=model_fingerprint(model), data=calibration.hash if calibration is not None else None)
+    report = decide(model, structure, calibration, config, statistics=earlier, clock=job.clock)
+    if options.statistics is not None and earlier is None:
+        job.warnings += _keep_statistics(report, options.statistics)
     if options.out is None:
-        return SparseResult(report, warnings=warnings + report.warnings, seconds=clock.seconds)
+        return SparseDryRun(report, job.warnings + report.warnings, job.clock.seconds)
     work = partial_folder(options.out)
     partial = keep_layers(model, calibration, report, work)
-    measurer = Measurer(evaluation, options.compute_dtype)
-    with clock("evaluate"):
-        dense = measurer.measure(model)
+    dense = job.dense()
     say(f"pruning by {config.method}" + (f", behind the layers in {work}" if work.exists() else ""))
-    report = carry_out(model, structure, calibration, report, clock, partial)
-    warnings += report.warnings
-    with clock("evaluate"):
-        pruned, ruined = measurer.measure_pruned(model)
+    report = carry_out(model, structure, calibration, report, job.clock, partial)
+    job.warnings += report.warnings
+    pruned = job.changed()
     zeros = count_zeros(model, report.plan)
-    warnings += ruined + _count_warnings(zeros)
+    job.warnings += _count_warnings(zeros)
     recipe = _recipe(config, options, calibration)
-    numbers = sparse_summary(report, zeros, dense, pruned, warnings)
-    saved = save_checkpoint(
-        model, tokenizer, options, clock, say,
-        plan=report.plan, recipe=recipe, report=numbers, dense_config=model.config.to_dict(),
-        remarks=("Sparsity", (_counted(zeros, report), *speed_notes(report.plan))),
+    numbers = sparse_summary(report, zeros, dense, pruned, job.warnings)
+    saved = job.store(
+        plan=report.plan, recipe=recipe, report=numbers,
+        remarks=("Sparsity", (_count_in_words(zeros, report), *speed_notes(report.plan))),
     )  # fmt: skip
     remove_partial(work)
     in_files = count_saved_zeros(saved.path, report.plan.removed, written_linears(structure))
     zeros = ZeroCount.against(report.plan, in_files)
-    numbers |= sparse_summary(report, zeros, dense, pruned, warnings)
-    text = None
-    if options.prompt:
-        with clock("generate"):
-            text = reload_and_generate(saved.path, options.prompt, max_new_tokens=24)
-    result = SparseResult(report, dense, pruned, zeros, saved, text, warnings, clock.seconds)
+    numbers |= sparse_summary(report, zeros, dense, pruned, job.warnings)
+    result = SparseResult(
+        report=report, dense=dense, pruned=pruned, zeros=zeros, saved=saved,
+        text=job.continuation(saved, options.prompt), warnings=job.warnings, seconds=job.clock.seconds,
+    )  # fmt: skip
     # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
     write_report(saved.path, "sparse", _report_values(result, numbers, recipe, options), say)
     return result
 
 
 def calibrates(config: SparseConfig) -> bool:
-    """Whether the calibration text is read at all."""
+    """Return True if the prune reads the calibration text."""
     return config.method != "magnitude" or needs_statistics(config)
 
 
@@ -125,7 +129,7 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
     skeleton = load_skeleton(options.source, options.trust_remote_code)
     matrices = find_matrices(skeleton, find_groups(skeleton), config.ignore)
     pattern = Pattern.parse(config.pattern)
-    if pattern.grouped:
+    if pattern.m is not None:
         check_columns(matrices, pattern.m)
     if not scored:
         allocate_sparsities(skeleton, matrices, config)
@@ -134,24 +138,26 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
     return config, replace(options, eval_windows=windows)
 
 
-def _words(config: SparseConfig) -> str:
+def _allocation_in_words(config: SparseConfig) -> str:
+    """Return the allocation's name or expression, and for written sparsities their description."""
     meaning = parse_allocation(config.allocation)
     return meaning.words if isinstance(meaning, WrittenSparsities) else config.allocation
 
 
-def _held(config: SparseConfig, options: JobOptions) -> Statistics | None:
-    """The statistics of an earlier run, read before the model is loaded: it alone says whether they are its own."""
+def _earlier_statistics(config: SparseConfig, options: JobOptions) -> Statistics | None:
+    """Return the statistics of an earlier run, checked against the config before the model is loaded."""
     if options.statistics is None or not options.statistics.exists():
         return None
-    held = Statistics.load(options.statistics)
+    earlier = Statistics.load(options.statistics)
     try:
-        check_statistics(config, held)
+        check_statistics(config, earlier)
     except ValueError as error:
         raise ValueError(f"{options.statistics}: {error}") from None
-    return held
+    return earlier
 
 
-def _keep(report: SparseReport, path: Path) -> tuple[str, ...]:
+def _keep_statistics(report: SparseReport, path: Path) -> tuple[str, ...]:
+    """Save the statistics, and return a warning if the prune needed none."""
     if report.statistics is None:
         return (f"no statistics of the dense model were needed, so none are kept in {path}",)
     report.statistics.save(path)
@@ -159,6 +165,7 @@ def _keep(report: SparseReport, path: Path) -> tuple[str, ...]:
 
 
 def _count_warnings(zeros: ZeroCount) -> tuple[str, ...]:
+    """Return a warning if matrices have other than the planned number of zeros."""
     if not zeros.differing:
         return ()
     name, difference = next(iter(zeros.differing.items()))
@@ -168,23 +175,26 @@ def _count_warnings(zeros: ZeroCount) -> tuple[str, ...]:
     )
 
 
-def _counted(zeros: ZeroCount, report: SparseReport) -> str:
+def _count_in_words(zeros: ZeroCount, report: SparseReport) -> str:
+    """Return the model card's paragraph of the counted zeros."""
     plan = report.plan
     weights = sum(rows * columns for rows, columns in plan.shapes.values())
     return (
         f"{zeros.total:,} of the {weights:,} weights of {len(plan.shapes)} linears are zero "
         f"({zeros.total / weights:.2%}; pattern {plan.pattern}, {plan.method}, allocation {plan.allocation}). "
-        f"{_dense(report.config)} are dense. plan.json holds the count of every matrix."
+        f"{_dense_parts(report.config)} are dense. plan.json holds the count of every matrix."
     )
 
 
-def _dense(config: SparseConfig) -> str:
+def _dense_parts(config: SparseConfig) -> str:
+    """Return the names of the parts that stay dense."""
     if not config.ignore:
         return "Embeddings and the head"
     return f"Embeddings, the head and {', '.join(config.ignore)} (left out by ignore)"
 
 
 def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | None) -> dict[str, Any]:
+    """Return the recipe: the config, the model and the hash of the calibration text."""
     hashed = calibration.hash if calibration is not None else None
     return {"sparse": config.to_dict()} | options.recipe(calibration_hash=hashed)
 
@@ -192,10 +202,11 @@ def _recipe(config: SparseConfig, options: JobOptions, calibration: Samples | No
 def _report_values(
     result: SparseResult, numbers: dict[str, Any], recipe: dict[str, Any], options: JobOptions
 ) -> dict[str, Any]:
+    """Return all values of the report: the numbers of the model card, figures, recipe, hashes and times."""
     plan = result.report.plan
     if isinstance(recipe["sparse"]["allocation"], dict):
         # Its figures show the sparsity of every linear; recipe.yaml has all digits.
         recipe = recipe | {"sparse": recipe["sparse"] | {"allocation": plan.allocation}}
     values = numbers | sparse_details(result.report) | {"recipe": recipe, "speed notes": list(speed_notes(plan))}
     values["hashes"] = sparse_hashes(result.report, recipe["calibration_hash"], result.dense.perplexity)
-    return values | ending(options, result.saved, result.text, result.seconds)
+    return values | options.evaluation | result.closing_values(options.prompt)

@@ -1,4 +1,4 @@
-"""Recovery as a job: a checkpoint in, a better, measured and proved one out. What ``pruneengine recover`` runs."""
+"""Job of ``pruneengine recover``: a checkpoint in, a better, measured and proved one out."""
 
 from __future__ import annotations
 
@@ -9,42 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.checkpoint.write import SavedCheckpoint
-from pruneengine.common.progress import Stopwatch
 from pruneengine.common.recipes import read_yaml
-from pruneengine.evaluation.measures import Measurer, Measures
-from pruneengine.jobs.options import CheckpointOptions, check_evaluation, check_out
-from pruneengine.jobs.saving import proof_values, save_checkpoint, training_kept
+from pruneengine.evaluation.measures import Measures
+from pruneengine.jobs.checkpoint_job import CheckpointJob, proof_values
+from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.options import RecoverOptions
+from pruneengine.jobs.recover_pruned import training_kept
 from pruneengine.jobs.texts import load_evaluation
-from pruneengine.recovery import (
-    RecoverConfig,
-    RecoverReport,
-    check_recovery,
-    check_work_folder,
-    load_rows,
-    recover,
-    work_folder,
-)
+from pruneengine.recovery import RecoverConfig, RecoverReport, check_work_folder, load_rows, recover
 from pruneengine.report import write_report
 from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 from pruneengine.sparse.plan import is_sparse_plan
 
 
 @dataclass(frozen=True)
-class RecoverOptions(CheckpointOptions):
-    """Everything about a recovery job but the training itself.
-
-    The source's plan, recipe and report are carried along; checkpoints of the training lie beside ``out`` until it is
-    there.
-    """
-
-    @property
-    def work(self) -> Path:
-        return work_folder(self.out)
-
-
-@dataclass(frozen=True)
 class RecoverResult:
-    """What came out of it."""
+    """Result of a recovery: the training's report, measures before and after, and the checkpoint."""
 
     report: RecoverReport
     before: Measures
@@ -61,39 +41,36 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         ValueError, OSError: before work is spent wherever that can be known.
         FloatingPointError: as :func:`pruneengine.recovery.recover`; the work folder stays.
     """
-    clock = Stopwatch()
     options = _checked(config, options)
-    model, tokenizer = options.load(clock, say)
-    check_recovery(model, config, trust_remote_code=options.trust_remote_code)
-    with clock("text"):
-        rows = load_rows(config, tokenizer, model)
-        evaluation = load_evaluation(options, tokenizer)
+    job = CheckpointJob.load(options, say)
+    job.check_recovery(config)
+    with job.clock("text"):
+        rows = load_rows(config, job.tokenizer, job.model)
+        job.evaluation = load_evaluation(options, job.tokenizer)
     check_work_folder(options.work, config, rows, options.compute_dtype)
-    warnings = overlap_warnings(rows, evaluation)
-    measurer = Measurer(evaluation, options.compute_dtype)
-    with clock("evaluate"):
-        before = measurer.measure(model)
+    job.warnings += overlap_warnings(rows, job.evaluation)
+    before = job.measure()
     say(f"training on {len(rows)} rows; checkpoints in {options.work}, from which the same command goes on")
     report = recover(
-        model, tokenizer, config, data=rows, work_dir=options.work, dtype=options.compute_dtype,
+        job.model, job.tokenizer, config, data=rows, work_dir=options.work, dtype=options.compute_dtype,
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    for stage, seconds in report.seconds.items():
-        clock.seconds[stage] = clock.seconds.get(stage, 0.0) + seconds
-    with clock("evaluate"):
-        after, ruined = measurer.measure_pruned(model)
-    warnings += training_warnings(report) + ruined
+    seconds = job.clock.seconds
+    for stage, spent in report.seconds.items():
+        seconds[stage] = seconds.get(stage, 0.0) + spent
+    job.warnings += training_warnings(report)
+    after = job.changed()
     carried = _carried(Path(options.source).expanduser())
     recipe = _recipe(carried, options, report)
     numbers = json.loads(carried.get("report.json", "{}"))
-    summary = summarise(report, before.perplexity, after.perplexity, warnings)
+    summary = summarise(report, before.perplexity, after.perplexity, job.warnings)
     numbers |= {"recovery": summary | _earlier(numbers)}
     with training_kept(options.work):
-        saved = save_checkpoint(
-            model, tokenizer, options, clock, say, recipe=recipe, report=numbers,
+        saved = job.store(
+            recipe=recipe, report=numbers,
             extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
         )  # fmt: skip
-    result = RecoverResult(report, before, after, saved, warnings, clock.seconds)
+    result = RecoverResult(report, before, after, saved, job.warnings, seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
     own = numbers["recovery"] | _own_values(result, options, recipe["recovery"])
     write_report(saved.path, "recover", numbers | _curves(result) | {"recovery": own}, say)
@@ -101,6 +78,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
 
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
+    """Refuse what can be refused before the model is loaded, and settle the size of the evaluation text."""
     check_out(options.out, options.overwrite, options.source)
     if is_sparse_plan(Path(options.source).expanduser() / "plan.json"):
         raise ValueError(
@@ -113,13 +91,13 @@ def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
 
 
 def _carried(source: Path) -> dict[str, str]:
-    """The texts of a pruned checkpoint that tell how it came about."""
+    """Return the files of a pruned checkpoint that tell how it came about: name -> text."""
     names = ("plan.json", "recipe.yaml", "report.json")
     return {name: (source / name).read_text() for name in names if (source / name).is_file()}
 
 
 def _earlier(values: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe or a report holds of recoveries before this one, the first one first: all but their curves."""
+    """Return what a recipe or a report holds of earlier recoveries, oldest first, without their curves."""
     if not isinstance(last := values.get("recovery"), dict):
         return {}
     kept = {name: value for name, value in last.items() if name != "previous" and not name.endswith("loss by step")}
@@ -127,8 +105,9 @@ def _earlier(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curves(result: RecoverResult) -> dict[str, Any]:
-    """What a report has of a recovery alone: losses by step, and both sides."""
-    report, sides = result.report, {"before": {}, "after": {}}
+    """Return the values that only the report of a recovery has: losses by step, and both sides."""
+    report = result.report
+    sides: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     for side, measures in (("before", result.before), ("after", result.after)):
         if measures.perplexity is not None:
             sides[side]["perplexity"] = measures.perplexity.perplexity
@@ -143,7 +122,7 @@ def _curves(result: RecoverResult) -> dict[str, Any]:
 
 
 def _own_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What the report of the prune has by the same names."""
+    """Return the values of this recovery that the report of the prune has by the same names."""
     values = {
         "source": recipe["source"],
         "recipe": {name: value for name, value in recipe.items() if name not in ("versions", "previous")},
@@ -159,5 +138,6 @@ def _own_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str
 
 
 def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:
+    """Return the source's recipe with the recovery, whose earlier ones are kept under "previous"."""
     pruned = read_yaml(carried.get("recipe.yaml", "{}"))
     return pruned | {"recovery": report.recipe() | options.recipe() | _earlier(pruned)}

@@ -1,27 +1,54 @@
-"""Recovery in the job that prunes: what ``--recover`` adds to a prune and to a search."""
+"""Recovery within the job that prunes: the addition of ``--recover`` to a prune and to a search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pruneengine.common.progress import Stopwatch
 from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.recovery import RecoverConfig, RecoverReport, TokenRows, recover
 from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
-from pruneengine.structured.prune import Stopwatch
+
+
+@dataclass(frozen=True)
+class PlannedRecovery:
+    """A training that can start once the model is pruned.
+
+    Attributes:
+        config: how to train.
+        rows: tokens to train on.
+        work: folder of the training's checkpoints, from which the same command goes on.
+    """
+
+    config: RecoverConfig
+    rows: TokenRows
+    work: Path
+
+    @property
+    def announcement(self) -> str:
+        """The line to say at the start of the training."""
+        return (
+            f"recovering on {len(self.rows)} rows; checkpoints in {self.work}, from which the same command goes on if "
+            "interrupted"
+        )
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """What became of a pruned model.
+    """Outcome of training a pruned model.
 
     Attributes:
+        report: of the training.
         after: as the pruned model's measures, with the perplexity of the recovered one.
         numbers: what ``report.json`` holds under "recovery".
+        warnings: of the training and of its measures.
     """
 
     report: RecoverReport
@@ -30,17 +57,10 @@ class Recovered:
     warnings: tuple[str, ...]
 
 
-def recovering(rows: TokenRows, work: Path) -> str:
-    """What to say at the start of the training."""
-    return f"recovering on {len(rows)} rows; checkpoints in {work}, from which the same command goes on if interrupted"
-
-
 def recover_pruned(
     model: nn.Module,
     tokenizer: Any,
-    config: RecoverConfig,
-    rows: TokenRows,
-    work: Path,
+    planned: PlannedRecovery,
     *,
     before: Measures,
     measurer: Measurer,
@@ -56,12 +76,10 @@ def recover_pruned(
     Args:
         model: as pruned.
         tokenizer: its tokenizer.
-        config: how to train.
-        rows: what to train on.
-        work: folder of the training's checkpoints; it stays.
+        planned: the training; its work folder stays.
         before: measures of the pruned model.
-        measurer: what they were taken by.
-        store: saves the pruned model where the training fails, and says where.
+        measurer: the one that took ``before``.
+        store: saves the pruned model if the training fails, and returns the folder.
         clock: gains "recover", and adds to "evaluate".
         trust_remote_code: as of :func:`pruneengine.recovery.recover`.
 
@@ -71,26 +89,39 @@ def recover_pruned(
     try:
         with clock("recover"):
             report = recover(
-                model,
-                tokenizer,
-                config,
-                data=rows,
-                work_dir=work,
-                dtype=measurer.dtype,
+                model, tokenizer, planned.config, data=planned.rows, work_dir=planned.work, dtype=measurer.dtype,
                 trust_remote_code=trust_remote_code,
-            )
+            )  # fmt: skip
     except Exception as error:
         raise RuntimeError(f"{str(error) or type(error).__name__}. {_stored(store)}") from error
     with clock("evaluate"):
         measured, ruined = measurer.measure_pruned(model)
     after = replace(before, perplexity=measured.perplexity)
-    warnings = overlap_warnings(rows, measurer.text) + training_warnings(report) + ruined
+    warnings = overlap_warnings(planned.rows, measurer.text) + training_warnings(report) + ruined
     numbers = summarise(report, before.perplexity, after.perplexity, warnings)
     return Recovered(report, after, numbers, warnings)
 
 
+@contextmanager
+def training_kept(work: Path | None) -> Iterator[None]:
+    """Remove the work folder of a training once its model is saved in the block; None for no training.
+
+    Raises:
+        OSError, RuntimeError: whatever the block raises, with the folder in which the training is kept.
+    """
+    if work is None:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        kind, mended = (OSError, "make room") if isinstance(error, OSError) else (RuntimeError, "mend that")
+        raise kind(f"{error}. The training is kept in {work}: {mended} and repeat the command") from error
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def _stored(store: Callable[[], Path]) -> str:
-    """What became of the pruned model after a training that failed. The weights are as pruned, and must not be lost."""
+    """Save the pruned model after a failed training, and return the sentence that says where, or why it is lost."""
     try:
         return f"The pruned model without recovery is saved in {store()}; to try again, add --overwrite to the command"
     except Exception as error:

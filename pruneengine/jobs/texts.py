@@ -1,21 +1,19 @@
-"""The texts of a job: what it calibrates on and what it measures on, and whether they overlap."""
+"""Calibration and evaluation text of a job, with a warning where they overlap."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from pruneengine.data.windows import Samples, check_overlap, evaluation_windows, load_samples
+from pruneengine.jobs.options import CheckpointOptions, JobOptions
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.structured.config import PruneConfig
 
-if TYPE_CHECKING:
-    from pruneengine.jobs.options import CheckpointOptions, JobOptions
-
 
 def load_evaluation(options: CheckpointOptions, tokenizer: Any) -> Samples | None:
-    """Windows of the evaluation text, where there is one.
+    """Return the windows of the evaluation text; None without one.
 
     Raises:
         ValueError: as :func:`pruneengine.data.windows.evaluation_windows`.
@@ -28,14 +26,14 @@ def load_evaluation(options: CheckpointOptions, tokenizer: Any) -> Samples | Non
 def load_texts(
     config: PruneConfig | SparseConfig, options: JobOptions, model: nn.Module, tokenizer: Any, *, calibrates: bool
 ) -> tuple[Samples | None, Samples | None, tuple[str, ...]]:
-    """Calibration samples and evaluation windows, each None where none are needed, and warnings.
+    """Return calibration samples and evaluation windows (None where none are needed), and warnings.
 
     Args:
         config: names the calibration text.
         options: names the evaluation text; without ``out`` nothing is measured.
         model: sampled from where the calibration text is ``self``.
         tokenizer: of the model.
-        calibrates: whether the job reads a calibration text.
+        calibrates: the job reads a calibration text.
 
     Raises:
         ValueError: as :func:`load_samples` and :func:`evaluation_windows`.

@@ -8,6 +8,7 @@ from torch import nn
 
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Family, family_of
+from pruneengine.model.prunable import check_prunable
 
 
 def unfuse_experts(model: nn.Module) -> nn.Module:
@@ -20,8 +21,9 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
     Memory: the model, and the experts of one layer once more.
 
     Raises:
-        ValueError: a family that is not known.
+        ValueError: a family that is not known, or a model that cannot be pruned (:func:`check_prunable`).
     """
+    check_prunable(model, weights=False)
     family = family_of(getattr(model.config, "model_type", None), type(model).__name__)
     if family.experts is None:
         return model

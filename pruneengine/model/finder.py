@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from pruneengine.model.families import Family, family_of
+from pruneengine.model.prunable import check_prunable
 from pruneengine.model.structure import Group, Member, Site, Structure
 
 
@@ -20,6 +21,7 @@ def find_groups(model: nn.Module) -> Structure:
         ValueError: the architecture is unknown, or a part it should have is absent; the message names it. Or experts
             are fused: :func:`pruneengine.model.experts.unfuse_experts` comes first.
     """
+    check_prunable(model, weights=False)
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     family = family_of(model_type, type(model).__name__)

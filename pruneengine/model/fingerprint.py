@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
+from pruneengine.model.prunable import check_prunable
 from pruneengine.ops.bits import as_integers
 
 
@@ -16,13 +17,13 @@ def model_fingerprint(model: nn.Module) -> str:
     Of every tensor it takes the sum of all bit patterns as whole numbers (exact in any order) and a sample of values:
     one read of the weights, and no copy.
     """
+    check_prunable(model)
     digest = hashlib.sha256(str(getattr(model.config, "model_type", "")).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":
-            bits = as_integers(parameter.detach().reshape(-1))
-            # In pieces: a sum in int64 makes a copy in int64 first.
-            total = sum(piece.sum(dtype=torch.int64) for piece in bits.split(1 << 20))
-            digest.update(str(int(total)).encode())
-            digest.update(bits[:: -(-bits.numel() // 4096)].cpu().numpy().tobytes())
+        bits = as_integers(parameter.detach().reshape(-1))
+        # In pieces: a sum in int64 makes a copy in int64 first.
+        total = sum(piece.sum(dtype=torch.int64) for piece in bits.split(1 << 20))
+        digest.update(str(int(total)).encode())
+        digest.update(bits[:: -(-bits.numel() // 4096)].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -34,8 +34,8 @@ def prune_layers(
     """Run the layers one by one up to the last with a matrix to prune, and prune them on the way.
 
     Memory beside the model: the hidden states of the text, and the input sums of one layer. Mode "sequential" holds
-    the sums of one site only, and in addition the outputs of attention (as much again as the hidden states), the input
-    of one linear, and the outputs of each expert that a token is sent to.
+    the sums of one site only. But it also holds the outputs of attention (as much again as the hidden states), the
+    input of one linear, and as much again for each expert that a token is sent to.
 
     Args:
         model: in evaluation mode, without gradients; changed in place. Ctrl-C leaves the layers before it pruned.

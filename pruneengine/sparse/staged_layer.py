@@ -9,8 +9,8 @@ Norms whose output only finished parts read are skipped in every later run, so t
 twice.
 
 Memory beside the hidden states of the text: the outputs of attention, and the input of one linear. Experts are parts of
-their own: the outputs of each are held until the layer is done, together one hidden state more per token and expert
-that the token is sent to.
+their own: the outputs of each are kept until the layer is done. Together they are one hidden state more per token and
+expert that the token is sent to.
 """
 
 from __future__ import annotations

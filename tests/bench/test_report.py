@@ -1,4 +1,4 @@
-"""What is made of the rows of the ops' benchmark: verdicts, plots, the scripts and the verb around them."""
+"""Reports of the ops' benchmark: verdicts, plots, the scripts and the verb around them."""
 
 from __future__ import annotations
 

@@ -71,9 +71,9 @@ def test_ignored_linears_are_dense_in_the_files(texts, tmp_path):
 
 
 def test_zeros_are_counted_in_the_saved_files(texts, tmp_path, monkeypatch):
-    from pruneengine.jobs import search_dsa
+    from pruneengine.jobs.checkpoint_job import CheckpointJob
 
-    save, out = search_dsa.save_checkpoint, tmp_path / "sparse"
+    save, out = CheckpointJob.store, tmp_path / "sparse"
 
     def with_another_zero(*arguments, **options):
         saved = save(*arguments, **options)
@@ -83,7 +83,7 @@ def test_zeros_are_counted_in_the_saved_files(texts, tmp_path, monkeypatch):
         save_file(weights, saved.path / "model.safetensors", {"format": "pt"})
         return saved
 
-    monkeypatch.setattr(search_dsa, "save_checkpoint", with_another_zero)
+    monkeypatch.setattr(CheckpointJob, "store", with_another_zero)
     options = ("--sparsity", 0.5, "--trials", 2, "--correlate", 0, "--finalists", 1, "--no-proof")
     done = run(*arguments(texts, out, *options))
     assert done.returncode == 0, done.stderr

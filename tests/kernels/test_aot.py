@@ -1,4 +1,4 @@
-"""What the compiler makes of the Triton kernels, without a GPU: no spills, few registers, wide loads."""
+"""Compiled Triton kernels, without a GPU: no spills, few registers, wide loads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ NARROW = {
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    script = Path(__file__).with_name("aot_compile.py")
+    script = Path(__file__).parents[1] / "helpers" / "aot_compile.py"
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

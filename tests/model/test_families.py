@@ -307,7 +307,7 @@ def documented(family):
         name, value, reason = family.whole_heads
         heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
     missing = " or ".join(family.kinds_without_config_name)
-    opens = "plainly" if family.own_class else f"plainly, as {family.twin}"
+    opens = "plainly" if family.own_class else f"plainly, as {family.equivalent}"
     if missing:
         opens = f"modelling file: the config has no name for widths of {missing}"
     return f"| {', '.join(family.model_types)} | {heads} | {opens} |"

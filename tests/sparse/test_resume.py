@@ -14,6 +14,7 @@ from pruneengine.data.samples import as_samples
 from pruneengine.evaluation.measures import Measurer
 from pruneengine.jobs import prune
 from pruneengine.jobs import prune_sparse as job
+from pruneengine.jobs.checkpoint_job import CheckpointJob
 from pruneengine.model import find_groups
 from pruneengine.sparse import prune as engine
 from pruneengine.sparse import resume as partial
@@ -140,7 +141,7 @@ def left(folder, tmp_path, monkeypatch):
     """A job that was stopped, and the folder of its layers."""
     options = prune.JobOptions(str(folder / "model"), tmp_path / "out", eval_text=None, proof=False)
     config = SparseConfig("wanda", 0.5, nsamples=4, seqlen=16, allocation="owl")
-    monkeypatch.setattr(job, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(CheckpointJob, "store", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         job.run(config, options)
     assert partial_folder(options.out).exists()
@@ -210,7 +211,7 @@ def test_the_job_goes_on_and_removes_what_it_kept(folder, tmp_path, monkeypatch)
     out, lines = tmp_path / "out", []
     options = prune.JobOptions(str(folder / "model"), out, eval_text=None, proof=False)
     config = SparseConfig("wanda", 0.5, nsamples=4, seqlen=16)
-    monkeypatch.setattr(job, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(CheckpointJob, "store", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         job.run(config, options)
     work = partial_folder(out)

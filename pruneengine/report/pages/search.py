@@ -9,7 +9,14 @@ from pruneengine.report.figures.search import BARS, drawn_baselines, history, im
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.pages.checkpoint_sections import proof_section, recovery_facts, recovery_section
 from pruneengine.report.pages.frame import Recipe, framed
-from pruneengine.report.pages.parts import pairs, stage_table, times
+from pruneengine.report.pages.parts import (
+    pairs,
+    search_times,
+    text_overlap,
+    texts_table,
+    trial_cells,
+    values_in_words,
+)
 from pruneengine.report.pages.plan_section import plan_section
 from pruneengine.report.pages.prune import measured_section
 from pruneengine.report.words import NOTHING, count, duration, number, percent, plain, signed
@@ -55,7 +62,7 @@ def search_page(values: Mapping[str, Any]) -> Page:
             recovery_section(values),
             proof_section(values),
             Section("Texts", _text_note(texts), (texts_table(texts),)),
-            *recipe.sections(_times(trials, values.get("seconds")), seed=values.get("seed")),
+            *recipe.sections(search_times(values.get("seconds"), _trial_seconds(trials)), seed=values.get("seed")),
             Section("All trials", tables=(_all(trials),)),
         ),
     )
@@ -137,9 +144,8 @@ def _history(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metr
     if shown := len(drawn_baselines(trials, baselines)):
         some = f"the best {shown} of {len(baselines)} baselines" if shown < len(baselines) else "the baselines"
         caption += f" Dashed: {some}."
-    done = [trial["value"] for trial in trials if trial["state"] == "complete" and trial["value"] is not None]
-    alt = f"{len(done)} values, the first {number(done[0])}, the best {number(min(done))}." if done else "No values."
-    return Section("History", figures=(Figure(history(trials, baselines, metric), caption, alt, wide=True),))
+    picture = history(trials, baselines, metric)
+    return Section("History", figures=(Figure(picture, caption, values_in_words(trials), wide=True),))
 
 
 def _importance(shares: Mapping[str, float | None]) -> Section:
@@ -184,45 +190,24 @@ def _pareto(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metri
 
 
 def _text_note(texts: Mapping[str, Any]) -> tuple[str, ...]:
-    shared = [name for name, text in texts.items() if _overlap(text)]
+    shared = [name for name, text in texts.items() if text_overlap(text)]
     return (f"Overlap with other texts was found for: {', '.join(shared)}.",) if shared else ()
 
 
-def _overlap(text: Mapping[str, Any]) -> str:
-    """The share of a text's windows that each other text has a run of; those that have none are left out."""
-    found = text.get("overlap") or {}
-    if not isinstance(found, Mapping):
-        return plain(found)
-    return ", ".join(f"{name}: {percent(share, 1)}" for name, share in found.items() if share)
-
-
-def texts_table(texts: Mapping[str, Any]) -> Table:
-    """Every text: where it is from, its hash, what it shares with others, and its size."""
-    rows = tuple(
-        (
-            name, plain(text.get("spec")), plain(text.get("hash"))[:12], _overlap(text) or "none",
-            count(text.get("windows")), count(text.get("tokens")),
-        )
-        for name, text in texts.items()
-    )  # fmt: skip
-    return Table(("text", "from", "hash", "overlap", "windows", "tokens"), rows, left=4)
-
-
-def _times(trials: list[dict[str, Any]], seconds: Any) -> Section:
+def _trial_seconds(trials: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the seconds of all trials together, by stage."""
     stages: dict[str, float] = {}
     for trial in trials:
         for stage, spent in trial["seconds"].items():
             stages[stage] = stages.get(stage, 0.0) + (spent or 0.0)
-    whole = times(seconds)
-    inside = stage_table(stages, "Inside the trials, all together")
-    return Section("Time", whole.paragraphs, (*whole.tables, inside))
+    return stages
 
 
 def _all(trials: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
     rows = tuple(
         (
-            str(trial["number"]), str(trial["origin"]), {"pruned": "stopped"}.get(trial["state"], trial["state"]),
+            *trial_cells(trial),
             number(trial["value"]), duration(sum(s or 0 for s in trial["seconds"].values())),
             *(plain(trial["params"].get(name)) for name in names),
         )

@@ -10,8 +10,7 @@ from pruneengine.report.figures.search import history
 from pruneengine.report.page import Fact, Figure, Page, Section, Table
 from pruneengine.report.pages.checkpoint_sections import proof_section
 from pruneengine.report.pages.frame import Recipe, framed
-from pruneengine.report.pages.parts import stage_table, times
-from pruneengine.report.pages.search import texts_table
+from pruneengine.report.pages.parts import search_times, texts_table, trial_cells, values_in_words
 from pruneengine.report.words import NOTHING, count, duration, number, percent, signed
 
 METRIC = "loss above the dense model's, nats"
@@ -118,8 +117,6 @@ def _history(values: Mapping[str, Any]) -> Section:
     fixed = [
         {"name": row["name"], "value": row["fast"]} for row in values.get("finalists", ()) if row["name"] in COMPARED
     ]
-    done = [trial["value"] for trial in trials if trial["state"] == "complete" and trial["value"] is not None]
-    alt = f"{len(done)} values, the first {number(done[0])}, the best {number(min(done))}." if done else "No values."
     caption = (
         "Every trial's fast loss, smaller is better; the line is the best so far, a cross an estimate from the tokens "
         "that a stopped trial ran. Dashed: fixed allocations."
@@ -127,7 +124,8 @@ def _history(values: Mapping[str, Any]) -> Section:
     counts = values.get("counts") or {}
     table = Table(("", ""), tuple((count(counts[key]), words) for key, words in _COUNTS.items() if key in counts))
     text = (values["outcome"],) if "outcome" in values else ()
-    return Section("History", text, (table,), (Figure(history(trials, fixed, METRIC), caption, alt, wide=True),))
+    figures = (Figure(history(trials, fixed, METRIC), caption, values_in_words(trials), wide=True),)
+    return Section("History", text, (table,), figures)
 
 
 def _correlation(values: Mapping[str, Any]) -> Section:
@@ -146,17 +144,16 @@ def _outer(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _times(values: Mapping[str, Any]) -> Section:
+    """Return the seconds by stage, and those of the trials' own stages."""
     seconds = values.get("seconds") or {}
-    whole = times(_outer(seconds))
     inside = {stage.rpartition("trials: ")[2]: spent for stage, spent in seconds.items() if "trials: " in stage}
-    return Section("Time", whole.paragraphs, (*whole.tables, stage_table(inside, "Inside the trials, all together")))
+    return search_times(_outer(seconds), inside)
 
 
 def _all(trials: list[dict[str, Any]]) -> Table:
     rows = tuple(
         (
-            str(trial["number"]), str(trial["origin"]), {"pruned": "stopped"}.get(trial["state"], trial["state"]),
-            trial["function"], number(trial["estimate"]), str(trial["segments"]),
+            *trial_cells(trial), trial["function"], number(trial["estimate"]), str(trial["segments"]),
         )
         for trial in trials
     )  # fmt: skip

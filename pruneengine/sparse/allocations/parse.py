@@ -20,7 +20,7 @@ class WrittenSparsities:
 
     Attributes:
         content: a list, an object or the fields of a plan.
-        path: the file that held them; None where the allocation itself does.
+        path: of the file with the sparsities; None where they stand in the allocation itself.
     """
 
     content: list[Any] | dict[str, Any]

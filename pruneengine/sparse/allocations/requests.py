@@ -80,8 +80,8 @@ def request_by_outliers(
 ) -> Request:
     """Request OWL (Yin et al. 2024): layers with more scores above M times the layer's mean stay denser.
 
-    ``keep_l = (1 - s) + 2 lambda (m_l - mean m)``, where m is the position of the layer's percentage of outliers
-    between the least and the greatest.
+    ``keep_l = (1 - s) + 2 lambda (m_l - mean m)``. Here m is the position of the layer's percentage of outliers between
+    the least and the greatest.
     """
     blocks = collect_scores(model, matrices, statistics, (config.outlier,)).of_layers()
     values = 100 * blocks.above[:, 0].double() / blocks.column("count")

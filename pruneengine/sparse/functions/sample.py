@@ -1,10 +1,10 @@
 """Weighted samples that stand for the scores of each block: one value per bin of their histogram.
 
-The bins are 1.6 to 3.1% wide. Each value starts at its bin's mean as the slope of the density there has it. Then all
-values are moved as little as possible (in bins, squared, over all scores) until the sums of the logarithms and of the
-first four powers are exact. So the values are right for weights of few bits, which sit on the left halves of the bins,
-and for the few greatest scores, which dominate an exponential. Zero, the least and the greatest score are values of
-their own.
+The bins are 1.6 to 3.1% wide. Each value starts at the mean of its bin under a density with the local slope. Then
+all values are moved as little as possible (in bins, squared, over all scores) until the sums of the logarithms and of
+the first four powers are exact. So the values are right for weights of few bits, which sit on the left halves of the
+bins, and for the few greatest scores, which dominate an exponential. Zero, the least and the greatest score are values
+of their own.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.model import KINDS, Group, Member, Structure, find_groups, get_linear
+from pruneengine.model.prunable import check_prunable
 from pruneengine.structured.scores.hywia import FUSIONS, Blend, HyWIA, fuse, needs_of
 from pruneengine.structured.scores.metrics import MemberView, get_metric
 
@@ -86,6 +87,7 @@ def score(
         raise ValueError(f"unknown fold {fold!r}; choose from {', '.join(FOLDS)}")
     structure = structure or find_groups(model)
     require_quantities(f"method {metric!r}", needs, statistics)
+    check_prunable(model)
     chosen_groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
     if metric in FUSIONS:
         options = {"structure": structure, "kinds": kinds, "layers": layers, "aggregate": aggregate, "fold": fold}

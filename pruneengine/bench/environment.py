@@ -1,4 +1,4 @@
-"""Where and with what something was measured: processor, device, versions, commit."""
+"""Environment of a measurement: processor, device, versions, commit, and the folder for results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results" if (ROOT / "benchmarks").is_dir() else
 
 
 def versions(*packages: str) -> str:
-    """``python 3.11.7 torch 2.13.0 ...`` for the interpreter and those of the packages that are installed."""
+    """Return ``python 3.11.7 torch 2.13.0 ...`` for the interpreter and the installed ones of the packages."""
     named = [f"python {platform.python_version()}"]
     for package in packages:
         try:
@@ -26,7 +26,7 @@ def versions(*packages: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model name and the number of cores this process may use."""
+    """Return the processor's model name and the number of cores this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -37,15 +37,15 @@ def cpu_name() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's or the GPU's name."""
+    """Return the name of the processor or of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def commit() -> str:
-    """Short hash of HEAD, with ``-dirty`` when a tracked file, results apart, differs from it.
+    """Return the short hash of HEAD, with ``-dirty`` when a tracked file, results apart, differs from it.
 
-    Without a repository of our own it is what ``PRUNEENGINE_COMMIT`` says, or ``unknown``: an installed package may lie
-    in somebody else's.
+    Outside of our own repository return the value of ``PRUNEENGINE_COMMIT``, or ``unknown``: an installed package may
+    lie in a foreign repository.
     """
 
     def git(*arguments: str) -> str:

@@ -1,0 +1,44 @@
+"""Checks of a job's options that need no model: output folder, evaluation text, recovery of a sparse model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pruneengine.checkpoint.write import check_output
+from pruneengine.data.windows import check_spec
+
+
+def check_out(out: Path, overwrite: bool, source: str) -> Path:
+    """Return the absolute path of ``out`` if a checkpoint made of ``source`` can be written there.
+
+    Raises:
+        ValueError: ``out`` is the model itself.
+        OSError: as :func:`pruneengine.checkpoint.write.check_output`.
+    """
+    path = check_output(out, overwrite)
+    if path == Path(source).expanduser().resolve():
+        raise ValueError(f"output folder {path} is the model itself; choose another")
+    return path
+
+
+def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:
+    """Return the number of windows to take of an evaluation text, as :func:`check_spec`; ``windows`` without a text.
+
+    Raises:
+        ValueError: the text does not exist, or windows have fewer than two tokens.
+    """
+    if not text:
+        return windows
+    settled = check_spec(text, windows, default=default)
+    if seqlen < 2:
+        raise ValueError(f"evaluation windows of {seqlen} token(s): expected at least 2")
+    return settled
+
+
+def refuse_recovery(recover: Any) -> None:
+    """Raise ValueError if a recovery (anything but None) is asked for a sparse model."""
+    if recover is not None:
+        raise ValueError(
+            "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
+        )
