@@ -17,8 +17,8 @@ from benchmarks.quality.models import DENSE, Models, Variant
 from pruneengine import Samples, perplexity
 from pruneengine.bench.environment import commit
 from pruneengine.evaluation import lm_eval_adapter as harness
-from pruneengine.evaluation.perplexity import measure_speed, measure_speed_pair
 from pruneengine.evaluation.results import ModelFacts, TextResult
+from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
 from pruneengine.evaluation.zero_shot import zero_shot
 
 SPEED, TEXT, RECOVERY = "speed", "text", "recovery"

@@ -61,7 +61,7 @@ class ModelShape:
 
     @property
     def one_channel_less(self) -> ModelShape:
-        """The same shape with one channel less in the first layer, or in its first expert."""
+        """Shape with one channel less in the first layer, or in its first expert."""
         if self.channels:
             return replace(self, channels=(self.channels[0] - 1, *self.channels[1:]))
         (first, *others), *layers = self.experts

@@ -1,4 +1,4 @@
-"""The verb export: a checkpoint is opened, written in another format and verified before it appears."""
+"""Export of a checkpoint: opened, written in another format, and verified before the result appears."""
 
 from __future__ import annotations
 

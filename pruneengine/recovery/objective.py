@@ -1,4 +1,4 @@
-"""What is minimised: the token loss of the student and, with a teacher, how far it is from the teacher's choices."""
+"""Training objective: the token loss of the student and, with a teacher, the distillation loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pruneengine.recovery.head_loss import head_loss
 
 
 class Objective:
-    """Losses of a model whose adapters, if any, are in place already.
+    """Losses of a model whose adapters, if any, are attached already.
 
     Only the hidden states of predicted tokens reach the head, a chunk at a time.
 
     Args:
         model: the causal language model itself, not a wrapper.
-        config: reads the distillation's options.
+        config: its options of the distillation are read.
         teacher: a causal language model in evaluation mode with the same vocabulary, or None.
         dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
 
@@ -48,7 +48,7 @@ class Objective:
         autocast(weight, dtype)
 
     def __call__(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of all predicted tokens, with a graph: float32 scalar.
+        """Return the sum of the losses of all predicted tokens, with a graph: float32 scalar.
 
         Args:
             input_ids: int64 ``[B, L]`` on the model's device.
@@ -62,17 +62,18 @@ class Objective:
             if share < 1:
                 loss = (1 - share) * head_loss(hidden, self.head, targets, **self.options)
             if share > 0:
+                assert self.teacher is not None, "the share is 0 without a teacher"
                 _, head, options = causal_parts(self.teacher)
                 with torch.no_grad():
                     dense = hidden_states(self.teacher, input_ids)[:, :-1][chosen]
                 temperature = self.config.distill_temperature
-                wanted = teacher_targets(dense, head, self.config.distill_topk, temperature, **options)
-                loss = loss + share * distill_loss(hidden, self.head, wanted, temperature, **self.options)
+                imitated = teacher_targets(dense, head, self.config.distill_topk, temperature, **options)
+                loss = loss + share * distill_loss(hidden, self.head, imitated, temperature, **self.options)
         return loss
 
     @torch.no_grad()
     def nll(self, input_ids: Tensor, labels: Tensor) -> tuple[float, int]:
-        """Sum of the token losses, nats, and how many tokens are predicted."""
+        """Return the sum of the token losses in nats and the number of predicted tokens."""
         targets, chosen = _targets(labels)
         with autocast(self.head.weight, self.dtype):
             hidden = hidden_states(self.model, input_ids)[:, :-1][chosen]
@@ -81,7 +82,7 @@ class Objective:
 
 
 def _targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets ``[M]`` and the mask ``[B, L - 1]`` of the positions that predict them."""
+    """Return targets ``[M]`` and the mask ``[B, L - 1]`` of the positions that predict them."""
     shifted = labels[:, 1:]
     chosen = shifted != IGNORED
     return shifted[chosen], chosen

@@ -1,15 +1,14 @@
-"""recover(): from a pruned model to one that has learnt to do with what is left."""
+"""Recovery of a pruned model: LoRA adapters are trained and merged into its weights.
+
+The file is not called recover.py, because the package hands on the function under that name.
+"""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,32 +21,37 @@ from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.instructions import as_rows, load_rows
-from pruneengine.recovery.lora import attach, detach, find_targets
+from pruneengine.recovery.lora import adapted, find_targets
 from pruneengine.recovery.objective import Objective
 from pruneengine.recovery.rows import TokenRows
-from pruneengine.recovery.work import check_room, check_work, list_checkpoints, open_work, step_of
+from pruneengine.recovery.work import check_room, check_work, given_or_temporary, open_work, step_of
 
-# Names in the work folder's run file.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Keys of the work folder's run file.
 MODEL, TEACHER = "model", "teacher model"
 
 
 @dataclass(frozen=True)
 class RecoverReport:
-    """What was done.
+    """Results of a recovery.
 
     Attributes:
-        config: how.
-        steps: optimizer steps that were taken; ``best_step`` of them are in the weights (0: none was better than none).
-        losses: training loss by step, nats a token (with a teacher: the mixed loss).
-        validation: loss of the validation rows by step, 0 before training; empty without validation.
+        config: config of the recovery.
+        steps: optimizer steps taken.
+        best_step: steps whose adapters are merged into the weights; 0 if no step was better than the start.
+        losses: training loss by step, nats per token (with a teacher: the mixed loss).
+        validation: loss of the validation rows by step, step 0 before training; empty without validation.
         trained: parameters of the adapters.
-        rows, validation_rows, tokens: rows trained on and kept, and tokens predicted in one pass over the former.
-        data_hash: of all rows.
-        resumed_from: the step that a stopped run went on from, or None.
-        stopped: why the training ended before its last step, or None: a loss or gradient that was not finite.
-        text: what was read, by source.
-        dtype: what the training computed in, e.g. ``"float32"``.
-        seconds: by stage.
+        rows, validation_rows, tokens: rows trained on, rows for validation, and tokens predicted in one pass over the
+            training rows.
+        data_hash: hash of all rows.
+        resumed_from: step from which a stopped run continued, or None.
+        stopped: reason if the training ended before its last step (a loss or gradient was not finite), or None.
+        text: report of the text, by source.
+        dtype: dtype in which the training computed, e.g. ``"float32"``.
+        seconds: seconds by stage.
     """
 
     config: RecoverConfig
@@ -77,11 +81,11 @@ class RecoverReport:
         return f"{self.steps} steps over {self.rows} rows, {self.trained:,} parameters trained{checked} ({spent})"
 
     def recipe(self) -> dict[str, Any]:
-        """What a recipe holds under ``recovery``."""
+        """Return the section ``recovery`` of a recipe."""
         return {"config": self.config.to_dict(), "data_hash": self.data_hash}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value of the results; losses as pairs of step and loss."""
+        """Return the results as a JSON value, with losses as pairs of step and loss."""
         return {
             "steps": self.steps,
             "best step": self.best_step,
@@ -100,7 +104,7 @@ class RecoverReport:
 
 
 def recover(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any = None,
     config: RecoverConfig | None = None,
     *,
@@ -112,25 +116,25 @@ def recover(
 ) -> RecoverReport:
     """Train LoRA adapters on a pruned model and merge them into its weights, in place.
 
-    The model keeps its shape and is left in evaluation mode; if anything fails its weights are as before. A run that
-    was stopped goes on with the same arguments and the same ``work_dir``, to the same weights. A loss or gradient that
-    is not finite ends the training; the best validated step is kept all the same, and the report says so.
+    The model keeps its shape and is left in evaluation mode. If anything fails, its weights are as before. A stopped
+    run continues when it is called with the same arguments and the same ``work_dir``, and gives the same weights. A
+    loss or gradient that is not finite ends the training; the best validated step is merged, and the report says so.
 
     Args:
         model: a causal language model of the Llama family in float32 or bfloat16, of any widths.
         tokenizer: its tokenizer; not needed with ``data``.
-        config: how; defaults to :class:`RecoverConfig`.
-        data: rows or token windows that stand in for ``config.data``.
+        config: config of the recovery, :class:`RecoverConfig` with its defaults if None.
+        data: rows or token windows to use in place of ``config.data``.
         teacher: a dense model to imitate, on the same device, in place of ``config.teacher``.
-        work_dir: folder of the checkpoints; it stays, for whoever gave it. None for a temporary one, which stays only
-            if the run fails after its first checkpoint (the error's note says where).
+        work_dir: folder of the checkpoints, which the caller removes. None for a temporary folder, which is kept only
+            if the run fails after its first checkpoint (the error's note names it).
         dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
         trust_remote_code: run modelling code that comes with ``config.teacher``.
 
     Raises:
-        ValueError: before training, for anything that cannot be done as asked.
-        FloatingPointError: a loss or gradient was not finite, and no validated step was better than the start; the
-            message names the step, the last good state, and what to delete to begin anew.
+        ValueError: before training, for any argument that cannot be satisfied.
+        FloatingPointError: a loss or gradient was not finite, and no validated step was better than the start. The
+            message names the step, the last good state, and the folder to delete to begin anew.
         OSError: a checkpoint could not be written; earlier ones are kept.
         ImportError: the extra ``recover`` is not installed.
     """
@@ -154,7 +158,7 @@ def recover(
     run = _run(config, rows, dtype) | {MODEL: model_fingerprint(model)}
     if teacher is not None:
         run[TEACHER] = model_fingerprint(teacher)
-    with _work(work_dir) as work, _adapted(model, config) as adapters:
+    with given_or_temporary(work_dir) as work, adapted(model, config) as adapters:
         trained = [p for p in adapters.wrapped.parameters() if p.requires_grad]
         checkpoint = open_work(work, run)
         check_room(work, sum(p.numel() * p.element_size() for p in trained))
@@ -174,11 +178,11 @@ def recover(
 def check_recovery(
     model: nn.Module, config: RecoverConfig, teacher: nn.Module | None = None, trust_remote_code: bool = False
 ) -> None:
-    """Refuse what :func:`recover` would refuse of a model or of its pruned self, for before any work is spent on it.
+    """Raise the error that :func:`recover` would raise for this model, dense or pruned, before any work is spent.
 
     Raises:
-        ValueError: a dtype that cannot be trained, a target that matches nothing, options of a teacher without one.
-        FileNotFoundError: there is no such teacher.
+        ValueError: a dtype that cannot be trained, a target that matches nothing, or options of a teacher without one.
+        FileNotFoundError: the teacher does not exist.
         ImportError: the extra ``recover`` is not installed.
     """
     with require_extra("recover"):
@@ -196,7 +200,7 @@ def check_recovery(
 
 
 def check_work_folder(folder: Path, config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None = None) -> None:
-    """Refuse a work folder that :func:`recover` would refuse of any model, for before the model is pruned.
+    """Raise the error that :func:`recover` would raise for this work folder with any model, before pruning.
 
     Raises:
         ValueError, PermissionError: as :func:`pruneengine.recovery.work.open_work`.
@@ -205,59 +209,12 @@ def check_work_folder(folder: Path, config: RecoverConfig, rows: TokenRows, dtyp
 
 
 def _run(config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None) -> dict[str, Any]:
-    """What makes a run, whatever the model."""
+    """Return the values that identify a run, apart from the model."""
     computed = {} if dtype is None else {"computed in": str(dtype).removeprefix("torch.")}
     return config.to_dict() | {"rows hash": rows.hash} | computed
 
 
-def _check_tokens(rows: TokenRows, model: nn.Module) -> None:
+def _check_tokens(rows: TokenRows, model: PreTrainedModel) -> None:
     largest, size = max(int(row.max()) for row in rows.tokens), model.get_input_embeddings().weight.shape[0]
     if largest >= size:
         raise ValueError(f"token id {largest}: the model's vocabulary is {size}")
-
-
-class _Adapters:
-    def __init__(self, wrapped: Any) -> None:
-        self.wrapped, self.attached = wrapped, True
-
-    def settle(self, merge: bool) -> None:
-        if self.attached:
-            self.attached = False
-            detach(self.wrapped, merge)
-
-
-@contextmanager
-def _adapted(model: nn.Module, config: RecoverConfig) -> Iterator[_Adapters]:
-    """The model with adapters, which are gone afterwards whatever happens; so are traces of training on the model."""
-    required = [(p, p.requires_grad) for p in model.parameters()]
-    device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        adapters = _Adapters(attach(model, config))
-        try:
-            yield adapters
-        finally:
-            adapters.settle(merge=False)
-            if config.gradient_checkpointing:
-                model.gradient_checkpointing_disable()
-            for parameter, flag in required:
-                parameter.requires_grad_(flag)
-                parameter.grad = None
-            model.eval()
-
-
-@contextmanager
-def _work(folder: str | Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder).expanduser().resolve()
-        return
-    work = Path(tempfile.mkdtemp(prefix=f"recovery-{time.strftime('%H%M%S')}-"))
-    try:
-        yield work
-    except BaseException as error:
-        if kept := list_checkpoints(work):
-            error.add_note(f"checkpoints up to step {step_of(kept[-1])} are in {work}; pass it as work_dir to go on")
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
