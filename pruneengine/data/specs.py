@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from pruneengine.data.sources import check_source
 
 
@@ -12,7 +15,6 @@ def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | 
         spec: one or several sources; the count of a single source may be left to ``nsamples``.
         nsamples: total number of samples; None for the counts in the spec.
 
-
     Raises:
         ValueError: an empty or repeated source, a missing count in a mix, a count below 1, or counts that do not add
             up to ``nsamples``.
@@ -20,13 +22,10 @@ def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | 
     if nsamples is not None and nsamples < 1:
         raise ValueError(f"nsamples={nsamples}: expected at least 1")
     parts: list[tuple[str, int | None]] = []
-    for part in spec.split(","):
-        name, colon, count = part.strip().rpartition(":")
-        if not colon:
-            name, count = count, ""
-        if not name or (colon and not (count.isdecimal() and int(count))):
+    for name, count in _split_spec(spec):
+        if not name or (count is not None and not (count.isdecimal() and int(count))):
             raise ValueError(f"spec {spec!r}: expected 'source' or 'source:count,source:count' with counts from 1")
-        parts.append((name, int(count) if colon else None))
+        parts.append((name, None if count is None else int(count)))
     names = [name for name, _ in parts]
     if len(set(names)) < len(names):
         raise ValueError(f"spec {spec!r} names a source twice")
@@ -40,6 +39,29 @@ def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | 
     if nsamples is not None and sum(counts) != nsamples:
         raise ValueError(f"spec {spec!r} counts {sum(counts)} samples, nsamples={nsamples}")
     return parts
+
+
+def _split_spec(spec: str) -> list[tuple[str, str | None]]:
+    """Return sources and counts as they are written.
+
+    A name that holds a comma or a colon stands in double quotes, or is a path that exists.
+    """
+    parts = []
+    for part in [spec] if _exists(spec) else re.findall(r'(?:"[^"]*"|[^",])+', spec) or [""]:
+        text = part.strip()
+        if quoted := re.fullmatch(r'"([^"]*)"(?::(.*))?', text):
+            parts.append((quoted[1], quoted[2]))
+            continue
+        name, colon, count = text.rpartition(":")
+        parts.append((name, count) if colon and not _exists(text) else (text, None))
+    return parts
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name.strip()) and Path(name).expanduser().exists()
+    except (OSError, ValueError):
+        return False
 
 
 def check_spec(spec: str, count: int | None, default: int) -> int | None:

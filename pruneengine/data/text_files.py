@@ -19,6 +19,8 @@ COMPRESSED = (".gz", ".zst")
 BYTE_ORDER_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 # Files that `datasets.save_to_disk` writes, for one split and for several.
 SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
+# Rows of files that were checked before a model is loaded, until they are read after.
+_kept: dict[tuple[Path, int, int], list[Any]] = {}
 
 
 def kind_of(path: Path) -> str | None:
@@ -37,13 +39,14 @@ def is_text_source(name: str) -> bool:
     return name == STANDARD_INPUT or path.is_dir() or kind_of(path) is not None
 
 
-def read_rows(name: str) -> list[Any]:
+def read_rows(name: str, *, keep: bool = False) -> list[Any]:
     """Read a source as rows: strings (paragraphs of running text), or mappings of columns.
 
     Args:
         name: ``-`` for standard input (lines of JSON where the first character is ``{``, else paragraphs); a folder
             that ``datasets`` saved; a folder of files, read in the order of their names; or one file: .txt (paragraphs
             separated by blank lines), .jsonl, .json, .csv, .parquet, all but the last also as .gz or .zst.
+        keep: keep the rows of a file for the next call, which is spared reading it again.
 
     Raises:
         ValueError: nothing to read, or content that is not text; the message names the file and the row.
@@ -57,7 +60,11 @@ def read_rows(name: str) -> list[Any]:
     if path.is_dir():
         return _folder_rows(path)
     stat = path.stat()
-    return list(_cached_rows(path, stat.st_mtime_ns, stat.st_size))
+    key = (path.resolve(), stat.st_mtime_ns, stat.st_size)
+    rows = _kept.pop(key, None) or _file_rows(path)
+    if keep:
+        _kept[key] = rows
+    return rows
 
 
 def check_text(text: Any, where: str) -> str:
@@ -82,12 +89,6 @@ def check_text(text: Any, where: str) -> str:
             f"{where}: text holds half of a surrogate pair, {character}, at position {error.start}"
         ) from None
     return text
-
-
-@lru_cache(maxsize=4)
-def _cached_rows(path: Path, _changed: int, _size: int) -> tuple[Any, ...]:
-    """Read a file once: its text is checked before a model is loaded, and read after."""
-    return tuple(_file_rows(path))
 
 
 @lru_cache(maxsize=1)

@@ -76,7 +76,7 @@ def load_samples(
         if name == "self":
             windows, report = _generate(model, tokenizer, count, seqlen, seed)
         else:
-            texts = documents(name, role)
+            texts = documents(name, role, tokenizer)
             if pack:
                 windows, report = _pack(name, texts, tokenizer, count, seqlen, seed)
             else:
@@ -95,7 +95,7 @@ def all_windows(name: str, tokenizer: Any, seqlen: int) -> Samples:
         ValueError: a bad argument, or too little text for one window.
     """
     _check_window(seqlen)
-    windows, report = _pack(name, documents(name), tokenizer, None, seqlen, seed=0)
+    windows, report = _pack(name, documents(name, tokenizer=tokenizer), tokenizer, None, seqlen, seed=0)
     return _compose([windows], [{"source": name, **report}], {"spec": name, "role": "calibration", "seqlen": seqlen})
 
 
@@ -119,7 +119,7 @@ def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None
     for name, count in parse_spec(spec, limit):
         if name == "self":
             raise ValueError("evaluation text 'self': a model's own samples measure nothing; name a file or data set")
-        texts = documents(name, "evaluation")
+        texts = documents(name, "evaluation", tokenizer)
         stream = torch.tensor(_encode(tokenizer, "\n\n".join(texts)), dtype=torch.int64)
         pool = _cut(stream, seqlen)
         chosen = pool if count is None else pool[:count]

@@ -112,10 +112,10 @@ class RecoverConfig:
             raise TypeError(f"gradient_checkpointing must be bool, got {self.gradient_checkpointing!r}")
 
     def check_sources(self) -> None:
-        """Raise ValueError if the text does not exist; call it before a model is loaded."""
+        """Raise ValueError if there is no such text; call it before a model is loaded."""
         for name, _ in parse_spec(self.data, self.rows):
             if name != "self":
-                check_source(name)
+                check_source(name, instructions=True)
 
     def steps(self, rows: int) -> int:
         """Return the optimizer steps of a run over the given number of training rows."""

@@ -14,9 +14,14 @@ ROWS = [{"text": "one"}, {"text": "zwei, drei"}]
 LINES = "\n".join(json.dumps(row) for row in ROWS)
 
 
+def named(value):
+    """Name parameters alike in every process that collects the tests: compressed bytes hold the time."""
+    return "content" if isinstance(value, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def nothing_cached():
-    text_files._cached_rows.cache_clear()
+    text_files._kept.clear()
     text_files._standard_input.cache_clear()
 
 
@@ -35,6 +40,7 @@ def nothing_cached():
         ("a.csv.gz", gzip.compress(b'text\none\n"zwei, drei"\n')),
         ("a,b:3.jsonl", LINES.encode()),
     ],
+    ids=named,
 )
 def test_rows_of_every_kind(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -112,6 +118,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
         ("a.csv", b'text\n"one', r"a\.csv: not CSV near line 1"),
         ("a.md", b"text", r"a\.md: expected a file that ends in \.txt"),
     ],
+    ids=named,
 )
 def test_what_is_no_text_names_the_file_and_the_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
