@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -115,19 +117,23 @@ def test_every_folder_with_modules_is_a_package() -> None:
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
-def nvcc(source: Path, architecture: str, *options: str) -> str:
+@cache
+def compiled(source: Path, architecture: str) -> tuple[str, str]:
+    """Return nvcc's report on a source, and its PTX."""
     code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = [NVCC, "-O3", "-std=c++17", code, *options, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    with tempfile.TemporaryDirectory() as scratch:
+        keep = ("--keep", "--keep-dir", scratch, "-o", f"{scratch}/kernel.o")
+        command = [NVCC, "-O3", "-std=c++17", code, "-Xptxas", "-v", "-c", *keep, str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr, (Path(scratch) / source.with_suffix(".ptx").name).read_text()
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
 @pytest.mark.parametrize("architecture", ["80", "90"])
 @pytest.mark.parametrize("source", sorted(CUDA.glob("*.cu")), ids=lambda path: path.name)
-def test_cuda_kernels_compile_without_spills(source: Path, architecture: str, tmp_path: Path) -> None:
-    report = nvcc(source, architecture, "-Xptxas", "-v", "-c", "-o", str(tmp_path / "kernel.o"))
+def test_cuda_kernels_compile_without_spills(source: Path, architecture: str) -> None:
+    report, _ = compiled(source, architecture)
     kernels = re.findall(r"Compiling entry function '(\w+)'", report)
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert kernels, report
@@ -146,10 +152,9 @@ def test_cuda_kernels_compile_without_spills(source: Path, architecture: str, tm
         ("select_global.cu", ["ld.global.v4", "st.global.v2"]),
     ],
 )
-def test_cuda_kernels_load_and_store_wide_words(name: str, accesses: list[str], tmp_path: Path) -> None:
+def test_cuda_kernels_load_and_store_wide_words(name: str, accesses: list[str]) -> None:
     """In PTX, which names the address space, too: a generic access would be slower than a global one."""
-    nvcc(CUDA / name, "80", "-ptx", "-o", str(tmp_path / "kernel.ptx"))
-    code = (tmp_path / "kernel.ptx").read_text()
+    _, code = compiled(CUDA / name, "80")
     for access in accesses:
         assert access in code
     assert re.findall(r"\b(?:ld|st)\.[vbfsu]\d", code) == []

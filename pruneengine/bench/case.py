@@ -1,7 +1,4 @@
-"""Cases of the benchmark: inputs, the op, the formula that it must equal and beat, and the bytes that must move.
-
-The functions at the end compare results.
-"""
+"""Cases of the benchmark: inputs, the op, the formula that it must equal and beat, and the bytes that must move."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from pruneengine.bench.shapes import Layer, Matrix, Shape
 
 # Returns None, or in words the difference of a result from the expected one.
 Agree = Callable[[Any, Any], str | None]
-SUMS_WITHIN = 2e-5  # of the largest: float32 accumulation over 10^4 terms stays under, one lost column of 1001 does not
 
 
 class Inputs:
@@ -137,47 +133,3 @@ def case(
 def size(*tensors: Tensor) -> int:
     """Return the bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of a nested result, in order."""
-    return [result] if isinstance(result, Tensor) else [t for part in result for t in tensors(part)]
-
-
-def cloned(result: Any) -> Any:
-    """Return a nested result in memory of its own."""
-    return result.clone() if isinstance(result, Tensor) else [cloned(part) for part in result]
-
-
-def sums(result: Any, expected: Any, within: float = SUMS_WITHIN) -> str | None:
-    """Compare sums: each tensor is within the given part of the largest expected magnitude."""
-    for number, (got, right) in enumerate(_pairs(result, expected)):
-        if got.shape != right.shape:
-            return f"output {number} has shape {list(got.shape)}, not {list(right.shape)}"
-        got, right = got.double(), right.double()
-        scale = right.abs().max().clamp_min(1e-30)
-        error = ((got - right).abs() / scale).max()
-        if not error <= within:
-            return f"output {number} is off by {float(error):.1e} of its largest value"
-    return None
-
-
-def exactly(result: Any, expected: Any) -> str | None:
-    """Compare exactly: the same values in the same places."""
-    for number, (got, right) in enumerate(_pairs(result, expected)):
-        if got.shape != right.shape or got.dtype != right.dtype:
-            actual, due = ((list(t.shape), t.dtype) for t in (got, right))
-            return f"output {number} is {actual}, not {due}"
-        if not torch.equal(got, right):
-            return f"output {number} differs in {int((got != right).sum())} of {right.numel()} places"
-    return None
-
-
-def covers(result: Tensor, expected: Tensor) -> str | None:
-    """Compare a mask by threshold: it selects all that must be, and may select more where scores are equal."""
-    missing = int((expected & ~result).sum())
-    return f"{missing} that must be selected are not" if missing else None
-
-
-def _pairs(result: Any, expected: Any) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(tensors(result), tensors(expected), strict=True))

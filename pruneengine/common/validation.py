@@ -14,32 +14,32 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Refuse what is not one of a few names."""
+    """Raise ValueError if a value is not one of the choices."""
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
 
 
 def require_number(name: str, value: Any) -> None:
-    """Refuse what is not a number."""
+    """Raise TypeError if a value is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def require_within(name: str, value: Any, least: float, most: float) -> None:
-    """Refuse what is not a number in ``[least, most]``."""
+    """Raise TypeError or ValueError if a value is not a number in ``[least, most]``."""
     require_number(name, value)
     if not least <= value <= most:
         raise ValueError(f"{name} must lie in [{least}, {most}], got {value}")
 
 
 def require_whole(name: str, value: Any, least: int = 0, expected: str | None = None) -> None:
-    """Refuse what is not a whole number from ``least``; ``expected`` says so in other words."""
+    """Raise ValueError if a value is not a whole number from ``least``; ``expected`` replaces these words."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be {expected or f'a whole number from {least}'}, got {value!r}")
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names and ``re:`` patterns, parted by commas. One within braces or brackets is the pattern's: ``re:a{1,2}``."""
+    """Split names and ``re:`` patterns at commas, but not at those within braces or brackets: ``re:a{1,2}``."""
     parts = re.split(r",(?![^{}]*\})(?![^\[\]]*\])", text)
     return tuple(part.strip() for part in parts if part.strip())
 

@@ -16,12 +16,12 @@ from pruneengine.common.validation import require_whole
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Token windows and where they come from.
+    """Token windows and their sources.
 
     Attributes:
         tokens: int64 ``[N, L]`` on the CPU.
         source: the source of each window, N names.
-        report: what was read, used and left over, per source.
+        report: numbers of tokens and documents read, used and left over, per source.
     """
 
     tokens: Tensor
@@ -44,7 +44,7 @@ class Samples:
         return hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Consecutive batches ``[b, L]`` with ``b <= size``; only the last may be smaller."""
+        """Yield consecutive batches ``[b, L]`` with ``b <= size``; only the last may be smaller."""
         if size < 1:
             raise ValueError(f"batch size {size}: expected at least 1")
         return iter(self.tokens.split(size))
@@ -85,10 +85,10 @@ class CalibrationText:
 
 
 def as_samples(tokens: Tokens) -> Samples:
-    """Samples as they are, or token ids: int64 ``[N, L]``, or several such tensors of one length L.
+    """Return samples as they are, or token ids as samples: int64 ``[N, L]``, or several such tensors of one length L.
 
     Raises:
-        TypeError: anything else.
+        TypeError: values of any other type.
         ValueError: tensors of another shape or dtype, of several lengths, or without a row.
     """
     if isinstance(tokens, Samples):
@@ -107,13 +107,13 @@ def as_samples(tokens: Tokens) -> Samples:
 
 
 def check_overlap(calibration: Samples, evaluation: Samples, ngram: int = 32) -> dict[str, float | int]:
-    """How far calibration and evaluation windows share text.
+    """Measure the text that calibration and evaluation windows share.
 
     Args:
         calibration: the windows that statistics are collected on.
         evaluation: the windows that results are reported on.
-        ngram: a window overlaps when any run of this many tokens also occurs in calibration (64-bit hashes); at most
-            the length of the shorter window, and the result says which.
+        ngram: a window overlaps when any run of this many tokens also occurs in calibration (64-bit hashes). Shorter
+            windows reduce it to their length; the result holds the number that was used.
 
     Returns:
         ``ngram``, ``duplicate_windows`` (calibration windows equal to an earlier one), ``overlapping_windows``,
@@ -134,7 +134,7 @@ def check_overlap(calibration: Samples, evaluation: Samples, ngram: int = 32) ->
 
 
 def _ngram_hashes(tokens: Tensor, ngram: int) -> np.ndarray:
-    """Multilinear 64-bit hash of every run of ``ngram`` tokens: uint64 ``[N, L - ngram + 1]``."""
+    """Compute the multilinear 64-bit hash of every run of ``ngram`` tokens: uint64 ``[N, L - ngram + 1]``."""
     factors = np.random.Generator(np.random.PCG64(ngram)).integers(1, 2**63, ngram, dtype=np.uint64) | np.uint64(1)
     ids = tokens.cpu().numpy().astype(np.uint64)
     width = ids.shape[1] - ngram + 1

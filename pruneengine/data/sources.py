@@ -1,4 +1,4 @@
-"""Documents by name: the text every Python carries, a local file, or a data set of the hub."""
+"""Documents by name: the reference manual that Python carries, a local file, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARED_LINE = 60
 
 @dataclass(frozen=True)
 class HubText:
-    """Where a data set of the hub keeps its text: keyword arguments of ``datasets.load_dataset`` for each role.
+    """The text of a data set of the hub: keyword arguments of ``datasets.load_dataset`` for each role.
 
     ``joined`` data sets hold lines of running text, not documents: their rows become one document, joined by blank
     lines. Converted parquet files stand in where the data set itself is a script, which ``datasets`` 4 refuses.
@@ -57,13 +57,13 @@ HUB = {
 
 
 def documents(name: str, role: str = "calibration") -> Sequence[str]:
-    """The documents of one source, in a fixed order.
+    """Return the documents of one source, in a fixed order.
 
     Args:
         name: ``builtin`` or ``builtin-eval`` (two halves of the reference manual that Python carries, without a shared
             topic; the text follows the Python version), a path that ends in .txt, .jsonl, .json or .parquet, or a name
             of :data:`HUB`. Paragraphs of a .txt file, separated by blank lines, are documents.
-        role: ``calibration`` or ``evaluation``: which split of a hub data set is read.
+        role: ``calibration`` or ``evaluation``, for the split of a hub data set.
 
     Raises:
         ValueError: no such source, a file that cannot be read as text rows, or a data set without that split.
@@ -84,11 +84,7 @@ def documents(name: str, role: str = "calibration") -> Sequence[str]:
 
 
 def check_source(name: str) -> None:
-    """Whether there is such a source; nothing is read.
-
-    Raises:
-        ValueError: an unknown name, or a file that does not exist.
-    """
+    """Raise ValueError if the name is unknown or its file does not exist; nothing is read."""
     if name in BUILTIN or name in HUB:
         return
     path = Path(name)
@@ -100,7 +96,7 @@ def check_source(name: str) -> None:
 
 
 def alpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:
-    """Prompt and answer of a row with columns instruction, output and optionally input (Stanford Alpaca's format)."""
+    """Return prompt and answer, in Stanford Alpaca's format, of a row with instruction, output and optionally input."""
     paired = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
     context = ", paired with an input that provides further context" if paired else ""
     prompt = (
@@ -111,15 +107,15 @@ def alpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:
 
 
 def instructions(name: str) -> list[tuple[str, str]] | None:
-    """Prompt and answer of every row of an instruction data set; None where the source holds running text.
+    """Return prompt and answer of every row of an instruction data set; None where the source holds running text.
 
     Args:
         name: ``alpaca``, or a .json, .jsonl or .parquet file with columns instruction, output and optionally input,
             whatever other columns it has.
 
     Raises:
-        ValueError: no rows; columns that are neither instructions nor text (it names those found and expected); a row
-            without its instruction or output.
+        ValueError: no rows; columns that are neither instructions nor text (the message names the columns and the
+            expected ones); a row without its instruction or output.
         OSError, ImportError: as :func:`documents`.
     """
     check_source(name)
@@ -129,7 +125,7 @@ def instructions(name: str) -> list[tuple[str, str]] | None:
     if not rows:
         raise ValueError(f"{name}: no rows")
     columns = set(rows[0]) if isinstance(rows[0], Mapping) else set()
-    # Asked first: Stanford Alpaca's own rows hold their rendered text beside the columns it is made of.
+    # Instructions come before text: Stanford Alpaca's own rows hold their rendered text beside its columns.
     if not {"instruction", "output"} <= columns:
         if isinstance(rows[0], str) or columns & set(TEXT_COLUMNS):
             return None
@@ -145,10 +141,10 @@ def instructions(name: str) -> list[tuple[str, str]] | None:
 
 
 def rows_to_text(rows: Sequence[Any], name: str) -> Sequence[str]:
-    """One document a row: the row itself if it is a string, a text column, or the rendered alpaca columns.
+    """Return one document per row: the row itself if it is a string, a text column, or the rendered alpaca columns.
 
-    Where a row holds both, the text column is running text as its author wrote it; only where prompts are told from
-    answers (:func:`instructions`) do the columns win.
+    Where a row holds both, the text column counts: it is running text as its author wrote it. Only
+    :func:`instructions`, which tells prompts from answers, prefers the columns.
 
     Raises:
         ValueError: no rows, no known column, or a row whose text is missing or not a string; the message names the row.
@@ -177,10 +173,10 @@ def rows_to_text(rows: Sequence[Any], name: str) -> Sequence[str]:
 
 @cache
 def builtin_halves() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Calibration and evaluation half of Python's reference manual (``pydoc_data.topics``), split by whole topics.
+    """Return calibration and evaluation half of Python's reference manual, split by whole topics.
 
-    The manual repeats itself: a topic that shares a long line with a longer kept one is left out, so that no passage
-    stands in both halves, or twice in one.
+    The manual (``pydoc_data.topics``) repeats itself. So a topic that shares a long line with a longer topic is left
+    out, and no passage stands in both halves, or twice in one.
     """
     try:
         from pydoc_data.topics import topics
@@ -202,7 +198,7 @@ def builtin_halves() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _unwrap(text: str) -> str:
-    """Markup text without heading underlines, its plain paragraphs unwrapped to one line each."""
+    """Return markup text without heading underlines, with each plain paragraph unwrapped to one line."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = [line.rstrip() for line in paragraph.splitlines() if line.strip("*=-~^ ")]
@@ -261,19 +257,19 @@ def _hub_documents(name: str, role: str) -> Sequence[str]:
 
 
 def _hub_rows(name: str, role: str) -> Any:
-    """The rows as a ``datasets.Dataset``."""
+    """Load the rows of a hub data set as a ``datasets.Dataset``."""
     source = HUB[name]
-    where = source.calibration if role == "calibration" else source.evaluation
-    if where is None:
+    arguments = source.calibration if role == "calibration" else source.evaluation
+    if arguments is None:
         raise ValueError(f"{name} has no evaluation split: evaluate on wikitext2, c4, ptb, builtin-eval or a file")
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(f"text source {name!r} needs datasets: pip install 'pruneengine[data]'") from error
     try:
-        return load_dataset(source.path, **where)
+        return load_dataset(source.path, **arguments)
     except Exception as error:  # datasets raises a dozen types for "no network"
-        tried = ", ".join(f"{key} {value}" for key, value in where.items())
+        tried = ", ".join(f"{key} {value}" for key, value in arguments.items())
         reason = str(error).strip().split("\n")[0]
         raise OSError(
             f"{name}: {source.path} ({tried}) could not be loaded: {type(error).__name__}: {reason}; "

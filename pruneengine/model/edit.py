@@ -60,14 +60,15 @@ def replace_weight(linear: nn.Linear, values: Tensor) -> None:
 def replace_bias(linear: nn.Linear, values: Tensor | None) -> None:
     """Give a linear another bias ``[out]``, or none."""
     own = linear.weight if linear.bias is None else linear.bias
-    linear.bias = None if values is None else nn.Parameter(values, requires_grad=own.requires_grad)
+    bias = None if values is None else nn.Parameter(values, requires_grad=own.requires_grad)
+    linear.bias = bias  # type: ignore[assignment]  # torch: every linear has a bias
 
 
 def complete_biases(model: nn.Module, structure: Structure) -> None:
     """Give the last linear of every group a bias wherever the same linear of another layer has one.
 
-    So do the linears that share its flag in the config, and the flag is set: a config can then describe the model. New
-    biases are zeros, which change nothing.
+    Linears that share its flag in the config get one, too, and the flag is set: a config can then describe the model.
+    New biases are zeros, which change nothing.
     """
     ends: dict[str, list[Group]] = {}
     for group in structure.groups:
@@ -86,7 +87,8 @@ def complete_biases(model: nn.Module, structure: Structure) -> None:
 def add_zero_bias(linear: nn.Linear) -> None:
     """Give a linear without a bias one of zeros."""
     if linear.bias is None:
-        replace_bias(linear, linear.weight.new_zeros(linear.weight.shape[0]))
+        zeros = linear.weight.new_zeros(linear.weight.shape[0])  # type: ignore[unreachable]  # as above
+        replace_bias(linear, zeros)
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
@@ -111,7 +113,7 @@ def narrow(model: nn.Module, group: Group, units: Tensor) -> None:
 
 
 def drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -> None:
-    """Leave the given decoder layers, renumbered so that each finds its own entry in a KV cache."""
+    """Keep the given decoder layers, renumbered so that each finds its own entry in a KV cache."""
     parent, name = structure.family.layers.rsplit(".", 1)
     remaining = nn.ModuleList(model.get_submodule(structure.layer_path(i)) for i in kept)
     for index, layer in enumerate(remaining):
@@ -126,7 +128,7 @@ def drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -
 
 
 def drop_experts(model: nn.Module, structure: Structure, kept: Mapping[int, Sequence[int]]) -> None:
-    """Leave the given experts (ascending indices by layer), and their rows of the routers."""
+    """Keep the given experts (ascending indices by layer), and their rows of the routers."""
     if not kept:
         return
     with require_extra("hf"):
@@ -136,9 +138,9 @@ def drop_experts(model: nn.Module, structure: Structure, kept: Mapping[int, Sequ
 
 
 def count_experts(model: nn.Module, structure: Structure) -> None:
-    """Bring the loss that balances experts in step: it reads how many every layer has, and wants equally many.
+    """Set the number of experts that the loss balancing them reads: one number for all layers.
 
-    Where layers differ the loss is not asked for, even if the config did: a forward pass with it fails.
+    Where layers differ in it, that loss is switched off in the config: a forward pass with it would fail.
     """
     if structure.family.experts is None:
         return

@@ -1,4 +1,4 @@
-"""Mixtures of experts: from one parameter for all experts of a layer to linears that each expert has of its own."""
+"""Mixtures of experts with linears per expert, in place of one parameter for all experts of a layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Family, family_of
+from pruneengine.model.finder import decoder_layers
 from pruneengine.model.prunable import check_prunable
 
 
@@ -15,8 +16,8 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
     """Give every expert of a model its own linears, in place; a model without fused experts stays as it is.
 
     The model computes the same: each expert sees the tokens that the router sends it, sample by sample as
-    ``[b, longest, H]`` with zeros behind the tokens of a sample that has fewer. So whatever is known of a linear
-    (groups, statistics, masks, adapters) holds for an expert's, and rows of zeros add nothing to any sum.
+    ``[b, longest, H]`` with zeros behind the tokens of a sample that has fewer. So groups,
+    statistics, masks and adapters work on an expert's linears as on any other, and rows of zeros add nothing to a sum.
 
     Memory: the model, and the experts of one layer once more.
 
@@ -29,13 +30,13 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
         return model
     with require_extra("hf"):
         from pruneengine.model.modeling_pruned import unfuse
-    for layer in model.get_submodule(family.layers):
+    for layer in decoder_layers(model, family):
         unfuse(layer)
     return model
 
 
 def plain_name(tensor: str, family: Family) -> str:
-    """What a tensor of a model with unfused experts is called where such models are published."""
+    """Return the name that a tensor of a model with unfused experts has where such models are published."""
     for pattern, replacement in family.experts.saved if family.experts else ():
         tensor = re.sub(pattern, replacement, tensor)
     return tensor

@@ -1,4 +1,4 @@
-"""A short hash of a model: what statistics, plans and journals were made for."""
+"""Fingerprint of a model: a short hash that statistics, plans and journals are tied to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pruneengine.ops.bits import as_integers
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A short hash of architecture, shapes and weights: equal for equal models, on any device and thread count.
+    """Return a short hash of architecture, shapes and weights: equal for equal models, on any device and thread count.
 
-    Of every tensor it takes the sum of all bit patterns as whole numbers (exact in any order) and a sample of values:
-    one read of the weights, and no copy.
+    Every tensor enters with the sum of all its bit patterns as whole numbers (exact in any order) and a sample of its
+    values: one read of the weights, and no copy.
     """
     check_prunable(model)
     digest = hashlib.sha256(str(getattr(model.config, "model_type", "")).encode())

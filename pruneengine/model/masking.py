@@ -76,7 +76,7 @@ def gate(
 
 
 def kept_mask(units: int, kept: tuple[int, ...]) -> Tensor:
-    """Return 1 for the units that stay, else 0: float32 ``[units]``, gates for :func:`gate`."""
+    """Return gates float32 ``[units]``: 1 for the units that stay, else 0."""
     return torch.zeros(units).index_fill_(0, index_tensor(kept), 1)
 
 
@@ -91,7 +91,10 @@ def _gate_hook(
 
 
 def _per_row(values: Tensor, x: Tensor) -> Tensor:
-    """Shape ``[rows, C]`` for activations ``[rows, tokens, C]``, or ``[rows * tokens, C]`` as some models run them."""
+    """Return values ``[rows, C]`` in the shape of activations ``[rows, tokens, C]``.
+
+    Some models run activations as ``[rows * tokens, C]``.
+    """
     if values.dim() == 1:
         return values
     return values[:, None] if x.dim() == 3 else values.repeat_interleave(len(x) // len(values), 0)

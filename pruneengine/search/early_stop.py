@@ -38,7 +38,7 @@ def pruner(stop: float | None) -> optuna.pruners.BasePruner:
     """Return the pruner that tests a trial against the study's best one; for ``stop`` None one that stops no trial."""
     import optuna
 
-    from pruneengine.search.pruner import ClearlyWorsePruner
+    from pruneengine.search.optuna_pruner import ClearlyWorsePruner
 
     return optuna.pruners.NopPruner() if stop is None else ClearlyWorsePruner(stop)
 

@@ -46,7 +46,7 @@ class TrialLoop(ABC):
 
     @property
     def over(self) -> bool:
-        """Whether the search ends before its last trial."""
+        """True where the search ends before its last trial."""
         return False
 
     @abstractmethod

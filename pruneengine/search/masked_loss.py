@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,6 @@ class MaskedLoss(ABC):
 
     def _segment_losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Return the losses of a piece's segments, from what leaves the last layer: float64 ``[segments]``, nats."""
-        options: dict[str, Any]
         _, head, options = causal_parts(self.model)
         return self._cut(token_nll(self._norm(hidden)[:, :-1], head, tokens[:, 1:], **options).double()).cpu()
 

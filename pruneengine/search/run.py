@@ -1,4 +1,4 @@
-"""How a search runs: its study and storage, its workers and time limit."""
+"""Storage, workers and time limit of a search."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pruneengine.search.study import MEMORY
 
 @dataclass(frozen=True)
 class SearchRun:
-    """How a search runs; nothing here changes what it finds, but for how long it may take.
+    """Storage, workers and time limit of a search; only the time limit changes the outcome of the same study.
 
     Attributes:
-        study: its name in the storage.
+        study: name of the study in the storage.
         storage: as :func:`pruneengine.search.study.open_study` takes it.
         cache: folder of the pool's statistics; None keeps them in memory only.
-        workers: processes on one study; each has its share of the threads.
-        time_limit: seconds after which no trial is begun; None for none.
-        dtype: what the objective computes in; None for the model's own.
+        workers: number of processes on the study; each has its share of the threads.
+        time_limit: seconds after which no trial begins; None for no limit.
+        dtype: dtype in which the objective computes; None for the model's own.
     """
 
     study: str = "adapruner"

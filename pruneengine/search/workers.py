@@ -1,4 +1,4 @@
-"""Several processes on one study: weights and statistics are shared memory, trials meet in the study's storage."""
+"""Worker processes of one study, which share weights and statistics in memory and trials in the study's storage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def run_workers(
 ) -> None:
     """Run a loop here, and in ``workers - 1`` further processes.
 
-    A worker that dies costs its trial: the trial is marked as failed and another is drawn. So are trials of other
-    machines that are gone (:func:`pruneengine.search.study.fail_abandoned`).
+    A worker that dies costs its trial: the trial is marked as failed and another is drawn. The same holds for trials
+    that other machines abandoned (:func:`pruneengine.search.study.fail_abandoned`).
 
     Args:
-        loop: what every worker runs.
-        storage: of the loop's study.
-        workers: processes in all; each gets its share of the threads.
+        loop: the loop that every worker runs.
+        storage: storage of the loop's study.
+        workers: number of processes in all; each gets its share of the threads.
         deadline: as of :meth:`TrialLoop.run`.
         say: told of a worker that died, and of trials that others left.
     """
@@ -31,12 +31,12 @@ def run_workers(
         loop.run(deadline)
     else:
         _share(loop, storage, workers, deadline, say)
-    # What was lost meanwhile is drawn again.
+    # Trials that were lost meanwhile are drawn again.
     fail_abandoned(loop.study)
     if counted(loop.study) < loop.config.trials:
         loop.run(deadline)
-    if left := running(loop.study):
-        say(f"{len(left)} trial(s) of other processes still run, or were lost: what they find is not waited for")
+    if unfinished := running(loop.study):
+        say(f"{len(unfinished)} trial(s) of other processes still run, or were lost: what they find is not waited for")
 
 
 def _share(loop: TrialLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]) -> None:

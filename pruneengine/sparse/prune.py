@@ -17,7 +17,7 @@ from pruneengine.calibration.pruning import PruningReport, find_structure
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import Stopwatch, track
 from pruneengine.data.samples import Tokens, as_samples
-from pruneengine.model import Structure, model_fingerprint
+from pruneengine.model import Structure, get_linear, model_fingerprint
 from pruneengine.model.decoder import inference
 from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
@@ -65,14 +65,14 @@ def sparsify(
     """Set single weights of a model to zero, in place.
 
     Embeddings and the head stay dense, and so do linears whose share is zero: those keep every bit. Layers are pruned
-    one after the other, so an error or Ctrl-C on the way (of SparseGPT or Wanda; never of the checks) leaves those
-    before pruned and those behind dense: load the model again.
+    one after the other. So an error or Ctrl-C while layers are pruned leaves earlier layers pruned and later ones
+    dense: load the model again. (This holds for SparseGPT and Wanda; the checks come before any change.)
 
     Args:
         model: a transformers causal language model of the Llama family, dense.
         samples: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
-        config: what to do; may be left out with a plan, and then linears that are not in the plan stay dense (a plan
-            without a whole decoder layer needs a config whose ``ignore`` says so).
+        config: method, sparsity and pattern. It may be left out with a plan; then linears that are not in the plan
+            stay dense (a plan without a whole decoder layer needs a config whose ``ignore`` says so).
         statistics: of this dense model, with "squares": for allocations that read any, and in place of samples for
             Wanda in mode "one-shot".
         plan: counts made before, by this config's method and pattern; then none are worked out.
@@ -90,13 +90,6 @@ def sparsify(
     return carry_out(model, structure, samples, report, clock)
 
 
-def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
-    # A layer of which the plan has nothing is a sign of another model.
-    known = {matrix.layer for matrix in matrices if matrix.name in plan.shapes}
-    left = tuple(matrix.name for matrix in matrices if matrix.layer in known and matrix.name not in plan.shapes)
-    return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=left)
-
-
 def decide(
     model: nn.Module,
     structure: Structure,
@@ -107,17 +100,19 @@ def decide(
     plan: SparsePlan | None = None,
     clock: Stopwatch | None = None,
 ) -> SparseReport:
-    """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
+    """Return the plan and its sources; the model is not changed, and ``statistics`` are taken to be this model's."""
     clock = clock or Stopwatch()
     with clock("check"):
         matrices = _checked(model, structure, samples, config, statistics, plan)
     if statistics is None and _reads_statistics(config, plan):
+        assert samples is not None  # _checked refuses to go without both
         with clock("calibrate"):
             statistics = calibrate(
                 model, samples, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
             )
     allocation = None
     if plan is None:
+        assert config.sparsity is not None  # settled by the config's constructor
         with clock("allocate"):
             allocation = allocate_sparsities(model, matrices, config, statistics)
             plan = make_sparse_plan(
@@ -139,16 +134,17 @@ def carry_out(
     clock: Stopwatch,
     partial: PartialPrune | None = None,
 ) -> SparseReport:
-    """What :func:`decide` decided, done to the model in place, and behind the layers of ``partial`` if there are."""
+    """Prune the model in place by the report of :func:`decide`, behind the finished layers of ``partial`` if given."""
     config, plan = report.config, report.plan
     matrices = find_matrices(model, structure, config.ignore)
     chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
+    warnings: tuple[str, ...] = ()
     with clock("prune"), inference(model):
-        warnings = ()
         if not _runs_layers(config):
             statistics = None if config.method == "magnitude" else report.statistics
             _prune_from(model, chosen, config, plan, statistics)
         else:
+            assert samples is not None  # decide() refuses to run layers without them
             pruner = make_pruner(model, plan, config)
             pieces = [*as_samples(samples).batches(config.batch_size)]
             warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method, partial)
@@ -160,13 +156,15 @@ def carry_out(
 
 
 def keep_layers(model: nn.Module, samples: Tokens | None, report: SparseReport, folder: Path) -> PartialPrune | None:
-    """Where :func:`carry_out` keeps layers that take long, so that another call goes on behind them; None without need.
+    """Return the store of finished layers for :func:`carry_out`, so that another call goes on behind them.
+
+    None for methods that are too fast to need it, because they run no layers.
 
     Args:
-        model: dense.
+        model: the dense model.
         samples: as for :func:`carry_out`.
-        report: of :func:`decide`.
-        folder: the caller's to remove.
+        report: as returned by :func:`decide`.
+        folder: the store's folder, which the caller removes in the end.
 
     Raises:
         ValueError, PermissionError: as :class:`PartialPrune`.
@@ -183,13 +181,13 @@ def check_layers(
     model: nn.Module | None = None,
     samples: Tokens | None = None,
 ) -> None:
-    """Refuse a folder that :func:`keep_layers` would refuse for what is known before :func:`decide`.
+    """Raise ValueError if :func:`keep_layers` would refuse the folder for reasons known before :func:`decide`.
 
     Args:
-        config: what will be done.
-        folder: where layers would be kept; need not exist.
-        model: None where it is not loaded yet.
-        samples: likewise.
+        config: the config of the prune.
+        folder: the folder of finished layers; need not exist.
+        model: the dense model; None where it is not loaded yet.
+        samples: calibration token ids; None where they are not loaded yet.
 
     Raises:
         ValueError: as :class:`PartialPrune`.
@@ -199,8 +197,23 @@ def check_layers(
         check_partial(folder, _known(config, model, samples))
 
 
+def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparsePlan | None = None) -> None:
+    """Raise ValueError, with the quantities collected, if statistics lack a quantity that this prune reads."""
+    if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
+        collected = ", ".join(sorted(statistics.tensors)) or "none"
+        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+
+
+def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
+    """Return the config by which a plan was made; matrices that are not in the plan are ignored."""
+    # A layer of which the plan has nothing is a sign of another model.
+    known = {matrix.layer for matrix in matrices if matrix.name in plan.shapes}
+    absent = tuple(matrix.name for matrix in matrices if matrix.layer in known and matrix.name not in plan.shapes)
+    return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=absent)
+
+
 def _known(config: SparseConfig, model: nn.Module | None, samples: Tokens | None) -> dict[str, Any]:
-    """All but the plan's counts that decides the weights of a prune that runs layers."""
+    """Return all settings but the plan's counts that decide the weights of a prune that runs layers."""
     names = ("method", "pattern", "sparsity", "compared", "mode", "damp", "block", "batch_size")
     known = {name: getattr(config, name) for name in names}
     if model is not None:
@@ -212,13 +225,6 @@ def _known(config: SparseConfig, model: nn.Module | None, samples: Tokens | None
 
 def _runs_layers(config: SparseConfig) -> bool:
     return config.method != "magnitude" and not _reads_dense_norms(config)
-
-
-def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparsePlan | None = None) -> None:
-    """Refuse statistics without what this prune reads of them; ValueError with what they hold."""
-    if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
-        collected = ", ".join(sorted(statistics.tensors)) or "none"
-        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:
@@ -236,13 +242,13 @@ def _prune_from(
     plan: SparsePlan,
     statistics: Statistics | None,
 ) -> None:
-    """Masks that are known without running the model: of the weights alone, or with norms of its dense inputs."""
-    for of_layer in track([*of_layers(matrices).values()], config.method):
+    """Zero weights by scores that need no run of the model: of weights alone, or with norms of its dense inputs."""
+    for members in track([*of_layers(matrices).values()], config.method):
         norms = None
         if statistics is not None:
-            device = model.get_submodule(of_layer[0].name).weight.device
-            norms = {m.site: checked_norm(statistics.input_norm(m.site), m.name).to(device) for m in of_layer}
-        zero_smallest(model, plan, of_layer, config.compared, norms)
+            device = get_linear(model, members[0].name).weight.device
+            norms = {m.site: checked_norm(statistics.input_norm(m.site), m.name).to(device) for m in members}
+        zero_smallest(model, plan, members, config.compared, norms)
 
 
 def _checked(
@@ -253,10 +259,10 @@ def _checked(
     statistics: Statistics | None,
     plan: SparsePlan | None,
 ) -> tuple[Matrix, ...]:
-    """The matrices, when all that is asked can be done."""
+    """Return the matrices to prune; ValueError if anything cannot be done as asked."""
     pattern = Pattern.parse(config.pattern)
     matrices = find_matrices(model, structure, config.ignore)
-    if pattern.grouped:
+    if pattern.m is not None:
         check_columns(matrices, pattern.m)
     if plan is not None:
         plan.check(matrices)

@@ -33,11 +33,11 @@ from pruneengine.structured.plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """New values of an o_proj or down_proj behind removed units; None leaves that part as it is.
+    """New values of an o_proj or down_proj that reads removed units; None leaves a part as it is.
 
     Attributes:
         weight: ``[out, kept columns]``.
-        bias: ``[out]``, in place of the linear's own.
+        bias: ``[out]``, in place of the linear's present bias.
     """
 
     weight: Tensor | None = None
@@ -54,16 +54,16 @@ def mask(
     corrections: Mapping[str, Correction] | None = None,
     layers: Iterable[int] | None = None,
 ) -> Iterator[nn.Module]:
-    """Within the context the model computes what the compacted model would; afterwards it is as before.
+    """Make the model compute within the context what the compacted model would; afterwards it is as before.
 
     Inputs of o_proj and down_proj are multiplied by a 0/1 vector, and removed decoder layers pass their input on
     (run it with ``use_cache=False``: a skipped layer leaves no cache entry).
 
     Args:
-        model: to be masked.
-        plan: what stays.
-        structure: of the model, when it is at hand.
-        means: ``[units * width]`` per group name: what a removed channel feeds on in place of zero. The same as
+        model: the dense model.
+        plan: the units that stay.
+        structure: the model's structure, if it is at hand.
+        means: ``[units * width]`` per group name: constant outputs of removed channels, in place of zero. The same as
             compacting with the bias of :func:`pruneengine.structured.compensate.bias_corrections`.
         corrections: per module path, as :func:`compact` takes them; not together with ``means``.
         layers: mask these decoder layers only; None for all.
@@ -83,6 +83,7 @@ def mask(
         undo.enter_context(skip(model, structure, chosen - set(plan.kept_layers)))
         undo.enter_context(gate(model, structure, gates, means=means))
         for layer, kept in _fewer_experts(plan).items():
+            assert structure.family.experts is not None  # the plan names experts of this model
             if layer in chosen:
                 router = f"{structure.layer_path(layer)}.{structure.family.experts.router}"
                 undo.enter_context(choose_among(model.get_submodule(router), kept))
@@ -98,7 +99,7 @@ def compact(
     structure: Structure | None = None,
     corrections: Mapping[str, Correction] | None = None,
 ) -> nn.Module:
-    """Remove what the plan does not keep, in place, and bring the config into step. Returns the model.
+    """Remove the units that the plan does not keep, in place, and update the config; return the model.
 
     The kept rows and columns are gathered by :func:`pruneengine.ops.gather_rows` and
     :func:`~pruneengine.ops.gather_columns`, one linear at a time, so the peak is the model plus one matrix.
@@ -107,10 +108,10 @@ def compact(
     config (zeros: they change nothing), so that a config can describe the model.
 
     Args:
-        model: to be pruned.
-        plan: what stays.
-        structure: of the model, when it is at hand.
-        corrections: per module path of the model as it is now, for groups that the plan narrows.
+        model: the dense model.
+        plan: the units that stay.
+        structure: the model's structure, if it is at hand.
+        corrections: per module path of the dense model, for groups that the plan narrows.
 
     Raises:
         ValueError: before anything changes: the plan, or a correction, does not fit the model.
@@ -134,18 +135,19 @@ def compact(
 
 
 def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The groups that lose some of their units, and what they keep."""
+    """Return the kept units of the groups that lose some of their units."""
     return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
 
 
 def _fewer_experts(plan: Plan) -> dict[int, tuple[int, ...]]:
-    """The layers that lose whole experts, and which they keep."""
+    """Return the kept experts of the layers that lose whole experts."""
     return {layer: plan.kept_experts(layer) for layer in sorted({layer_of(name) for name in plan.lost_experts})}
 
 
 def _checked(
     model: nn.Module, structure: Structure, plan: Plan, corrections: Mapping[str, Correction]
 ) -> list[tuple[nn.Linear, Group, Correction]]:
+    """Return each correction with its linear and group; ValueError if one does not fit."""
     groups = {structure.by_name[name].members[-1].module: structure.by_name[name] for name in _partial(plan)}
     if foreign := corrections.keys() - groups.keys():
         raise ValueError(f"correction of {min(foreign)}: the plan removes nothing that it reads")

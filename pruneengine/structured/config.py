@@ -1,4 +1,4 @@
-"""What to do, as values: validated where they are made, written to and read from a recipe."""
+"""Config of structured pruning: options that are validated when made, written to and read from a recipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WHOLE = frozenset({"layers", "experts"})
 @accept_former_name("structure", "kinds")
 @dataclass(frozen=True)
 class PruneConfig(CalibrationText):
-    """How to prune.
+    """Options of removing heads, channels, layers and experts.
 
     Attributes:
         method: importance metric (:data:`pruneengine.structured.scores.metrics.METRICS`) or fused method ("hywia").
@@ -33,20 +33,23 @@ class PruneConfig(CalibrationText):
             ``protocol="llm-pruner"`` the fraction inside each group of ``layers``.
         kinds: kinds of units: "heads" (KV groups), "mlp" (channels), "layers", "experts". Until the next release also
             by its former name ``structure``, which recipes go on holding.
-        allocation: "uniform", "global" or "unstructured" (each group's ratio is what unstructured pruning by Wanda's
-            score would take of it). shape: "uniform" (same widths in every layer; any loader opens the result)
-            or "per-layer" (needs the modelling file that is saved with it). None: "uniform" unless ``layers`` or
+        allocation: "uniform", "global" or "unstructured" (each group's ratio is the fraction that unstructured pruning
+            by Wanda's score would remove of it).
+        shape: "uniform" (the same widths in every layer; any loader opens the result) or "per-layer" (needs the
+            modelling file that is saved with the model). None is "uniform", or "per-layer" where ``layers`` or
             ``protocol`` leave layers of different width.
+        protocol: "engine", or "llm-pruner" for ratios and rounding as in LLM-Pruner's scripts.
         layers: first and end (exclusive) decoder layer that may change; None for all.
-        aggregate, fold: how members of a group are combined (:func:`pruneengine.structured.scores.score`).
+        aggregate, fold: combination of the members of a group (:func:`pruneengine.structured.scores.score.score`).
         round_to: MLP widths become multiples of this; None chooses 8 below a billion parameters and 64 above.
-        compensate, compensate_mode: what the kept units do for the removed ones: "none", "bias" or "least-squares",
-            "one-shot" or "sequential" (:func:`compensate`), fitted on the calibration text.
+        compensate, compensate_mode: compensation of removed units by the kept ones, fitted on the calibration text:
+            "none", "bias" or "least-squares", and "one-shot" or "sequential" (:func:`compensate`).
         calibration, nsamples, seqlen, pack, batch_size, seed: :class:`pruneengine.data.samples.CalibrationText`; the
             seed is that of the random metric and of a fit, too.
-        hywia_variant, hywia_temperature, hywia_blend: :class:`HyWIA`. Variant None is "c", which
-            measures best (README), or "b" where whole layers or experts go, through which nothing can be fitted.
-        hywia_steps, hywia_samples: of the fit of variant "c": steps, and calibration samples held out for it.
+        hywia_variant, hywia_temperature, hywia_blend: options of :class:`HyWIA`. Variant None is "c", which measures
+            best (README), or "b" where whole layers or experts go, because nothing can be fitted through them.
+        hywia_steps, hywia_samples: number of steps of the fit of variant "c", and of calibration samples held out for
+            the fit.
     """
 
     method: str = "param_first"
@@ -100,8 +103,9 @@ class PruneConfig(CalibrationText):
         if self.shape == "uniform" and self._widths_differ:
             cause = f"layers {self.layers[0]}:{self.layers[1]}" if self.layers else "protocol 'llm-pruner'"
             raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
-        if self.protocol == "llm-pruner" and (whole := sorted(_WHOLE & set(self.kinds))):
-            raise ValueError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole[-1]}")
+        if self.protocol == "llm-pruner" and self._whole_kinds:
+            whole = self._whole_kinds[-1]
+            raise ValueError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole}")
         if self.protocol == "llm-pruner" and self.allocation == "unstructured":
             raise ValueError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
         if self.hywia_samples < 2:
@@ -109,7 +113,7 @@ class PruneConfig(CalibrationText):
         self._check_hywia()
 
     def _check_hywia(self) -> None:
-        """Options that would do nothing are mistakes."""
+        """Raise ValueError if an option of HyWIA would do nothing: it is a mistake."""
         set_here = [
             f.name
             for f in dataclasses.fields(self)
@@ -121,10 +125,10 @@ class PruneConfig(CalibrationText):
             )
         if self.hywia_variant == "c" and self.hywia_blend is not None:
             raise ValueError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
-        if self.holds_out and (whole := sorted(_WHOLE & set(self.kinds))):
+        if self.holds_out and self._whole_kinds:
             raise ValueError(
-                f"hywia variant 'c' is fitted through masks of heads and mlp; structure must not name {whole[-1]}, got "
-                f"{','.join(self.kinds)}"
+                "hywia variant 'c' is fitted through masks of heads and mlp; structure must not name "
+                f"{self._whole_kinds[-1]}, got {','.join(self.kinds)}"
             )
 
     @property
@@ -139,7 +143,13 @@ class PruneConfig(CalibrationText):
 
     @property
     def _widths_differ(self) -> bool:
+        """True if the choice of layers or the protocol leaves layers of different width."""
         return set(self.kinds) != {"layers"} and (self.protocol == "llm-pruner" or self.layers is not None)
+
+    @property
+    def _whole_kinds(self) -> list[str]:
+        """The kinds that go as a whole, sorted."""
+        return sorted(_WHOLE & set(self.kinds))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -148,33 +158,36 @@ class PruneConfig(CalibrationText):
 
     @property
     def compensates(self) -> bool:
-        """Whether the kept units are changed to make up for the removed ones."""
+        """True if the kept units are changed to make up for the removed ones."""
         return self.compensate != "none"
 
     @property
     def calibrates(self) -> bool:
-        """Whether the calibration text is read at all."""
+        """True if the calibration text is read at all."""
         return bool(self.needs or self.compensates)
 
     @property
     def reads_profile(self) -> bool:
-        """Whether the allocation follows :func:`pruneengine.structured.sparsity_profile.sparsity_profile`."""
+        """True if the allocation follows :func:`pruneengine.structured.sparsity_profile.sparsity_profile`."""
         return self.allocation == "unstructured" and not set(self.kinds) <= _WHOLE
 
     @property
     def hywia(self) -> HyWIA:
-        """How "hywia" blends."""
-        without_fit = self.hywia_blend is not None or bool(_WHOLE & set(self.kinds))
+        """The options of "hywia"; the variant defaults to "c", or to "b" where a fit is not possible."""
+        without_fit = self.hywia_blend is not None or bool(self._whole_kinds)
         variant = self.hywia_variant or ("b" if without_fit else "c")
         return HyWIA(variant, self.hywia_temperature, self.hywia_blend)
 
     @property
     def holds_out(self) -> int:
-        """The last calibration samples, which are kept from the statistics because the method is fitted on them."""
+        """The number of last calibration samples that are kept from the statistics for a fit of the method."""
         return self.hywia_samples if self.method in FUSIONS and self.hywia.fitted else 0
 
     def layer_range(self, num_layers: int) -> range:
-        """The layers that may change in a model of so many; LLM-Pruner's scripts protect the first 4 and last 2."""
+        """Return the layers that may change in a model with the given number of layers.
+
+        Without ``layers``, protocol "llm-pruner" protects the first 4 and last 2 as LLM-Pruner's scripts do.
+        """
         if self.layers is None:
             return range(4, num_layers - 2) if self.protocol == "llm-pruner" and num_layers > 6 else range(num_layers)
         if self.layers[1] > num_layers:
@@ -182,7 +195,7 @@ class PruneConfig(CalibrationText):
         return range(*self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what a recipe holds under ``config``."""
+        """Return the plain values that a recipe holds under ``config``."""
         values = plain_values(self)
         # Recipes of all versions have the options of HyWIA last, and the kinds under their former name.
         ordered = sorted(values, key=lambda name: name.startswith("hywia_"))
@@ -190,15 +203,17 @@ class PruneConfig(CalibrationText):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PruneConfig:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Read :meth:`to_dict`'s values; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values, former={"structure": "kinds"})
 
 
 def _kinds(value: Any) -> tuple[str, ...]:
+    """Return kinds from one text, split at commas, or from a sequence."""
     return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
 
 
 def _layers(value: Any) -> tuple[int, int] | None:
+    """Return layers from text such as "4:28" or a pair; ValueError for any other value."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""From real-valued ratios to whole units, so that the parameter budget is met after rounding."""
+"""Rounding of ratios to whole units, so that the parameter budget is met after it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from pruneengine.structured.scores.score import Scores
 def uniform_counts(
     groups: Sequence[Group], ratios: Mapping[str, float], budget: float, multiple: int
 ) -> dict[str, int]:
-    """The same count in every group of a kind: ``{group name: units to remove}``.
+    """Return the same count for every group of a kind: ``{group name: units to remove}``.
 
-    The ratio of a kind is the mean of its groups'. Heads are rounded down (alone, to the nearest), and channels take
-    the multiple that brings the sum nearest to the budget, a parameter count. Channels of experts and of an MLP beside
-    them have each a count of their own: they share the budget as the ratios do, and the last makes up for the others.
+    The ratio of a kind is the mean of its groups' ratios. Heads are rounded down (to the nearest if they are pruned
+    alone). Channels then take the multiple that brings the sum nearest to the budget. Channels of experts and of an
+    MLP beside them each have their own count: they share the budget as the ratios do, and the last makes up for the
+    rounding of the others.
+
+    Args:
+        groups: the groups that lose units.
+        ratios: ratio per group name.
+        budget: parameters to remove.
+        multiple: channels that stay become a multiple of this.
+
+    Raises:
+        ValueError: groups of one kind that differ in width.
     """
     counts: dict[str, int] = {}
     parts = sorted(dict.fromkeys(g.part for g in groups if g.kind != "heads"), key=len)
@@ -46,9 +56,16 @@ def uniform_counts(
 def spread_counts(
     groups: Sequence[Group], ratios: Mapping[str, float], budget: float, multiple: int, scores: Scores
 ) -> dict[str, int]:
-    """A count of its own for every group: largest remainders first, then the least important unit first.
+    """Return a separate count for every group, by largest remainders, then by the least important unit.
 
-    Kinds are rounded heads first; the channels are shifted by a common factor so that all together meet the budget.
+    Heads are rounded first; then a common factor scales the channels so that all together meet the budget.
+
+    Args:
+        groups: the groups that lose units.
+        ratios: ratio per group name.
+        budget: parameters to remove.
+        multiple: channels that stay become a multiple of this.
+        scores: scores of the units.
     """
     counts: dict[str, int] = {}
     for kind in ("heads", "mlp"):
@@ -64,13 +81,13 @@ def spread_counts(
 
 
 def _share(some: Sequence[Group], groups: Sequence[Group], ratios: Mapping[str, float]) -> float:
-    """What some of the groups give of what all together give."""
+    """Return the fraction that some of the groups give of the parameters that all groups give."""
     total = sum(ratios[g.name] * g.params for g in groups)
     return sum(ratios[g.name] * g.params for g in some) / total if total else len(some) / len(groups)
 
 
 def _to_multiple(units: int, removed: float, multiple: int) -> int:
-    """Units to remove so that what stays is the multiple nearest to ``units - removed`` (or all of ``units``)."""
+    """Return the units to remove so that the multiple nearest to ``units - removed`` stays (or all of ``units``)."""
     if removed <= 0:
         return 0
     kept = max(multiple, round((units - removed) / multiple) * multiple)

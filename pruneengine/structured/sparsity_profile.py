@@ -1,4 +1,7 @@
-"""Where unstructured pruning would prune: the finest view of how much each group can spare."""
+"""Sparsity profile: for each group, the fraction of its weights that unstructured Wanda pruning would remove.
+
+Used as the ratios of groups by ``allocation="unstructured"``.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def sparsity_profile(
     kinds: Iterable[str] = ("heads", "mlp"),
     layers: range | None = None,
 ) -> dict[str, float]:
-    """The fraction of each group's weights among the smallest ``ratio`` of all weights, by Wanda's score.
+    """Return the fraction of each group's weights among the smallest ``ratio`` of all weights, by Wanda's score.
 
     One threshold on ``|W| * norm`` (Sun et al. 2024, eq. 1; norm: the L2 norm of the input channel) over all matrices
     of the chosen kinds and layers. Weights of equal score at the threshold all count. HyWIA's abstract starts from the
@@ -32,7 +35,7 @@ def sparsity_profile(
         statistics: with the quantity "squares".
         ratio: fraction of the weights, in (0, 1).
         kinds: "heads" and "mlp"; "layers" stands for both.
-        layers: the decoder layers that are compared; all by default.
+        layers: the decoder layers whose weights are compared; all by default.
 
     Returns:
         ``{group name: fraction}``; weighted by the groups' weights they add up to ``ratio``.

@@ -124,9 +124,10 @@ def test_the_flags_of_ops_are_refused_for_other_themes(monkeypatch, capsys, flag
 
 def test_the_verb_lists_the_ops():
     pytest.importorskip("typer")
-    done = subprocess.run(
-        [sys.executable, "-m", "pruneengine.cli", "bench", "--list"], capture_output=True, text=True, check=True
-    )
+    from tests.cli.test_prune import run
+
+    done = run("bench", "--list")
+    assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == runner.op_names()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, size, sums
+from pruneengine.bench.case import Baseline, Inputs, Work, case, size
+from pruneengine.bench.gate import sums
 from pruneengine.bench.shapes import Matrix
 
 

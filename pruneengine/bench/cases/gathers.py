@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Inputs, Work, case, exactly
+from pruneengine.bench.case import Inputs, Work, case
+from pruneengine.bench.gate import exactly
 from pruneengine.bench.shapes import Layer, Matrix
 from pruneengine.ops.gathers import compact_bytes
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, covers, exactly, size
+from pruneengine.bench.case import Baseline, Inputs, Work, case, size
+from pruneengine.bench.gate import covers, exactly
 from pruneengine.bench.shapes import Matrix
 
 

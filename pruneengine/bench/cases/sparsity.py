@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Agree, Baseline, Inputs, Work, case, exactly, size, sums
+from pruneengine.bench.case import Agree, Baseline, Inputs, Work, case, size
 from pruneengine.bench.cases.selection import metric
+from pruneengine.bench.gate import exactly, sums
 from pruneengine.bench.shapes import Layer, Matrix
 from pruneengine.ops import reference
 

@@ -7,7 +7,8 @@ import functools
 import torch
 
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, single, size, sums
+from pruneengine.bench.case import Baseline, Inputs, Work, case, single, size
+from pruneengine.bench.gate import exactly, sums
 from pruneengine.bench.shapes import Layer, Matrix
 from pruneengine.ops import reference
 

@@ -1,7 +1,8 @@
-"""The fixed metrics that a search must beat: same target, same shape, all of the pool, the same blocks."""
+"""Baselines of a search: fixed metrics under the same target and shape, on all of the pool and the same blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.curves import Curve
 from pruneengine.search.adapruner.space.space import Space
+from pruneengine.search.early_stop import mean
 from pruneengine.search.study import BASELINE
 from pruneengine.structured.allocate import allocate
 from pruneengine.structured.scores.metric_family import SPECIAL_CASES
@@ -20,9 +22,9 @@ from pruneengine.structured.scores.score import score
 if TYPE_CHECKING:
     import optuna
 
-# Of per-layer plans. "protected" leaves the first 4 and last 2 layers alone, as LLM-Pruner's scripts do.
+# Allocations of per-layer plans. "protected" leaves the first 4 and last 2 layers alone, as LLM-Pruner's scripts do.
 BASELINE_ALLOCATIONS = ("uniform", "global", "protected")
-# So many of the best are measured on the held-out blocks.
+# Number of the best baselines that are measured on the held-out blocks.
 HELD_OUT_BASELINES = 3
 
 
@@ -33,12 +35,12 @@ class Baseline:
     Attributes:
         method: a name of :data:`pruneengine.structured.scores.metrics.METRICS`.
         allocation: "uniform", "global" (one ranking by score per parameter) or "protected".
-        losses: above the dense model's, of every search block, nats; none where no legal plan exists.
+        losses: loss above the dense model's of every search block, nats; none where no legal plan exists.
         held_out: mean loss above the dense model's on the held-out blocks; None where it was not measured.
         reached: fraction of the prunable parameters that its plan removes.
         mask: digest of its plan.
-        kv_bytes: as of a trial.
-        illegal: why no plan meets the target.
+        kv_bytes: bytes by which the cache of keys and values grows per token, in the model's dtype.
+        illegal: reason why no plan meets the target; None where one does.
     """
 
     method: str
@@ -52,20 +54,21 @@ class Baseline:
 
     @property
     def name(self) -> str:
+        """Metric, and the allocation where it is not uniform."""
         return self.method if self.allocation == "uniform" else f"{self.method}, {self.allocation}"
 
     @property
     def value(self) -> float | None:
         """Mean loss above the dense model's on the search blocks, nats."""
-        return sum(self.losses) / len(self.losses) if self.losses else None
+        return mean(self.losses) if self.losses else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a report."""
+        """Return plain values, for a report."""
         return {"name": self.name, "value": self.value} | {k: v for k, v in asdict(self).items() if k != "losses"}
 
 
 def baselines(config: AdaPrunerConfig) -> list[Baseline]:
-    """All of them for a shape. A uniform plan is a per-layer plan too, so it competes there."""
+    """Return all baselines of a shape. A uniform plan is a per-layer plan too, so it competes there."""
     allocations = BASELINE_ALLOCATIONS if config.shape == "per-layer" else BASELINE_ALLOCATIONS[:1]
     return [Baseline(method, allocation) for allocation in allocations for method in config.baselines]
 
@@ -75,43 +78,26 @@ def evaluate(
 ) -> list[Baseline]:
     """Evaluate every baseline on all search blocks, and the best :data:`HELD_OUT_BASELINES` on the held-out blocks too.
 
-    What an earlier run of the study found is taken from it.
+    Losses that an earlier run computed are read from the study.
     """
-    found = []
+    evaluated = []
     for baseline in track(baselines(planner.config), "baselines"):
         known = _known(study, baseline)
-        found.append(known or _keep(study, _evaluated(baseline, planner, objective)))
-    for best in sorted((b for b in found if b.losses), key=lambda b: b.value)[:HELD_OUT_BASELINES]:
+        evaluated.append(known or _keep(study, _evaluated(baseline, planner, objective)))
+    for best in by_loss(evaluated)[:HELD_OUT_BASELINES]:
         if best.held_out is None:
             loss = held_out.evaluate([masked(best, planner)])[0].mean
-            found[found.index(best)] = _keep(study, replace(best, held_out=loss))
-    return found
+            evaluated[evaluated.index(best)] = _keep(study, replace(best, held_out=loss))
+    return evaluated
 
 
-def _known(study: optuna.Study, baseline: Baseline) -> Baseline | None:
-    values = study.user_attrs.get(BASELINE + baseline.name)
-    return Baseline(**values | {"losses": tuple(values["losses"])}) if values else None
-
-
-def _keep(study: optuna.Study, baseline: Baseline) -> Baseline:
-    study.set_user_attr(BASELINE + baseline.name, asdict(baseline))
-    return baseline
-
-
-def _evaluated(baseline: Baseline, planner: CandidatePlanner, objective: Objective) -> Baseline:
-    try:
-        candidate = masked(baseline, planner)
-    except ValueError as reason:
-        return replace(baseline, illegal=str(reason))
-    losses = tuple(objective.evaluate([candidate])[0].losses.tolist())
-    return replace(
-        baseline, losses=losses, reached=candidate.plan.reached, mask=candidate.digest,
-        kv_bytes=planner.kv_bytes(candidate.plan),
-    )  # fmt: skip
+def by_loss(evaluated: Iterable[Baseline]) -> list[Baseline]:
+    """Return the baselines that have a legal plan, lowest mean loss first."""
+    return sorted((baseline for baseline in evaluated if baseline.losses), key=lambda baseline: mean(baseline.losses))
 
 
 def masked(baseline: Baseline, planner: CandidatePlanner) -> MaskedPlan:
-    """The plan of a baseline.
+    """Return the plan of a baseline.
 
     Raises:
         ValueError: no legal plan meets the target.
@@ -134,11 +120,11 @@ def masked(baseline: Baseline, planner: CandidatePlanner) -> MaskedPlan:
 
 
 def starts(planner: CandidatePlanner, space: Space) -> list[Candidate]:
-    """Points of the space that the sampler learns from first.
+    """Return the points of the space that the sampler learns from first.
 
-    For uniform plans they are the baselines that the family contains, whose masks are known by then. For per-layer
-    plans they are some of the baselines' metrics under three plain curves: as it is, with the ends protected, and
-    following the scores; those that meet the target.
+    For uniform plans these are the baselines that the metric family contains: their masks are known by then. For
+    per-layer plans these are three of the baselines' metrics under three plain curves, as far as they meet the target:
+    uniform, with the ends protected, and following the scores.
     """
     subset = planner.pool.largest
     points = [SPECIAL_CASES[name] for name in planner.config.baselines if name in SPECIAL_CASES]
@@ -146,11 +132,34 @@ def starts(planner: CandidatePlanner, space: Space) -> list[Candidate]:
         kv_groups = space.default_kv_groups(planner.config.ratio, planner.structure)
         return [Candidate(subset, point, kv_groups=kv_groups) for point in points]
     heads = 0.0 if set(planner.config.kinds) >= {"heads", "mlp"} else 1.0
-    ends = {"first": 2, "last": 1} if space.layers > 6 else {}
-    curves = (Curve(heads=heads), Curve(heads=heads, **ends), Curve(heads=heads, adapt=1.0, **ends))
+    first, last = (2, 1) if space.layers > 6 else (0, 0)
+    protected = Curve(heads=heads, first=first, last=last)
+    curves = (Curve(heads=heads), protected, replace(protected, adapt=1.0))
     points = [SPECIAL_CASES[name] for name in ("energy", "wanda", "param_second")]
     candidates = [Candidate(subset, point, curve) for point in points for curve in curves]
     return [candidate for candidate in candidates if _legal(candidate, planner)]
+
+
+def _known(study: optuna.Study, baseline: Baseline) -> Baseline | None:
+    values = study.user_attrs.get(BASELINE + baseline.name)
+    return Baseline(**values | {"losses": tuple(values["losses"])}) if values else None
+
+
+def _keep(study: optuna.Study, baseline: Baseline) -> Baseline:
+    study.set_user_attr(BASELINE + baseline.name, asdict(baseline))
+    return baseline
+
+
+def _evaluated(baseline: Baseline, planner: CandidatePlanner, objective: Objective) -> Baseline:
+    try:
+        candidate = masked(baseline, planner)
+    except ValueError as reason:
+        return replace(baseline, illegal=str(reason))
+    losses = tuple(objective.evaluate([candidate])[0].losses.tolist())
+    return replace(
+        baseline, losses=losses, reached=candidate.plan.reached, mask=candidate.digest,
+        kv_bytes=planner.kv_bytes(candidate.plan),
+    )  # fmt: skip
 
 
 def _legal(candidate: Candidate, planner: CandidatePlanner) -> bool:

@@ -1,7 +1,7 @@
-"""The tight inner evaluation of a search: what masks cost in loss, block by block, and nothing else.
+"""Objective of an AdaPruner search: loss of masked plans above the dense model's, block by block.
 
-The model is never changed, copied or sliced: removed units are gated off where they enter o_proj and down_proj. What
-flows into the first layers is computed once, on the dense model, and a candidate starts at the first layer it prunes.
+The model is never changed, copied or sliced: removed units are gated off where they enter o_proj and down_proj. The
+inputs of the first layers are computed once, on the dense model, and a candidate starts at the first layer it prunes.
 Several candidates can share a forward pass; that pays where one candidate's block leaves the device idle.
 """
 
@@ -23,7 +23,7 @@ from pruneengine.model.masking import gate, kept_mask
 from pruneengine.search.masked_loss import MaskedLoss
 from pruneengine.structured.plan import Plan
 
-# What enters the first layers is kept for all blocks, for as many layers as fit.
+# Bytes for inputs of the first layers, which are kept for all blocks and for as many layers as fit.
 ENTRY_BYTES = 512 * 2**20
 
 
@@ -32,8 +32,8 @@ class MaskedPlan:
     """A candidate as the objective sees it.
 
     Attributes:
-        plan: of kept units; layers are not dropped.
-        means: what removed channels turn into, ``[channels]`` per group name; zero without.
+        plan: the kept units; layers are not dropped.
+        means: values of removed channels, ``[channels]`` per group name; zero for a group without.
     """
 
     plan: Plan
@@ -41,7 +41,7 @@ class MaskedPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for candidates that compute the same."""
+        """Hash that is equal for candidates that compute the same."""
         digest = hashlib.sha256(json.dumps(self.plan.keep, sort_keys=True).encode())
         for name, means in sorted(self.means.items()):
             digest.update(name.encode() + means.numpy().tobytes())
@@ -50,12 +50,12 @@ class MaskedPlan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a candidate costs.
+    """Loss of a candidate.
 
     Attributes:
         losses: mean token loss of every block that was run, minus the dense model's: float64 ``[K]``, nats.
-        stopped: whether it was stopped before the last block.
-        seconds: of the forward passes, shared equally by candidates that ran together.
+        stopped: whether the candidate was stopped before the last block.
+        seconds: time of the forward passes, shared equally by candidates that ran together.
     """
 
     losses: Tensor
@@ -64,6 +64,7 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
+        """Mean of the losses, nats."""
         return float(self.losses.mean())
 
 
@@ -73,7 +74,7 @@ class Objective(MaskedLoss):
     Args:
         model: the dense model; it is left as it was after every evaluation.
         blocks: token windows ``[N, L]``, L at least 2, evaluated in this order.
-        structure: of the model, when it is at hand.
+        structure: structure of the model, when it is at hand.
         batch: blocks per forward pass.
         dtype: bfloat16 to run a float32 model under autocast, None for the model's own.
 
@@ -183,6 +184,6 @@ class Objective(MaskedLoss):
 
 
 def _first_pruned(structure: Structure, plan: Plan) -> int:
-    """The first layer that loses something; the last layer where none does."""
+    """Return the first layer that loses a unit; the last layer where none does."""
     pruned = (g.layer for g in structure.groups if len(plan.keep[g.name]) < g.units)
     return min(pruned, default=structure.num_layers - 1)

@@ -1,4 +1,4 @@
-"""From a candidate to masks: combine statistics, score, allocate, plan. Milliseconds; no forward pass."""
+"""Planner of candidates: look up statistics, score, allocate and plan in milliseconds, without a forward pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pruneengine.structured.scores.weight_sums import WeightSums
 
 @dataclass
 class CandidatePlanner:
-    """Turns candidates into plans for one model, pool and target."""
+    """Planner of candidates for one model, pool and target."""
 
     model: nn.Module
     structure: Structure
@@ -35,7 +35,7 @@ class CandidatePlanner:
         self._sums = WeightSums(self.model)
 
     def plan(self, candidate: Candidate) -> MaskedPlan:
-        """The plan of a candidate, and what its removed channels turn into.
+        """Return the plan of a candidate, and the values of its removed channels.
 
         Raises:
             ValueError: no legal plan meets the target under this candidate.
@@ -51,17 +51,19 @@ class CandidatePlanner:
         return MaskedPlan(plan, self._means(plan, statistics) if candidate.fill == "mean" else {})
 
     def kv_bytes(self, plan: Plan) -> int:
-        """Bytes that the cache of keys and values grows by with a token under a plan, in the model's dtype."""
+        """Return the bytes by which the cache of keys and values grows per token under a plan, in the model's dtype."""
         return kv_cache_bytes(self.structure, next(self.model.parameters()).element_size(), plan)
 
     def whole_units(self, scores: Scores, ratios: dict[str, float], shape: str) -> Plan:
-        """Whole units that meet the target."""
+        """Return the plan that removes whole units by their scores and meets the target."""
         kinds, round_to = self.config.kinds, self.config.round_to
         return make_plan(self.structure, scores, ratios, self.config.ratio, kinds=kinds, shape=shape, round_to=round_to)
 
     def _ratios(self, candidate: Candidate, scores: Scores) -> dict[str, float]:
         config = self.config
         if candidate.curve is None:
+            # A candidate has either.
+            assert candidate.kv_groups is not None
             return uniform_ratios(self.structure, config.ratio, candidate.kv_groups, config.kinds)
         layers = config.layer_range(self.structure.num_layers)
         return candidate.curve.profile(self.structure, scores, config.ratio, config.kinds, layers)

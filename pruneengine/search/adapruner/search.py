@@ -1,8 +1,8 @@
-"""The search: calibration data, metric and allocation chosen jointly, after AdaPruner (Kong et al., AAAI 2025).
+"""Joint search over calibration data, metric and allocation, after AdaPruner (Kong et al., AAAI 2025).
 
-Statistics of the whole calibration pool are collected once. A trial combines the rows of its samples, scores,
-allocates, plans and masks in milliseconds, and is judged by the masked model's loss on fixed text, block by block. The
-best trials meet again on text that the search never saw.
+Statistics of the whole calibration pool are collected once. A trial looks up those of its samples, then scores,
+allocates, plans and masks in milliseconds. It is judged by the masked model's loss on fixed text, block by block. The
+best trials are compared again on text that the search never saw.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def search(
             :func:`pruneengine.model.experts.unfuse_experts`.
         texts: tokens of the pool, the objective and the held-out blocks.
         config: the target and the space; defaults to :class:`AdaPrunerConfig`.
-        run: where the study is kept, and how many work on it; in memory, one, by default.
-        say: told what is being done.
+        run: storage of the study and number of workers; by default one worker, in memory.
+        say: told of every stage as it begins.
 
     Raises:
-        ValueError: a target or space without a legal plan, texts that do not fit, a study about something else; all
-            before a forward pass is spent on it.
+        ValueError: a target or space without a legal plan, texts that do not fit, or a study about something else; all
+            before the first forward pass.
         ConnectionError: the storage does not answer.
     """
     config, run = config or AdaPrunerConfig(), run or SearchRun()
@@ -111,8 +111,21 @@ def search(
     )
 
 
+def subset_options(texts: SearchTexts, config: AdaPrunerConfig) -> SubsetOptions:
+    """Return options for the whole pool and smaller subsets; for a mix also subsets of one source, up to its size."""
+    counts = tuple(sorted({*config.subset_counts, *map(len, texts.pool.values())}))
+    names = tuple(dict.fromkeys(name for samples in texts.pool.values() for name in samples.source))
+    sources = (ALL, *names) if len(names) > 1 else (ALL,)
+    return SubsetOptions(counts, config.selectors, sources, tuple(texts.pool))
+
+
+def quantities() -> frozenset[str]:
+    """Return the quantities of the pool's statistics: all that a point of the metric family can read."""
+    return frozenset(QUANTITIES)
+
+
 def _enqueue_starts(study: optuna.Study, starts: list[dict[str, Any]]) -> None:
-    """What the sampler learns from first; what a killed search lost of it is given again."""
+    """Give the sampler the trials that it learns from first; those that a killed search lost are given again."""
     trials = [t for t in study.get_trials(deepcopy=False) if t.state.name != "FAIL"]
     given = [t.system_attrs.get("fixed_params", t.params) for t in trials if t.user_attrs.get(START)]
     for params in starts:
@@ -129,16 +142,3 @@ def _identity(model: nn.Module, texts: SearchTexts, config: AdaPrunerConfig, run
         "objective's dtype": str(run.dtype or model.dtype),
         **config.identity,
     }
-
-
-def subset_options(texts: SearchTexts, config: AdaPrunerConfig) -> SubsetOptions:
-    """All of the pool, and smaller subsets of it; of a mix also those of one source, as large as the source allows."""
-    counts = tuple(sorted({*config.counts, *map(len, texts.pool.values())}))
-    names = tuple(dict.fromkeys(name for samples in texts.pool.values() for name in samples.source))
-    sources = (ALL, *names) if len(names) > 1 else (ALL,)
-    return SubsetOptions(counts, config.selectors, sources, tuple(texts.pool))
-
-
-def quantities() -> frozenset[str]:
-    """What the pool's statistics must hold: all that a point of the family can read."""
-    return frozenset(QUANTITIES)

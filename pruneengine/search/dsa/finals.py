@@ -1,4 +1,4 @@
-"""The end of a search over allocation functions: its best ones, and the fixed ones, are pruned in full and compared."""
+"""Finals of a search over allocation functions: the best and the fixed allocations, pruned in full and compared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pruneengine.sparse.prune import sparsify
 if TYPE_CHECKING:
     import optuna
 
-# In the study, before a digest of the plan.
+# Key in the study, before a digest of the plan.
 FULL = "pruned in full: "
 # Below this, the fast fitness orders allocations too differently from the real one to be trusted alone.
 TRUSTED = 0.8
@@ -41,9 +41,10 @@ class Finalist:
     """An allocation that is to be pruned in full.
 
     Attributes:
-        name: "trial 17", or a fixed allocation's.
-        fast: its fast loss on all search windows, above the dense model's, nats.
-        function: None where it is none.
+        name: "trial 17", or a fixed allocation's name.
+        allocated: the allocation.
+        fast: fast loss above the dense model's on all search windows, nats.
+        function: function that gives the allocation; None for a fixed one that is no function.
     """
 
     name: str
@@ -57,6 +58,8 @@ class FinalistResult:
     """An allocation that was pruned in full.
 
     Attributes:
+        entrant: the allocation before it was pruned.
+        plan: plan of the prune.
         full, held_out: loss above the dense model's on the search and the held-out windows, nats.
     """
 
@@ -107,7 +110,7 @@ def line_up(
 
 
 def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
-    """Positions of up to ``count`` of the values, evenly over their ranks and none of them taken."""
+    """Return the positions of up to ``count`` values, evenly over the ranks of those that are not taken."""
     ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
     if count >= len(ranked):
         return ranked
@@ -116,14 +119,14 @@ def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> 
 
 
 class FullPruneJudge:
-    """Prunes a model and measures it, again and again; what a study knows is not done again.
+    """Judge of allocations: it prunes the model in full and measures it, once per plan and study.
 
-    The model is pruned in place, and given back its weights every time. From the first prune on these are held once
-    more, in main memory: a second model might not fit where the first one is.
+    The model is pruned in place, and gets its weights back every time. From the first prune on, the dense weights are
+    kept a second time in main memory: a second model might not fit on the first one's device.
 
     Attributes:
-        dense: token loss of the dense model on "search" and "held out", nats.
-        failed: why an entrant was left out, by its name.
+        dense: token loss of the dense model on the "search" and the "held out" windows, nats.
+        failed: reason why an entrant was left out, by its name.
     """
 
     def __init__(
@@ -142,10 +145,10 @@ class FullPruneJudge:
         self.failed: dict[str, str] = {}
 
     def judge(self, entrants: Sequence[Finalist], what: str) -> list[FinalistResult]:
-        """Prune for each by the config's pruner and mode, and measure.
+        """Prune the model by each allocation with the config's pruner and mode, and measure it.
 
-        The model is as it was afterwards, also after an error or Ctrl-C. An allocation that ruins it (activations or
-        losses that are not finite) is left out.
+        Afterwards the model is as it was, also after an error or Ctrl-C. An allocation is left out if it ruins the
+        model: activations or losses are not finite.
         """
         judged = []
         for entrant in track(entrants, what):
@@ -157,20 +160,22 @@ class FullPruneJudge:
 
     def _judged(self, entrant: Finalist) -> FinalistResult:
         config = self._config.sparse_config
+        # A config without a sparsity takes its pattern's.
+        assert config.sparsity is not None
         plan = make_sparse_plan(
             self._model_type, self._matrices, entrant.allocated.sparsities, config.sparsity,
             method=config.method, pattern=self._config.parsed_pattern, allocation=entrant.allocated.words,
         )  # fmt: skip
         key = FULL + _digest(plan, self._config.mode, self._texts)
-        found = self._study.user_attrs.get(key)
-        if found is None:
+        above_dense = self._study.user_attrs.get(key)
+        if above_dense is None:
             (calibration,) = self._texts.pool.values()
             with restored_weights(self._model, self._dense_weights):
                 sparsify(self._model, calibration, config, plan=plan)
                 losses = self._losses(self._model)
-            found = {text: losses[text] - self.dense[text] for text in losses}
-            self._study.set_user_attr(key, found)
-        return FinalistResult(entrant, plan, found["search"], found["held out"])
+            above_dense = {text: losses[text] - self.dense[text] for text in losses}
+            self._study.set_user_attr(key, above_dense)
+        return FinalistResult(entrant, plan, above_dense["search"], above_dense["held out"])
 
     @cached_property
     def _dense_weights(self) -> dict[str, Tensor]:
@@ -183,11 +188,11 @@ class FullPruneJudge:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How the fast loss orders allocations, against the full one.
+    """Rank correlation of the fast and the full losses of allocations.
 
     Attributes:
         rho: Spearman's rank correlation; None where it was left out or is not defined.
-        points: ``(name, fast, full)`` of the allocations it is computed from, nats.
+        points: ``(name, fast, full)`` of its allocations, losses in nats.
     """
 
     rho: float | None
@@ -195,11 +200,11 @@ class Correlation:
 
     @property
     def trusted(self) -> bool:
-        """Whether the fast loss can be relied on; also where nothing is known."""
+        """True where the fast loss can be relied on, or no correlation is known."""
         return self.rho is None or self.rho >= TRUSTED
 
     def in_words(self) -> str:
-        """A sentence for a report."""
+        """Return a sentence for a report."""
         if self.rho is None:
             return "The rank correlation between fast and full loss was not measured."
         text = (
@@ -212,22 +217,23 @@ class Correlation:
 
 
 def correlate(judged: Sequence[FinalistResult]) -> Correlation:
-    """Spearman's rank correlation of fast and full losses on the search windows."""
+    """Return Spearman's rank correlation of fast and full losses on the search windows."""
     from scipy.stats import spearmanr
 
-    points = tuple((each.entrant.name, each.entrant.fast, each.full) for each in judged)
+    points = tuple((result.entrant.name, result.entrant.fast, result.full) for result in judged)
     if len(points) < 3 or any(len({point[place] for point in points}) < 2 for place in (1, 2)):
         return Correlation(None, points)
     return Correlation(float(spearmanr([p[1] for p in points], [p[2] for p in points]).statistic), points)
 
 
 def ranked(judged: Sequence[FinalistResult], config: DsaConfig) -> list[FinalistResult]:
-    """By the mean loss over all windows, best first: those held out are few, and the others chose by fast losses.
+    """Return the results by their mean loss over all windows, best first.
 
-    Of equal ones (one plan under several names) the first stays first, and so uniform before a function.
+    The held-out windows alone are few, and the search windows have chosen by fast losses only. Of equal results (one
+    plan under several names) the first stays first, and so uniform before a function.
     """
     weights = config.search_windows, config.held_out_windows
-    return sorted(judged, key=lambda each: each.full * weights[0] + each.held_out * weights[1])
+    return sorted(judged, key=lambda result: result.full * weights[0] + result.held_out * weights[1])
 
 
 def _digest(plan: SparsePlan, mode: str, texts: SearchTexts) -> str:

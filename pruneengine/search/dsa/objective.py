@@ -1,8 +1,8 @@
-"""The tight inner evaluation of a search over sparsities: what a level a layer costs in loss, piece by piece.
+"""Objective of a search over sparsities: loss of one mask level per layer above the dense model's, piece by piece.
 
-The model's weights are never written: while a layer runs, its linears are lent masked copies, and all layers share the
-buffer that these stand in. Losses are averaged over short segments, so that a paired test has units after a few hundred
-tokens, where most candidates can be told from the best one.
+The model's weights are never written. While a layer runs, its linears compute with masked copies in a buffer that all
+layers share. Losses are averaged over short segments, so that a paired test has observations after a few hundred
+tokens: enough to tell most candidates from the best one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pruneengine.sparse.matrices import Matrix, of_layers
 
 @dataclass(frozen=True)
 class Fitness:
-    """What a candidate costs.
+    """Loss of a candidate.
 
     Attributes:
-        losses: mean token loss above the dense model's, nats, of every segment that was run.
-        stopped: whether it was stopped before the last one.
-        seconds: spent on "masks" and on the "forward" passes.
+        losses: mean token loss above the dense model's of every segment that was run, nats.
+        stopped: whether the candidate was stopped before the last segment.
+        seconds: time spent on "masks" and on the "forward" passes.
     """
 
     losses: tuple[float, ...]
@@ -40,6 +40,7 @@ class Fitness:
 
     @property
     def mean(self) -> float:
+        """Mean of the losses, nats."""
         return sum(self.losses) / len(self.losses)
 
 
@@ -48,9 +49,9 @@ class SparseObjective(MaskedLoss):
 
     Args:
         model: the dense model; it is left as it was after every evaluation.
-        structure: of the model.
+        structure: structure of the model.
         matrices: its linears that are masked.
-        codes: of :func:`pruneengine.search.dsa.codes.quantile_masks`.
+        codes: codes of their weights, of :func:`pruneengine.search.dsa.codes.quantile_masks`.
         windows: token windows ``[N, L]``, L at least 2. The first piece is one window; every further piece is as long
             as all before it together, up to ``batch`` windows.
         segment: tokens per segment, about: windows are cut into equal parts.
@@ -79,7 +80,9 @@ class SparseObjective(MaskedLoss):
         batch: int = 16,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._codes = {layer: {m.name: codes[m.name] for m in of} for layer, of in of_layers(matrices).items()}
+        self._codes = {
+            layer: {m.name: codes[m.name] for m in linears} for layer, linears in of_layers(matrices).items()
+        }
         self._per_window = max(1, round((windows.tokens.shape[1] - 1) / segment))
         self._buffer: Tensor | None = None
         super().__init__(model, structure, windows, _growing(len(windows), batch), dtype)
@@ -128,7 +131,7 @@ class SparseObjective(MaskedLoss):
         seconds["forward"] += time.perf_counter() - begun - masking
         return losses
 
-    def _masked(self, layer: int, level: int) -> AbstractContextManager[None]:
+    def _masked(self, layer: int, level: int) -> AbstractContextManager[object]:
         if not level or layer not in self._codes:
             return nullcontext()
         if self._buffer is None:
@@ -142,7 +145,7 @@ class SparseObjective(MaskedLoss):
 
 
 def _growing(count: int, batch: int) -> list[int]:
-    """Sizes of pieces: 1, 1, 2, 4, ... up to ``batch``, and what is left."""
+    """Return sizes of pieces: 1, 1, 2, 4, ... up to ``batch``, and the remainder."""
     sizes: list[int] = []
     while (done := sum(sizes)) < count:
         sizes.append(min(max(1, done), batch, count - done))

@@ -1,8 +1,8 @@
-"""The search for an allocation function, after DSA (Li, Dong et al., NeurIPS 2024).
+"""Search for an allocation function, after DSA (Li, Dong et al., NeurIPS 2024).
 
-Statistics of the dense model, moments of its scores and a byte a weight are collected once. A trial draws a function,
-scores all layers in a fraction of a millisecond, and runs what it allocates on a few hundred tokens, or on all of them
-where it is not plainly worse than the best so far. The best are then pruned in full, behind pruned layers.
+Statistics of the dense model, moments of its scores and a byte per weight are collected once. A trial draws a function
+and scores all layers in a fraction of a millisecond. Its allocation runs on a few hundred tokens, or on all of them
+where it is not clearly worse than the best so far. The best allocations are then pruned in full, behind pruned layers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pruneengine.sparse.matrices import check_columns, find_matrices
 if TYPE_CHECKING:
     import optuna
 
-# Fixed allocations that candidates are compared with, and the stop knows from the start.
+# Fixed allocations, some by a function: candidates are compared with them, and early stopping knows them at the start.
 FIXED_ALLOCATIONS = {"uniform": None, "owl": None, "dsa": PUBLISHED}
 RIVAL = "rival: "
 
@@ -59,8 +59,8 @@ def search_dsa(
 ) -> DsaResult:
     """Search for the best allocation function; the model is left as it was.
 
-    In the end it is pruned in place, again and again, while its dense weights are held in main memory; it has every bit
-    of them back afterwards, also after an error or Ctrl-C.
+    For the finals it is pruned in place, again and again, while its dense weights are kept in main memory. Afterwards
+    it has every bit of them back, also after an error or Ctrl-C.
 
     A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
 
@@ -69,12 +69,12 @@ def search_dsa(
             :func:`pruneengine.model.experts.unfuse_experts`.
         texts: tokens of the calibration samples (of one length), the search and the held-out windows.
         config: the target and the search.
-        run: where the study is kept, and how many work on it; in memory, one, by default.
-        say: told what is being done.
+        run: storage of the study and number of workers; by default one worker, in memory.
+        say: told of every stage as it begins.
 
     Raises:
-        ValueError: a pattern, an ``ignore`` or texts that do not fit, a study about something else; before a forward
-            pass is spent. In the end, where no allocation at all could be pruned.
+        ValueError: a pattern, an ``ignore`` or texts that do not fit, or a study about something else, before the first
+            forward pass; in the end, if no allocation at all could be pruned.
         ConnectionError: the storage does not answer.
     """
     run = run or SearchRun("dsa")
@@ -82,7 +82,7 @@ def search_dsa(
     structure = find_groups(unfuse_experts(model))
     matrices = find_matrices(model, structure, config.ignore)
     pattern = config.parsed_pattern
-    if pattern.grouped:
+    if pattern.m is not None:
         check_columns(matrices, pattern.m)
     if len(texts.pool) != 1:
         raise ValueError(f"calibration samples of one length expected, got {sorted(texts.pool)}")
@@ -116,16 +116,16 @@ def search_dsa(
         entrants = [
             Finalist(name, fixed[name], mean(rivals[name]), function) for name, function in FIXED_ALLOCATIONS.items()
         ]
-        line = line_up(entrants, history, allocator, objective, config)
+        lineup = line_up(entrants, history, allocator, objective, config)
         segments, spent_within = len(objective), loop.clock.seconds
-        # A byte a weight, which a prune may need itself.
+        # A byte per weight, which a prune may need itself.
         del codes, objective, loop
         judge = FullPruneJudge(model, structure.model_type, matrices, texts, config, study, run.dtype)
-        judged, correlation = _finals(judge, *line, config)
+        judged, correlation = _finals(judge, *lineup, config)
     if not judged:
         raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
     seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in spent_within.items()}
-    allocations = {each.entrant.name: each.entrant.allocated.by_layer(matrices) for each in judged}
+    allocations = {result.entrant.name: result.entrant.allocated.by_layer(matrices) for result in judged}
     finalists = ranked(judged, config)
     return DsaResult(
         config=config,
@@ -154,7 +154,7 @@ def _finals(
     judged = judge.judge(finalists, "finalists")
     if not config.correlate:
         return judged, Correlation(None, ())
-    # What was pruned in full has a full loss like any finalist's, so it may win like one.
+    # These are pruned in full like any finalist, and so may win like one.
     judged += judge.judge(spread, "correlation")
     correlation = correlate(judged)
     if not correlation.trusted:
@@ -164,11 +164,11 @@ def _finals(
 
 
 def _warnings(judge: FullPruneJudge, correlation: Correlation, history: TrialHistory) -> tuple[str, ...]:
-    found = [] if history.best else [NONE_COMPLETE]
+    warnings = [] if history.best else [NONE_COMPLETE]
     if not correlation.trusted:
-        found.append(correlation.in_words())
+        warnings.append(correlation.in_words())
     failed = (f"{name} could not be pruned in full and is left out: {why}" for name, why in judge.failed.items())
-    return (*found, *failed)
+    return (*warnings, *failed)
 
 
 def _losses(

@@ -1,4 +1,4 @@
-"""The loop of a search over allocation functions: propose, score, and run what is new until it is known to be worse."""
+"""Trials of a search over allocation functions: propose, score, and evaluate until the trial is clearly worse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DsaLoop(TrialLoop):
-    """Trials over allocation functions, until enough were drawn, or none was better for a plateau's length.
+    """Trials over allocation functions, until all are drawn or none was better for the length of a plateau.
 
     Attributes:
         rivals: losses of the fixed allocations on all segments, by their levels.
@@ -42,7 +42,7 @@ class DsaLoop(TrialLoop):
 
     @property
     def over(self) -> bool:
-        """Whether the trials without a better one have reached the plateau's length."""
+        """True once the trials without a better one have reached the length of a plateau."""
         plateau = self.config.plateau
         return plateau is not None and self.history.update(self.study).since >= plateau
 
@@ -97,9 +97,9 @@ class DsaLoop(TrialLoop):
         return EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.history)
 
     def _evaluate(self, allocated: TriedAllocation) -> tuple[dict[str, Any], bool]:
-        """What a trial leaves in the study, and whether all its losses are known.
+        """Return the entry that a trial leaves in the study, and whether all its losses are known.
 
-        The estimate is None where a loss is not finite: nothing is better or worse than that by any test.
+        The estimate is None where a loss is not finite: no test can compare it.
         """
         levels = allocated.levels
         entry: dict[str, Any] = {"levels": list(levels)}
@@ -123,16 +123,16 @@ class DsaLoop(TrialLoop):
             self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + spent
         estimate = fitness.mean
         if not math.isfinite(estimate):
-            run = len(fitness.losses)
-            return entry | {"losses": [], "segments": run, "estimate": None, "origin": "sampler"}, False
+            segments = len(fitness.losses)
+            return entry | {"losses": [], "segments": segments, "estimate": None, "origin": "sampler"}, False
         if fitness.stopped and best:
-            # What it is above the best one so far, where both were run.
+            # The best one's mean over all segments, plus the difference where both were run.
             estimate += mean(best) - mean(best[: len(fitness.losses)])
         losses = [round(loss, 6) for loss in fitness.losses]
         return entry | {"losses": losses, "estimate": estimate, "origin": "sampler"}, not fitness.stopped
 
     def _best_losses(self) -> tuple[float, ...]:
-        """The losses of the best allocation so far, fixed ones too."""
+        """Return the losses of the best allocation so far, fixed ones included; none where there is no finite one."""
         ours = [self.history.best.losses] if self.history.best else []
         rivals = [losses for losses in self.rivals.values() if math.isfinite(mean(losses))]
         return min([*rivals, *ours], key=mean, default=())
