@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from pruneengine.checkpoint.whole_weights import check_floating, check_full_prec
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import auto_class
 from pruneengine.model.experts import unfuse_experts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -146,8 +149,8 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
 
 def _whole(
     opener: Any, place: str | Path, source: object, kind: type[Exception] = ValueError, **options: Any
-) -> nn.Module:
-    """Load a model all of whose weights are in its files; ValueError where some are not."""
+) -> PreTrainedModel:
+    """Load a model whose files hold all its weights and nothing else; ValueError otherwise."""
     with _one_line(f"{source} does not load", kind):
         model, info = opener.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_loading_info(info, str(source))
