@@ -1,4 +1,4 @@
-"""The command line: a verb a file."""
+"""The command line, one file per verb."""
 
 from __future__ import annotations
 

@@ -1,13 +1,22 @@
-"""What every verb shares: the application, its two consoles, options of models, and how a job is run."""
+"""Parts that every verb shares: the application, its two consoles, the parsing of options, and the run of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+# Options whose name on the command line differs from the config's field.
+FIELDS = {
+    "kinds": "structure", "held_out_windows": "held_out", "held_out_share": "held_out", "total_windows": "windows",
+}  # fmt: skip
 
 app = typer.Typer(
     add_completion=False,
@@ -19,32 +28,14 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a GGUF file, or a hub name.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the weights in memory and on disk.")]
-ComputeDtype = Annotated[
-    str | None,
-    typer.Option(help="What float32 weights compute in: float32, bfloat16, float16, or auto (fastest here) [--dtype]."),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
-Ratio = Annotated[float | None, typer.Option(help="Fraction of the prunable parameters to remove.")]
-Shape = Annotated[str | None, typer.Option(help="uniform (loads anywhere) or per-layer.")]
-Layers = Annotated[str | None, typer.Option(metavar="A:B", help="Only layers A to B-1 may change.")]
-RoundTo = Annotated[int | None, typer.Option(help="MLP widths become multiples of this.")]
-Recipe = Annotated[Path | None, typer.Option(help="YAML file of these options; flags win.")]
-EvalSeqlen = Annotated[int, typer.Option(help="Tokens a window of that text.")]
-EvalWindows = Annotated[int | None, typer.Option(help="Windows of that text (16).")]
-Proof = Annotated[bool, typer.Option(help="Reopen the checkpoint in a fresh process and compare.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
-
 
 def say(line: str) -> None:
-    """What is being done, beside the results."""
+    """Print what is being done, on standard error beside the results."""
     err.print(line, style="dim")
 
 
 def show_smoke_test(*texts: str | None) -> None:
-    """One line where one of the texts that were read is the built-in one; None was not read."""
+    """Print a line if one of the given texts is the built-in one; None was not read."""
     from pruneengine.report.pages.prune import SMOKE_TEXT
 
     if any(text and text.startswith("builtin") for text in texts):
@@ -52,7 +43,7 @@ def show_smoke_test(*texts: str | None) -> None:
 
 
 def run_job(job: Callable[..., Any], config: Any, options: Any) -> Any:
-    """The job's result, once its warnings are printed."""
+    """Run the job, print its warnings and return its result."""
     result = job(config, options, say=say)
     for warning in result.warnings:
         err.print(f"warning: {warning}", style="yellow")
@@ -60,16 +51,38 @@ def run_job(job: Callable[..., Any], config: Any, options: Any) -> Any:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the command line holds: None was not given."""
+    """Return the options that the command line holds; None was not given."""
     return {name: value for name, value in values.items() if value is not None}
 
 
+def config_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given options by the names of the config's fields."""
+    return {FIELDS.get(name, name): value for name, value in given(options).items()}
+
+
+def renamed(value: T | None, former: T | None, names: str) -> T | None:
+    """Return the value of an option or of its former name.
+
+    Args:
+        value: of the option; None was not given.
+        former: of its former name; None was not given.
+        names: both, as typed, for the error.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if value is not None and former is not None:
+        raise ValueError(f"{names} are names of one option; give the first")
+    return former if value is None else value
+
+
 def flags(names: Iterable[str]) -> str:
-    """Options as they are typed, comma separated."""
+    """Return options as they are typed, comma separated."""
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def parse_dtype(name: str):
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the dtype of that name; ValueError for an unknown one."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,8 +91,12 @@ def parse_dtype(name: str):
     return known[name]
 
 
-def parse_compute_dtype(name: str | None, weights: str, device: str):
-    """The dtype to compute in, None for that of the weights; ValueError for a cast that cannot be."""
+def parse_compute_dtype(name: str | None, weights: str, device: str) -> torch.dtype | None:
+    """Return the dtype to compute in; None for that of the weights.
+
+    Raises:
+        ValueError: an unknown name, or a cast that cannot be.
+    """
     import torch
 
     from pruneengine.evaluation.perplexity import best_dtype
@@ -96,6 +113,7 @@ def parse_compute_dtype(name: str | None, weights: str, device: str):
 
 
 def parse_device(name: str) -> str:
+    """Return the device's name; ValueError if nothing can be computed on it here."""
     import torch
 
     try:
@@ -106,11 +124,15 @@ def parse_device(name: str) -> str:
     return name
 
 
-def read_config(kind: type, recipe: Path | None, options: Mapping[str, Any], section: str = "config"):
-    """A config from a recipe and what was given on the command line, which wins; None was not given."""
+def read_values(recipe: Path | None, section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe's section and of the command line, which wins; None was not given."""
     from pruneengine.common.recipes import read_recipe
 
-    values = (read_recipe(recipe, section) if recipe else {}) | given(options)
+    return (read_recipe(recipe, section) if recipe else {}) | config_values(options)
+
+
+def require_ratio(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of a structured config; ValueError without a ratio."""
     if "ratio" not in values:
         raise ValueError("give --ratio R (or a --recipe that holds one)")
-    return kind.from_dict(values)
+    return values

@@ -27,7 +27,7 @@ ERRORS = {"score": "{:.3g}"}
 
 def compare(
     results: Annotated[
-        list[str], typer.Argument(metavar="RESULTS...", help="results.json files, or folders that hold one.")
+        list[str], typer.Argument(metavar="RESULTS...", help="Files results.json, or folders that hold one.")
     ],
 ) -> None:
     """Print results side by side, with the differences to the first and their standard errors."""
@@ -53,7 +53,7 @@ def compare(
 
 
 def _labels(paths: list[str]) -> list[str]:
-    """As much of every path's end as tells it from the others; a ``results.json`` goes by its folder."""
+    """Return the shortest end of every path that tells it from the others; a ``results.json`` goes by its folder."""
     whole = [Path(path).expanduser().resolve() for path in paths]
     parts = [(path.parent if path.name == "results.json" else path).parts for path in whole]
 
@@ -67,6 +67,7 @@ def _labels(paths: list[str]) -> list[str]:
 
 
 def _text(row: Row, cell: Cell) -> str:
+    """Return a cell as text: value, difference to the first column, and the note."""
     if cell.value is None:
         return "-"
     text = FORMS[row.kind].format(cell.value)

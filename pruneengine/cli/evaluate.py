@@ -1,25 +1,13 @@
-"""The verb eval: what a checkpoint is worth."""
+"""The verb eval: perplexity, zero-shot accuracy, speed and size of a checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from pruneengine.cli.app import (
-    ComputeDtype,
-    Device,
-    Dtype,
-    Model,
-    Trust,
-    out,
-    parse_compute_dtype,
-    parse_device,
-    parse_dtype,
-    say,
-    show_smoke_test,
-)
+from pruneengine.cli.app import out, parse_compute_dtype, parse_device, parse_dtype, say, show_smoke_test
+from pruneengine.cli.options.option import option
+from pruneengine.cli.options.shared import ComputeDtype, Device, Dtype, Model, Trust
 
 if TYPE_CHECKING:
     from pruneengine.evaluation.results import Results
@@ -29,26 +17,39 @@ if TYPE_CHECKING:
 def evaluate(
     model: Model,
     text: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Evaluation text, or none [builtin-eval, none with --tasks].")
+        str | None,
+        option(
+            "Evaluation text, or none to measure no perplexity.",
+            default="builtin-eval, or none with --tasks",
+            metavar="SPEC",
+        ),
     ] = None,
-    seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = 256,
-    windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
-    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Zero-shot tasks of lm-eval.")] = None,
+    seqlen: Annotated[int, option("Tokens per evaluation window.")] = 256,
+    windows: Annotated[int | None, option("Number of evaluation windows, from the first on.", default="all")] = None,
+    tasks: Annotated[
+        str | None, option("Zero-shot tasks of lm-eval, comma separated.", default="none", metavar="A,B")
+    ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Further task files; runs their code.")
+        Path | None, option("Folder of further task files, whose code is run.", default="none", metavar="DIR")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
+    limit: Annotated[int | None, option("Number of items per task, from the first on.", default="all")] = None,
     batch_size: Annotated[
-        str, typer.Option(metavar="N|auto|auto:N", help="Sequences a forward of the tasks; a text takes 4 windows.")
+        str, option("Sequences per forward pass of the tasks; a text takes 4 windows.", metavar="N|auto|auto:N")
     ] = "8",
-    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second too.")] = False,
+    speed: Annotated[bool, option("Measure tokens per second, too.", "--speed")] = False,
     dense: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Its size too, and its speed in turn with MODEL's.")
+        str | None,
+        option(
+            "Another model, whose size is shown and whose speed is measured in turn.", default="none", metavar="MODEL"
+        ),
     ] = None,
     out_file: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="Keep the results there [MODEL/results.json if pruneengine wrote MODEL]."
+        option(
+            "File of the results.",
+            "--out",
+            default="MODEL/results.json if pruneengine wrote MODEL, else none",
+            metavar="FILE",
         ),
     ] = None,
     dtype: Dtype = "float32",
@@ -56,7 +57,7 @@ def evaluate(
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
-    """Window perplexity of a model, zero-shot accuracy, speed and size; kept in results.json for compare."""
+    """Measure window perplexity, zero-shot accuracy, speed and size of a model; keep them in results.json."""
     from pruneengine.jobs.evaluate import EvalOptions, run
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks is not None else ()
@@ -78,7 +79,7 @@ def evaluate(
 
 
 def _whole(text: str) -> int | str:
-    """What may be a number, as one; other words are judged by the job."""
+    """Return a whole number as one, and other words as they are; the job judges them."""
     try:
         return int(text)
     except ValueError:
@@ -86,17 +87,18 @@ def _whole(text: str) -> int | str:
 
 
 def _show(results: Results) -> None:
+    """Print sizes, perplexities, accuracies and speeds."""
     for facts in (results.model, *((results.dense.model,) if results.dense else ())):
         out.print(
             f"{facts.source}: {facts.parameters:,} parameters, {facts.weight_bytes / 1e6:.1f} MB of weights, "
             f"{facts.kv_bytes_per_token:,} bytes of KV cache a token ({facts.dtype})"
         )
-    for found in results.texts.values():
+    for text in results.texts.values():
         out.print(
-            f"perplexity {found.perplexity:.4f} on {found.text}: {found.windows} windows of {found.seqlen} tokens, "
-            f"{found.tokens:,} predicted, {found.dtype}, {found.seconds:.1f} s"
+            f"perplexity {text.perplexity:.4f} on {text.text}: {text.windows} windows of {text.seqlen} tokens, "
+            f"{text.tokens:,} predicted, {text.dtype}, {text.seconds:.1f} s"
         )
-        show_smoke_test(found.text)
+        show_smoke_test(text.text)
     if results.tasks:
         _show_tasks(results)
     if results.speed is not None:
@@ -111,6 +113,7 @@ def _show(results: Results) -> None:
 
 
 def _show_tasks(results: Results) -> None:
+    """Print the table of the zero-shot tasks, and their mean."""
     from rich.table import Table
 
     from pruneengine.evaluation.zero_shot import mean_accuracy
@@ -118,22 +121,23 @@ def _show_tasks(results: Results) -> None:
     table = Table(title="zero-shot", title_justify="left")
     for column in ("task, version", "items", "metric", "value", "±", "time"):
         table.add_column(column, justify="left" if column in ("task, version", "metric") else "right")
-    for found in results.tasks.values():
-        for number, (name, metric) in enumerate(found.metrics.items()):
-            head = (f"{found.task} {found.version}", f"{found.items} of {found.available}") if number == 0 else ("", "")
-            star = " *" if name == found.main else ""
-            table.add_row(*head, name + star, *_value(metric), f"{found.seconds:.1f} s" if number == 0 else "")
-    scored = [found for found in results.tasks.values() if found.main]
+    for task in results.tasks.values():
+        for number, (name, metric) in enumerate(task.metrics.items()):
+            head = (f"{task.task} {task.version}", f"{task.items} of {task.available}") if number == 0 else ("", "")
+            star = " *" if name == task.main else ""
+            table.add_row(*head, name + star, *_value(metric), f"{task.seconds:.1f} s" if number == 0 else "")
+    scored = [task for task in results.tasks.values() if task.main]
     if len(scored) > 1:
         table.add_row(f"mean of {len(scored)}", "", "*", *_value(mean_accuracy(scored)), "", style="bold")
     out.print(table)
-    for found in results.tasks.values():
-        if found.truncated:
-            out.print(f"{found.task}: {found.truncated} prompts were too long for the model and lost their beginning")
-    versions = ", ".join(dict.fromkeys(found.lm_eval for found in results.tasks.values()))
+    for task in results.tasks.values():
+        if task.truncated:
+            out.print(f"{task.task}: {task.truncated} prompts were too long for the model and lost their beginning")
+    versions = ", ".join(dict.fromkeys(task.lm_eval for task in results.tasks.values()))
     out.print(f"* enters the mean; lm-eval {versions}; ± is one standard error")
 
 
 def _value(metric: Metric) -> tuple[str, str]:
+    """Return a metric's value and its standard error as text."""
     error = metric.standard_error
     return f"{metric.value:.4f}", "-" if error is None else f"{error:.4f}"

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from pruneengine.cli.app import Model, Trust, out
+from pruneengine.cli.app import out
+from pruneengine.cli.options.shared import Model, Trust
 
 
 def export(
     model: Model,
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     format: Annotated[
-        str, typer.Option(help="gguf (llama.cpp), deci (vLLM's DeciLM) or pad (zeros up to the widest layer).")
+        str, typer.Option(help="Format: gguf (llama.cpp), deci (vLLM's DeciLM) or pad (zeros up to the widest layer).")
     ] = "gguf",
-    dtype: Annotated[str, typer.Option(help="Matrices of a GGUF file: float16 or float32.")] = "float16",
+    dtype: Annotated[str, typer.Option(help="Dtype of the matrices of a GGUF file: float16 or float32.")] = "float16",
     proof: Annotated[bool, typer.Option(help="Read the result back and compare before it appears.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     trust_remote_code: Trust = False,

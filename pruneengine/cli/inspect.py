@@ -1,27 +1,35 @@
-"""The verb inspect: what a prune could do and would cost, from shapes alone."""
+"""The verb inspect: possible ratios and predicted cost of a prune, from shapes alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pruneengine.cli.app import Device, Dtype, Model, Trust, out, parse_device, parse_dtype
+from pruneengine.cli.app import out, parse_device, parse_dtype
+from pruneengine.cli.options.shared import Device, Dtype, Model, Trust
+
+if TYPE_CHECKING:
+    from pruneengine.export.layout import ModelShape
+    from pruneengine.structured.plan import Plan
 
 
 def inspect(
     model: Model,
-    nsamples: Annotated[int, typer.Option(help="Calibration samples to predict for.")] = 32,
-    seqlen: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Samples a forward pass.")] = 8,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json: what opens its result.")] = None,
+    nsamples: Annotated[int, typer.Option(help="Number of calibration samples to predict for.")] = 32,
+    seqlen: Annotated[int, typer.Option(help="Tokens per calibration sample.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Calibration samples per forward pass.")] = 8,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A plan.json, to say what opens its result.")
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
-    """What can be pruned, what would be left, what it would cost and what will load the result. Loads no weights."""
+    """Show what can be pruned, what it would cost and leave, and what will load the result; load no weights."""
     from pruneengine.checkpoint.load import load_skeleton
     from pruneengine.cli.tables import structured as tables
     from pruneengine.export.model_shape import model_shape
@@ -45,8 +53,8 @@ def inspect(
         tables.show_runtimes(out, runtimes(shape), title)
 
 
-def _shapes(layout, plan):
-    """What may come of a model, each with a title: of a plan, of pruning at all, or the model as it is."""
+def _shapes(layout: ModelShape, plan: Plan | None) -> Iterator[tuple[str, ModelShape]]:
+    """Yield titled shapes that may come of a model: of a plan, of pruning at all, or the model as it is."""
     if plan is not None:
         yield "what opens the result of the plan", layout.after(plan)
     elif layout.uniform and not layout.unsaved_kinds:

@@ -1,142 +1,105 @@
-"""The verb prune: the main job."""
+"""The verb prune, structured and sparse."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from pruneengine.cli.app import (
-    ComputeDtype,
-    Device,
-    Dtype,
-    EvalSeqlen,
-    EvalWindows,
-    Layers,
-    Model,
-    Overwrite,
-    Proof,
-    Ratio,
-    Recipe,
-    RoundTo,
-    Shape,
-    Trust,
     out,
     parse_compute_dtype,
     parse_device,
     parse_dtype,
-    read_config,
+    read_values,
+    renamed,
+    require_ratio,
     run_job,
     show_smoke_test,
 )
-from pruneengine.cli.options.recovery import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
-from pruneengine.cli.options.sparse import (
-    Block,
-    Compare,
-    Damp,
-    Ignore,
-    Mode,
-    Outlier,
-    PatternOption,
-    Sparsity,
-    Spread,
-    sparse_config,
-)
+from pruneengine.cli.options import prune as own
+from pruneengine.cli.options import recovery, shared, sparse, structured
 
 if TYPE_CHECKING:
     from pruneengine.jobs.options import JobOptions
     from pruneengine.sparse.config import SparseConfig
+    from pruneengine.structured.config import PruneConfig
 
 
 def prune(
-    model: Model,
-    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")] = None,
-    method: Annotated[
-        str | None, typer.Option(help="param_first, vectorize, hywia, wanda, ...; sparse: wanda, magnitude, sparsegpt.")
-    ] = None,
-    ratio: Ratio = None,
-    structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads,layers,experts.")] = None,
-    allocation: Annotated[
-        str | None,
-        typer.Option(help="uniform, global or unstructured; sparse: uniform, global, er, er-plus, owl, dsa, ..."),
-    ] = None,
-    shape: Shape = None,
-    protocol: Annotated[str | None, typer.Option(help="engine, or llm-pruner: the ratio is inside --layers.")] = None,
-    layers: Layers = None,
-    aggregate: Annotated[str | None, typer.Option(help="sum, mean, prod, max, first or last member.")] = None,
-    fold: Annotated[str | None, typer.Option(help="gqa, or llm-pruner: its misaligned fold, to compare.")] = None,
-    round_to: RoundTo = None,
-    compensate: Annotated[
-        str | None, typer.Option(help="none, bias or least-squares: kept units make up for removed ones.")
-    ] = None,
-    compensate_mode: Annotated[str | None, typer.Option(help="sequential or one-shot.")] = None,
-    calibration: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="builtin, self, a file, a hub name, or a mix a:64,b:64.")
-    ] = None,
-    nsamples: Annotated[int | None, typer.Option(help="Calibration samples (32).")] = None,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens a sample.")] = None,
-    pack: Annotated[bool | None, typer.Option("--pack/--crop", help="Join short documents, or reject them.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a forward pass.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling, the random metric and a fit.")] = None,
-    hywia_variant: Annotated[str | None, typer.Option(help="a, b, or c (fitted; the default).")] = None,
-    hywia_temperature: Annotated[float | None, typer.Option(help="Of its softmax.")] = None,
-    hywia_blend: Annotated[float | None, typer.Option(help="A fixed share of the fine score, 0 to 1.")] = None,
-    hywia_steps: Annotated[int | None, typer.Option(help="Steps of the fit (40).")] = None,
-    hywia_samples: Annotated[int | None, typer.Option(help="Samples held out for the fit (8).")] = None,
-    sparsity: Sparsity = None,
-    pattern: PatternOption = None,
-    spread: Spread = None,
-    outlier: Outlier = None,
-    compare: Compare = None,
-    mode: Mode = None,
-    damp: Damp = None,
-    block: Block = None,
-    ignore: Ignore = None,
-    recipe: Recipe = None,
-    statistics: Annotated[Path | None, typer.Option(help="File to reuse statistics from, or to keep them in.")] = None,
-    recover: Recover = False,
-    recover_data: RecoverData = None,
-    recover_steps: RecoverSteps = None,
-    recover_recipe: RecoverRecipe = None,
-    eval_text: Annotated[
-        str, typer.Option(metavar="SPEC", help="Text of the perplexity; none for none.")
-    ] = "builtin-eval",
-    eval_seqlen: EvalSeqlen = 256,
-    eval_windows: EvalWindows = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s (keeps a dense copy in memory).")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Let the reloaded checkpoint continue this.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the per-layer plan and stop.")] = False,
-    proof: Proof = True,
-    overwrite: Overwrite = False,
-    dtype: Dtype = "float32",
-    compute_dtype: ComputeDtype = None,
-    device: Device = "cpu",
-    trust_remote_code: Trust = False,
+    model: shared.Model,
+    out_dir: own.Out = None,
+    method: own.Method = None,
+    ratio: structured.Ratio = None,
+    sparsity: sparse.Sparsity = None,
+    allocation: own.Allocation = None,
+    calibration: own.Calibration = None,
+    nsamples: own.Nsamples = None,
+    seqlen: own.Seqlen = None,
+    recipe: shared.Recipe = None,
+    dtype: shared.Dtype = "float32",
+    device: shared.Device = "cpu",
+    overwrite: shared.Overwrite = False,
+    dry_run: own.DryRun = False,
+    kinds: structured.Kinds = None,
+    structure: structured.Structure = None,
+    shape: structured.Shape = None,
+    layers: structured.Layers = None,
+    protocol: structured.Protocol = None,
+    aggregate: structured.Aggregate = None,
+    fold: structured.Fold = None,
+    round_to: structured.RoundTo = None,
+    compensate: structured.Compensate = None,
+    compensate_mode: structured.CompensateMode = None,
+    hywia_variant: structured.HywiaVariant = None,
+    hywia_temperature: structured.HywiaTemperature = None,
+    hywia_blend: structured.HywiaBlend = None,
+    hywia_steps: structured.HywiaSteps = None,
+    hywia_samples: structured.HywiaSamples = None,
+    pattern: sparse.PatternOption = None,
+    spread: sparse.Spread = None,
+    outlier: sparse.Outlier = None,
+    compare: sparse.Compare = None,
+    mode: sparse.Mode = None,
+    damp: sparse.Damp = None,
+    block: sparse.Block = None,
+    ignore: sparse.Ignore = None,
+    pack: own.Pack = None,
+    batch_size: own.BatchSize = None,
+    seed: own.Seed = None,
+    statistics: own.StatisticsFile = None,
+    recover: recovery.Recover = False,
+    recover_data: recovery.RecoverData = None,
+    recover_steps: recovery.RecoverSteps = None,
+    recover_recipe: recovery.RecoverRecipe = None,
+    eval_text: own.EvalText = "builtin-eval",
+    eval_seqlen: shared.EvalSeqlen = 256,
+    eval_windows: shared.EvalWindows = None,
+    compute_dtype: shared.ComputeDtype = None,
+    speed: own.Speed = False,
+    prompt: own.Prompt = None,
+    proof: shared.Proof = True,
+    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Prune a model, save it, prove that it reloads, and show dense beside pruned."""
-    from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.options import JobOptions
-    from pruneengine.jobs.prune import DryRun, run
     from pruneengine.structured.config import PruneConfig
 
-    shared = {
+    for_both = {
         "method": method, "allocation": allocation, "calibration": calibration, "nsamples": nsamples,
         "seqlen": seqlen, "pack": pack, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
-    structured = {
-        "ratio": ratio, "structure": structure, "shape": shape, "protocol": protocol, "layers": layers,
-        "aggregate": aggregate, "fold": fold, "round_to": round_to, "compensate": compensate,
-        "compensate_mode": compensate_mode, "hywia_variant": hywia_variant, "hywia_temperature": hywia_temperature,
-        "hywia_blend": hywia_blend, "hywia_steps": hywia_steps, "hywia_samples": hywia_samples,
+    for_units = {
+        "ratio": ratio, "kinds": renamed(kinds, structure, "--kinds and --structure"), "shape": shape,
+        "protocol": protocol, "layers": layers, "aggregate": aggregate, "fold": fold, "round_to": round_to,
+        "compensate": compensate, "compensate_mode": compensate_mode, "hywia_variant": hywia_variant,
+        "hywia_temperature": hywia_temperature, "hywia_blend": hywia_blend, "hywia_steps": hywia_steps,
+        "hywia_samples": hywia_samples,
     }  # fmt: skip
-    single = {
+    for_weights = {
         "sparsity": sparsity, "pattern": pattern, "spread": spread, "outlier": outlier, "compare": compare,
         "mode": mode, "damp": damp, "block": block, "ignore": ignore,
     }  # fmt: skip
-    sparse = sparse_config(recipe, shared, single, structured)
-    config = sparse or read_config(PruneConfig, recipe, shared | structured)
-    recovery = recovery_config(recover, recover_recipe, recover_data, recover_steps)
+    sparse_config = sparse.sparse_config(recipe, for_both, for_weights, for_units)
+    config = sparse_config or PruneConfig.from_dict(require_ratio(read_values(recipe, "config", for_both | for_units)))
     if out_dir is None and not dry_run:
         raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
@@ -145,11 +108,19 @@ def prune(
         device=parse_device(device),
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         speed=speed, statistics=statistics, proof=proof, prompt=prompt, trust_remote_code=trust_remote_code,
-        recover=recovery,
+        recover=recovery.recovery_config(recover, recover_recipe, recover_data, recover_steps),
     )  # fmt: skip
-    if sparse:
-        prune_sparsely(sparse, options)
-        return
+    if isinstance(config, PruneConfig):
+        _prune_units(config, options)
+    else:
+        _prune_weights(config, options)
+
+
+def _prune_units(config: PruneConfig, options: JobOptions) -> None:
+    """Run the structured job and show its result; in a dry run the plan alone."""
+    from pruneengine.cli.tables import structured as tables
+    from pruneengine.jobs.prune import DryRun, run
+
     result = run_job(run, config, options)
     if isinstance(result, DryRun):
         tables.show_plan(out, result.report)
@@ -159,16 +130,17 @@ def prune(
         return
     tables.show_target(out, result.report)
     if result.report.compensation is not None:
-        tables.show_compensation(out, result.report, result.pruned.params)
-    tables.show_result(out, result, title=f"{config.method} on {model}")
+        added = result.pruned.params - result.report.plan.params_after
+        tables.show_compensation(out, result.report.compensation, added)
+    tables.show_result(out, result, title=f"{config.method} on {options.source}")
     if result.recovered is not None:
         tables.show_recovery(out, result.recovered.report, result.pruned, result.recovered.after, title="recovery")
-    show_smoke_test(eval_text, config.calibration if config.calibrates else None)
-    tables.show_checkpoint(out, result.saved, prompt, result.text)
+    show_smoke_test(options.eval_text, config.calibration if config.calibrates else None)
+    tables.show_checkpoint(out, result.saved, options.prompt, result.text)
 
 
-def prune_sparsely(config: SparseConfig, options: JobOptions) -> None:
-    """Run the job and show its result; without ``options.out`` the plan alone."""
+def _prune_weights(config: SparseConfig, options: JobOptions) -> None:
+    """Run the sparse job and show its result; in a dry run the plan alone."""
     from pruneengine.cli.tables import sparse as tables_sparse
     from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.prune_sparse import SparseDryRun, calibrates, run

@@ -3,72 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from pruneengine.cli.app import given, out, parse_compute_dtype, parse_device, parse_dtype, run_job, show_smoke_test
+from pruneengine.cli.options import prune, shared
+from pruneengine.cli.options import train as own
 
-from pruneengine.cli.app import (
-    ComputeDtype,
-    Device,
-    Dtype,
-    EvalSeqlen,
-    EvalWindows,
-    Model,
-    Overwrite,
-    Proof,
-    Recipe,
-    Trust,
-    given,
-    out,
-    parse_compute_dtype,
-    parse_device,
-    parse_dtype,
-    run_job,
-    show_smoke_test,
-)
+if TYPE_CHECKING:
+    from pruneengine.recovery import RecoverConfig
 
 
 def recover(
-    model: Model,
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the recovered checkpoint goes.")],
-    data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="alpaca, an instruction or text file, builtin, c4:2000, ...")
-    ] = None,
-    recipe: Recipe = None,
-    rows: Annotated[int | None, typer.Option(help="At most this many rows or windows.")] = None,
-    val_rows: Annotated[int | None, typer.Option(help="Rows for validation (2000, at most 10%); 0 for none.")] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="The same as a fraction.")] = None,
-    cutoff: Annotated[int | None, typer.Option(help="Tokens a row (256).")] = None,
-    targets: Annotated[str | None, typer.Option(help="Linears with an adapter: q_proj,v_proj or re:... (all).")] = None,
-    lora_r: Annotated[int | None, typer.Option(help="Rank (8).")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Scale (16).")] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="Dropout (0.05).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (1e-4).")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the rows (2).")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Exactly this many steps instead.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a step (64).")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Rows a forward pass (4).")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps of rising rate (100, at most a tenth).")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between validations and checkpoints (100).")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option("--gradient-checkpointing", help="Less memory, a third slower.")
-    ] = None,
-    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Dense model to imitate too.")] = None,
-    distill_weight: Annotated[float | None, typer.Option(help="Share of the imitation, 0 to 1 (0.5).")] = None,
-    distill_temperature: Annotated[float | None, typer.Option(help="Softening of both (2).")] = None,
-    distill_topk: Annotated[int | None, typer.Option(help="Logits of the teacher told apart (64).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of adapters, order and dropout.")] = None,
-    eval_text: Annotated[
-        str, typer.Option(metavar="SPEC", help="Text of the perplexity before and after; none for none.")
-    ] = "builtin-eval",
-    eval_seqlen: EvalSeqlen = 256,
-    eval_windows: EvalWindows = None,
-    proof: Proof = True,
-    overwrite: Overwrite = False,
-    dtype: Dtype = "float32",
-    compute_dtype: ComputeDtype = None,
-    device: Device = "cpu",
-    trust_remote_code: Trust = False,
+    model: shared.Model,
+    out_dir: own.Out,
+    data: own.Data = None,
+    recipe: shared.Recipe = None,
+    dtype: shared.Dtype = "float32",
+    device: shared.Device = "cpu",
+    overwrite: shared.Overwrite = False,
+    rows: own.Rows = None,
+    val_rows: own.ValRows = None,
+    val_fraction: own.ValFraction = None,
+    cutoff: own.Cutoff = None,
+    lr: own.Lr = None,
+    epochs: own.Epochs = None,
+    max_steps: own.MaxSteps = None,
+    batch: own.Batch = None,
+    micro_batch: own.MicroBatch = None,
+    warmup: own.Warmup = None,
+    eval_every: own.EvalEvery = None,
+    gradient_checkpointing: own.GradientCheckpointing = None,
+    seed: own.Seed = None,
+    targets: own.Targets = None,
+    lora_r: own.LoraR = None,
+    lora_alpha: own.LoraAlpha = None,
+    lora_dropout: own.LoraDropout = None,
+    teacher: own.Teacher = None,
+    distill_weight: own.DistillWeight = None,
+    distill_temperature: own.DistillTemperature = None,
+    distill_topk: own.DistillTopk = None,
+    eval_text: prune.EvalText = "builtin-eval",
+    eval_seqlen: shared.EvalSeqlen = 256,
+    eval_windows: shared.EvalWindows = None,
+    compute_dtype: shared.ComputeDtype = None,
+    proof: shared.Proof = True,
+    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Train LoRA adapters on a pruned model, merge them, save, prove, and show before beside after.
 
@@ -100,7 +79,8 @@ def recover(
     tables.show_checkpoint(out, result.saved)
 
 
-def _config(recipe: Path | None, named: dict[str, Any]):
+def _config(recipe: Path | None, named: dict[str, Any]) -> RecoverConfig:
+    """Return how to train: the recipe's values and those given on the command line, which win."""
     from pruneengine.recovery import RecoverConfig, read_recovery_recipe
 
     values = (read_recovery_recipe(recipe) if recipe else {}) | named

@@ -1,127 +1,114 @@
-"""The verb search: the best plan found, applied and saved as by prune."""
+"""The verb search, over plans (adapruner) and over allocation functions (dsa)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from pruneengine.cli.app import (
-    ComputeDtype,
-    Device,
-    Dtype,
-    EvalSeqlen,
-    Layers,
-    Model,
-    Overwrite,
-    Proof,
-    Ratio,
-    Recipe,
-    RoundTo,
-    Shape,
-    Trust,
     flags,
     given,
     out,
     parse_compute_dtype,
     parse_device,
     parse_dtype,
-    read_config,
+    read_values,
+    renamed,
+    require_ratio,
     run_job,
 )
-from pruneengine.cli.options import dsa
-from pruneengine.cli.options.recovery import Recover, RecoverData, RecoverRecipe, RecoverSteps, recovery_config
-from pruneengine.cli.tables.search import show_dsa
+from pruneengine.cli.options import dsa, recovery, shared, structured
+from pruneengine.cli.options import search as own
 
 if TYPE_CHECKING:
     from pruneengine.jobs.options import SearchOptions
+    from pruneengine.search.adapruner.config import AdaPrunerConfig
+    from pruneengine.search.dsa.config import DsaConfig
+
+METHODS = ("adapruner", "dsa")
 
 
 def search(
-    model: Model,
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the checkpoint goes.")],
-    method: Annotated[str, typer.Option(help="adapruner, or dsa: sparsity by an allocation function.")] = "adapruner",
-    ratio: Ratio = None,
-    trials: Annotated[int | None, typer.Option(help="Candidates to evaluate (100; dsa: 2000).")] = None,
-    shape: Shape = None,
-    structure: Annotated[str | None, typer.Option(help="Kinds of units: mlp,heads.")] = None,
-    layers: Layers = None,
-    round_to: RoundTo = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe or random; dsa: evolution or random.")] = None,
-    stop: Annotated[str | None, typer.Option(help="p-value at which a trial is stopped early (0.1), or none.")] = None,
-    calibration: Annotated[str | None, typer.Option(metavar="SPEC", help="Text of the calibration pool.")] = None,
-    pool: Annotated[int | None, typer.Option(help="Samples in the pool (128).")] = None,
-    lengths: Annotated[str | None, typer.Option(help="Tokens a sample, comma separated (128).")] = None,
-    counts: Annotated[str | None, typer.Option(help="Sizes of subsets, comma separated (16,32,64,128).")] = None,
-    selectors: Annotated[str | None, typer.Option(help="random-K,low-loss,middle-loss,high-loss,diverse.")] = None,
-    search_text: Annotated[str | None, typer.Option("--eval", metavar="SPEC", help="Text of the objective.")] = None,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens a window of it (256; dsa: 128).")] = None,
-    windows: Annotated[int | None, typer.Option(help="Windows that trials see (16); dsa: in all (50).")] = None,
-    held_out: Annotated[float | None, typer.Option(help="Windows only for finalists (16); dsa: share (0.2).")] = None,
-    finalists: Annotated[int | None, typer.Option(help="Trials compared there (5).")] = None,
-    compensate: Annotated[str | None, typer.Option(help="Choices for the winner: none,bias,least-squares.")] = None,
-    together: Annotated[int | None, typer.Option(help="Candidates that share a forward pass (1).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the pool, the sampler and random subsets.")] = None,
+    model: shared.Model,
+    out_dir: own.Out,
+    method: own.Method = "adapruner",
+    ratio: structured.Ratio = None,
     sparsity: dsa.Sparsity = None,
+    trials: own.Trials = None,
+    calibration: own.Calibration = None,
+    search_text: own.SearchText = None,
+    recipe: shared.Recipe = None,
+    dtype: shared.Dtype = "float32",
+    device: shared.Device = "cpu",
+    overwrite: shared.Overwrite = False,
+    sampler: own.Sampler = None,
+    seqlen: own.Seqlen = None,
+    stop: own.Stop = None,
+    finalists: own.Finalists = None,
+    seed: own.Seed = None,
+    study: own.Study = None,
+    storage: own.Storage = None,
+    workers: own.Workers = 1,
+    time_limit: own.TimeLimit = None,
+    windows: own.Windows = None,
+    held_out_windows: own.HeldOutWindows = None,
+    held_out: own.HeldOut = None,
+    pool: own.Pool = None,
+    lengths: own.Lengths = None,
+    counts: own.Counts = None,
+    selectors: own.Selectors = None,
+    compensate: own.Compensate = None,
+    together: own.Together = None,
+    kinds: structured.SearchedKinds = None,
+    structure: structured.Structure = None,
+    shape: structured.SearchedShape = None,
+    layers: structured.Layers = None,
+    round_to: structured.RoundTo = None,
     pruner: dsa.Pruner = None,
     pattern: dsa.PatternOption = None,
+    ignore: dsa.Ignore = None,
     population: dsa.Population = None,
     plateau: dsa.Plateau = None,
+    total_windows: dsa.TotalWindows = None,
+    held_out_share: dsa.HeldOutShare = None,
     nsamples: dsa.Nsamples = None,
     calibration_seqlen: dsa.CalibrationSeqlen = None,
     correlate: dsa.Correlate = None,
     mode: dsa.Mode = None,
-    ignore: dsa.Ignore = None,
-    recipe: Recipe = None,
-    recover: Recover = False,
-    recover_data: RecoverData = None,
-    recover_steps: RecoverSteps = None,
-    recover_recipe: RecoverRecipe = None,
-    study: Annotated[str | None, typer.Option(metavar="NAME", help="Of the Optuna study (the method).")] = None,
-    storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="journal:FILE or a database URL (a journal beside --out).")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this study.")] = 1,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which no trial is begun.")] = None,
-    eval_text: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Text of the report, which is never searched on [none].")
-    ] = None,
-    eval_seqlen: EvalSeqlen = 512,
-    eval_windows: Annotated[int | None, typer.Option(help="Windows of that text.")] = 64,
-    proof: Proof = True,
-    overwrite: Overwrite = False,
-    dtype: Dtype = "float32",
-    compute_dtype: ComputeDtype = None,
-    device: Device = "cpu",
-    trust_remote_code: Trust = False,
+    recover: recovery.Recover = False,
+    recover_data: recovery.RecoverData = None,
+    recover_steps: recovery.RecoverSteps = None,
+    recover_recipe: recovery.RecoverRecipe = None,
+    eval_text: own.ReportText = None,
+    eval_seqlen: shared.EvalSeqlen = 512,
+    eval_windows: own.ReportWindows = 64,
+    compute_dtype: shared.ComputeDtype = None,
+    proof: shared.Proof = True,
+    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Search calibration data, metric and allocation, or an allocation function; save the best plan, and prune by it.
 
     Run it again to go on after a stop.
     """
-    from pruneengine.cli.tables import search as tables_search
-    from pruneengine.cli.tables import structured as tables
     from pruneengine.jobs.options import SearchOptions
-    from pruneengine.jobs.search import run
-    from pruneengine.search.adapruner.config import AdaPrunerConfig
 
-    if method not in ("adapruner", "dsa"):
-        raise ValueError(f"unknown method {method!r}; choose from adapruner, dsa")
-    shared = {
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    for_both = {
         "trials": trials, "sampler": sampler, "calibration": calibration, "search_text": search_text, "seqlen": seqlen,
-        "windows": windows, "finalists": finalists, "seed": seed,
+        "stop": stop, "finalists": finalists, "seed": seed,
     }  # fmt: skip
-    structured = {
-        "ratio": ratio, "shape": shape, "structure": structure, "layers": layers, "round_to": round_to, "pool": pool,
-        "lengths": lengths, "counts": counts, "selectors": selectors, "compensate": compensate, "together": together,
+    for_plans = {
+        "ratio": ratio, "shape": shape, "kinds": renamed(kinds, structure, "--kinds and --structure"),
+        "layers": layers, "round_to": round_to, "held_out_windows": held_out_windows, "pool": pool, "lengths": lengths,
+        "counts": counts, "selectors": selectors, "compensate": compensate, "together": together,
     }  # fmt: skip
-    own = {
+    for_functions = {
         "sparsity": sparsity, "pruner": pruner, "pattern": pattern, "population": population, "plateau": plateau,
-        "nsamples": nsamples, "calibration_seqlen": calibration_seqlen, "correlate": correlate, "mode": mode,
-        "ignore": ignore,
+        "total_windows": total_windows, "held_out_share": held_out_share, "nsamples": nsamples,
+        "calibration_seqlen": calibration_seqlen, "correlate": correlate, "mode": mode, "ignore": ignore,
     }  # fmt: skip
     options = SearchOptions(
         source=model, out=out_dir, overwrite=overwrite, dtype=parse_dtype(dtype),
@@ -129,69 +116,103 @@ def search(
         study=study or method, storage=storage, workers=workers, time_limit=time_limit,
         eval_text=None if eval_text == "none" else eval_text, eval_seqlen=eval_seqlen, eval_windows=eval_windows,
         proof=proof, trust_remote_code=trust_remote_code,
-        recover=recovery_config(recover, recover_recipe, recover_data, recover_steps),
+        recover=recovery.recovery_config(recover, recover_recipe, recover_data, recover_steps),
     )  # fmt: skip
-    level = stop if stop in (None, "none") else _p_value(stop)
     if method == "dsa":
-        return run_dsa(recipe, shared | own | {"held_out": held_out, "stop": level}, structured, options)
-    if odd := given(own):
-        raise ValueError(f"{flags(odd)}: options of --method dsa; leave them out")
-    count = int(held_out) if held_out is not None and held_out == int(held_out) else held_out
-    config = read_config(AdaPrunerConfig, recipe, shared | structured | {"held_out": count}, section="search")
-    if level is not None:
-        config = replace(config, stop=None if level == "none" else level)
-    found = run_job(run, config, options)
-    tables_search.show_search(out, found)
-    if found.recovered is not None:
-        trained = found.recovered
-        tables.show_recovery(out, trained.report, found.pruned, trained.after, title="recovery")
-    tables.show_checkpoint(out, found.saved)
+        if odd := given(for_plans):
+            raise ValueError(
+                f"{flags(odd)}: options of --method adapruner, which removes heads and channels; leave them out"
+            )
+        # --windows and --held-out meant both searches' numbers once.
+        for_functions |= {
+            "total_windows": renamed(total_windows, windows, "--total-windows and --windows"),
+            "held_out_share": renamed(held_out_share, held_out, "--held-out-share and --held-out"),
+        }
+        _search_functions(dsa_config(recipe, for_both | for_functions), options)
+    else:
+        if odd := given(for_functions):
+            raise ValueError(f"{flags(odd)}: options of --method dsa; leave them out")
+        former = int(held_out) if held_out is not None and held_out == int(held_out) else held_out
+        for_plans |= {
+            "windows": windows,
+            "held_out_windows": renamed(held_out_windows, former, "--held-out-windows and --held-out"),
+        }
+        _search_plans(adapruner_config(recipe, for_both | for_plans), options)
+
+
+def adapruner_config(recipe: Path | None, options: Mapping[str, Any]) -> AdaPrunerConfig:
+    """Return the config of a search over plans.
+
+    Args:
+        recipe: whose ``search`` section holds options; ``options`` win.
+        options: by their names on the command line; None was not given, and stop may be "none".
+
+    Raises:
+        ValueError: no ratio, or values that are refused.
+    """
+    from pruneengine.search.adapruner.config import AdaPrunerConfig
+
+    stop = options["stop"]
+    config = AdaPrunerConfig.from_dict(require_ratio(read_values(recipe, "search", {**options, "stop": None})))
+    if stop is None:
+        return config
+    return replace(config, stop=None if stop == "none" else _p_value(stop))
+
+
+def dsa_config(recipe: Path | None, options: Mapping[str, Any]) -> DsaConfig:
+    """Return the config of a search for an allocation function.
+
+    Args:
+        recipe: whose ``search`` section holds options; ``options`` win.
+        options: by their names on the command line; None was not given, and plateau and stop may be "none".
+
+    Raises:
+        ValueError: neither sparsity nor pattern, or values that are refused.
+    """
+    from pruneengine.search.dsa.config import DsaConfig
+
+    values = read_values(recipe, "search", options)
+    for name, parse in (("plateau", _whole), ("stop", _p_value)):
+        if values.get(name) == "none":
+            values[name] = None
+        elif isinstance(values.get(name), str):
+            values[name] = parse(values[name])
+    if "sparsity" not in values and "pattern" not in values:
+        raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
+    return DsaConfig.from_dict(values)
+
+
+def _search_plans(config: AdaPrunerConfig, options: SearchOptions) -> None:
+    """Run the search over plans and show its result."""
+    from pruneengine.cli.tables import structured as tables
+    from pruneengine.cli.tables.search import show_search
+    from pruneengine.jobs.search import run
+
+    job = run_job(run, config, options)
+    show_search(out, job)
+    if job.recovered is not None:
+        tables.show_recovery(out, job.recovered.report, job.pruned, job.recovered.after, title="recovery")
+    tables.show_checkpoint(out, job.saved)
+
+
+def _search_functions(config: DsaConfig, options: SearchOptions) -> None:
+    """Run the search for an allocation function and show its result."""
+    from pruneengine.cli.tables.search import show_dsa
+    from pruneengine.jobs.search_dsa import run
+
+    show_dsa(out, run_job(run, config, options))
 
 
 def _p_value(text: str) -> float:
+    """Return a p-value; ValueError for other words."""
     try:
         return float(text)
     except ValueError:
         raise ValueError(f"stop must be a p-value or none, got {text!r}") from None
 
 
-def run_dsa(
-    recipe: Path | None,
-    own: Mapping[str, Any],
-    structured: Mapping[str, Any],
-    options: SearchOptions,
-) -> None:
-    """Run the job and print what it found; None among the values was not given.
-
-    Args:
-        recipe: whose ``search`` section holds options; ``own`` wins.
-        own: options of :class:`pruneengine.search.dsa.config.DsaConfig`; plateau may be "none".
-        structured: options of the search over structured plans, which are refused.
-        options: of the job.
-
-    Raises:
-        ValueError: options of the other search, or values that are refused.
-    """
-    from pruneengine.common.recipes import read_recipe
-    from pruneengine.jobs.search_dsa import run
-    from pruneengine.search.dsa.config import DsaConfig
-
-    if odd := given(structured):
-        raise ValueError(
-            f"{flags(odd)}: options of --method adapruner, which removes heads and channels; leave them out"
-        )
-    values = (read_recipe(recipe, "search") if recipe else {}) | given(own)
-    values |= {name: None for name in ("plateau", "stop") if values.get(name) == "none"}
-    if isinstance(values.get("plateau"), str):
-        values["plateau"] = _whole(values["plateau"])
-    if "sparsity" not in values and "pattern" not in values:
-        raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
-    config = DsaConfig.from_dict(values)
-    found = run_job(run, config, options)
-    show_dsa(out, found)
-
-
 def _whole(text: str) -> int:
+    """Return a number of trials; ValueError for other words."""
     try:
         return int(text)
     except ValueError:

@@ -39,7 +39,7 @@ def test_inspect_lists_experts(folder):
 
 def test_prune_takes_whole_experts_and_channels(folder, tmp_path):
     out = tmp_path / "pruned"
-    kinds = ("--structure", "experts,mlp", "--shape", "per-layer", "--allocation", "global")
+    kinds = ("--kinds", "experts,mlp", "--shape", "per-layer", "--allocation", "global")
     wanted = arguments(folder, "--method", "wanda", "--ratio", 0.4, *kinds)
     assert "channels of experts" in run(*wanted, "--dry-run").stdout
     done = run(*wanted, "--out", out)

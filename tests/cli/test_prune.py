@@ -165,7 +165,7 @@ def test_dry_run_prints_every_layer_and_writes_nothing(folder, tmp_path):
 
 def test_per_layer_widths_and_removed_layers(folder, tmp_path):
     out = tmp_path / "pruned"
-    options = ("--method", "magnitude_l1", "--ratio", 0.5, "--structure", "mlp,heads,layers", "--shape", "per-layer")
+    options = ("--method", "magnitude_l1", "--ratio", 0.5, "--kinds", "mlp,heads,layers", "--shape", "per-layer")
     done = run(*prune_arguments(folder, *options, "--allocation", "global", "--out", out))
     assert done.returncode == 0, done.stderr
     assert "trust_remote_code=True" in done.stdout
@@ -197,7 +197,7 @@ def test_the_builtin_text_is_named_a_smoke_test_where_it_is_read(folder, tmp_pat
     [
         (("--ratio", 1.5), "ratio must lie in (0, 1), got 1.5"),
         (("--ratio", 0.2, "--method", "tailor"), "unknown method 'tailor'; choose from random"),
-        (("--ratio", 0.05, "--structure", "heads", "--method", "magnitude_l1"), "removes nothing at legal widths"),
+        (("--ratio", 0.05, "--kinds", "heads", "--method", "magnitude_l1"), "removes nothing at legal widths"),
         (("--ratio", 0.2, "--nsamples", 90_000), "90000 needed"),
         (("--ratio", 0.2, "--calibration", "absent.txt"), "absent.txt"),
         (("--ratio", 0.2, "--layers", "4"), "layers must be first:end"),

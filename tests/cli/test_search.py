@@ -15,7 +15,7 @@ from tests.helpers.pages import read
 
 
 def arguments(texts, out, *more):
-    small = ("--pool", 8, "--counts", "2,4", "--lengths", 16, "--seqlen", 24, "--windows", 6, "--held-out", 4)
+    small = ("--pool", 8, "--counts", "2,4", "--lengths", 16, "--seqlen", 24, "--windows", 6, "--held-out-windows", 4)
     report = ("--eval-text", texts / "report.txt", "--eval-seqlen", 32, "--eval-windows", 4)
     text = ("--calibration", texts / "text.txt", "--eval", texts / "search.txt")
     return ("search", texts / "model", "--out", out, "--ratio", 0.4, "--round-to", 1, *small, *text, *report, *more)

@@ -1,7 +1,6 @@
 """``search --method dsa`` as a user drives it."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -11,14 +10,14 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("optuna")
 
-from pruneengine.cli.search import run_dsa
+from pruneengine.cli.search import dsa_config
 from pruneengine.sparse.functions.function import Function, read_metadata
 from tests.cli.test_prune import run
 from tests.helpers.pages import read
 
 
 def arguments(texts, out, *more):
-    small = ("--nsamples", 8, "--calibration-seqlen", 16, "--seqlen", 24, "--windows", 10, "--population", 5)
+    small = ("--nsamples", 8, "--calibration-seqlen", 16, "--seqlen", 24, "--total-windows", 10, "--population", 5)
     report = ("--eval-text", texts / "report.txt", "--eval-seqlen", 32, "--eval-windows", 4)
     text = ("--calibration", texts / "text.txt", "--eval", texts / "search.txt")
     return ("search", texts / "model", "--out", out, "--method", "dsa", *small, *text, *report, *more)
@@ -100,7 +99,7 @@ def test_zeros_are_counted_in_the_saved_files(texts, tmp_path, monkeypatch):
         (("--sparsity", 0.5, "--ratio", 0.2), "--ratio: options of --method adapruner"),
         (("--sparsity", 0.5, "--plateau", "soon"), "plateau must be a number of trials or none, got 'soon'"),
         (("--sparsity", 0.5, "--sampler", "tpe"), "unknown sampler 'tpe'; choose from evolution, random"),
-        (("--sparsity", 0.5, "--held-out", 4), "held_out must lie in [0, 1], got 4"),
+        (("--sparsity", 0.5, "--held-out-share", 4), "held_out must lie in [0, 1], got 4"),
         (("--sparsity", 0.5, "--ignore", "middle_proj"), "ignore 'middle_proj' matches none of the linears"),
         (("--pattern", "8:16"), "groups of 16 need input dimensions that 16 divides"),
         (("--sparsity", 0.5, "--recover", "--recover-data", "x"), "would fill the zeros of a sparse model"),
@@ -114,17 +113,13 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(texts, tmp_path, more, 
     assert not out.exists()
 
 
-def test_a_recipe_says_none_as_the_options_do(tmp_path, monkeypatch):
-    def found(config, *_, **__):
-        raise RuntimeError((config.plateau, config.stop, config.trials))
-
-    monkeypatch.setattr("pruneengine.jobs.search_dsa.run", found)
+def test_a_recipe_says_none_as_the_options_do(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("search: {sparsity: 0.5, plateau: none, stop: none, trials: 7}\n")
-    with pytest.raises(RuntimeError, match=re.escape("(None, None, 7)")):
-        run_dsa(recipe, {"plateau": None}, {}, None)
-    with pytest.raises(RuntimeError, match=re.escape("(9, None, 8)")):
-        run_dsa(recipe, {"plateau": "9", "trials": 8}, {}, None)
+    of_recipe = dsa_config(recipe, {"plateau": None})
+    assert (of_recipe.plateau, of_recipe.stop, of_recipe.trials) == (None, None, 7)
+    given = dsa_config(recipe, {"plateau": "9", "trials": 8})
+    assert (given.plateau, given.stop, given.trials) == (9, None, 8)
 
 
 def test_options_of_dsa_are_refused_by_the_other_search(texts, tmp_path):

@@ -1,27 +1,53 @@
-"""The options of search that belong to ``--method dsa``, and what it prints."""
+"""Command-line options of ``search --method dsa``."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
-import typer
+from pruneengine.cli.options.option import DSA, option
 
-PANEL = "Allocation functions (--method dsa)"
-
-
-_option = partial(typer.Option, rich_help_panel=PANEL)
 Sparsity = Annotated[
-    float | None, _option(help="Fraction of the weights that become zero, of all linears but those of --ignore.")
+    float | None,
+    option("Fraction of the weights that become zero, of all linears but those of --ignore (--method dsa)."),
 ]
-Pruner = Annotated[str | None, _option(help="wanda, magnitude or sparsegpt (wanda).")]
-PatternOption = Annotated[str | None, _option("--pattern", help="unstructured, or N:M: N weights kept of every M.")]
-Population = Annotated[int | None, _option(help="The best so many allocations are parents (50).")]
-Plateau = Annotated[str | None, _option(help="Trials without a better one that end the search (300), or none.")]
-Nsamples = Annotated[int | None, _option(help="Calibration samples (32).")]
-CalibrationSeqlen = Annotated[int | None, _option(help="Tokens a calibration sample (128).")]
-Correlate = Annotated[int | None, _option(help="Allocations that fast and full losses are compared on (20); 0: none.")]
+Pruner = Annotated[
+    str | None,
+    option("Method that chooses a layer's zeros: wanda, magnitude or sparsegpt.", default="wanda", panel=DSA),
+]
+PatternOption = Annotated[
+    str | None,
+    option(
+        "Pattern of the zeros: unstructured, or N:M (N weights kept of every M).", "--pattern", default="unstructured",
+        panel=DSA,
+    ),
+]  # fmt: skip
+Population = Annotated[int | None, option("Number of best allocations kept as parents.", default=50, panel=DSA)]
+Plateau = Annotated[
+    str | None,
+    option("Trials without a better one after which the search ends, or none for never.", default=300, panel=DSA),
+]
+Nsamples = Annotated[int | None, option("Number of calibration samples.", default=32, panel=DSA)]
+CalibrationSeqlen = Annotated[int | None, option("Tokens per calibration sample.", default=128, panel=DSA)]
+TotalWindows = Annotated[
+    int | None,
+    option("Number of windows of the objective in all, held-out ones included.", default=50, panel=DSA),
+]
+HeldOutShare = Annotated[
+    float | None, option("Share of the windows that only finalists see, 0 to 1.", default=0.2, panel=DSA)
+]
+Correlate = Annotated[
+    int | None,
+    option(
+        "Number of allocations on which the rank correlation of fast and full losses is computed; 0 for none.",
+        default=20, panel=DSA,
+    ),
+]  # fmt: skip
 Ignore = Annotated[
-    str | None, _option(metavar="NAMES", help="Linears that stay dense, as of prune: down_proj,re:layers\\.0\\.")
+    str | None,
+    option("Linears that stay dense, as of prune: down_proj,re:layers\\.0\\.", default="none", panel=DSA,
+           metavar="NAMES"),
+]  # fmt: skip
+Mode = Annotated[
+    str | None,
+    option("Statistics of the final prunes: sequential, two-pass or one-shot.", default="sequential", panel=DSA),
 ]
-Mode = Annotated[str | None, _option(help="Of the final prunes: sequential, two-pass or one-shot (sequential).")]

@@ -1,25 +1,35 @@
-"""What prune and search share of ``--recover``: its options, and the config that they give."""
+"""Command-line options of ``--recover`` in prune and search, and the config that they give."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from pruneengine.cli.app import given
+from pruneengine.cli.options.option import RECOVERY, option
 
 if TYPE_CHECKING:
     from pruneengine.recovery import RecoverConfig
 
-Recover = Annotated[bool, typer.Option("--recover", help="Train LoRA on the pruned model, see recover.")]
-RecoverData = Annotated[str | None, typer.Option(metavar="SPEC", help="What to train on.")]
-RecoverSteps = Annotated[int | None, typer.Option(help="Steps, in place of 2 epochs.")]
-RecoverRecipe = Annotated[Path | None, typer.Option(help="YAML file of recover's options; flags win.")]
+Recover = Annotated[
+    bool, option("Train LoRA adapters on the pruned model and merge them, as the verb recover.", "--recover",
+                 panel=RECOVERY),
+]  # fmt: skip
+RecoverData = Annotated[
+    str | None,
+    option("Text to train on: alpaca, an instruction or text file, builtin, c4:2000, ...", panel=RECOVERY,
+           metavar="SPEC"),
+]  # fmt: skip
+RecoverSteps = Annotated[
+    int | None, option("Number of training steps.", default="2 epochs over the rows", panel=RECOVERY)
+]
+RecoverRecipe = Annotated[
+    Path | None, option("YAML file of recover's options; options on the command line win.", panel=RECOVERY)
+]
 
 
 def recovery_config(asked: bool, recipe: Path | None, data: str | None, steps: int | None) -> RecoverConfig | None:
-    """How to recover, or None for not at all.
+    """Return how to recover; None for no recovery.
 
     Raises:
         ValueError: options of a recovery that was not asked for, or no text for one that was.

@@ -1,50 +1,79 @@
-"""The options of prune that belong to sparse pruning, and the config that they give."""
+"""Command-line options of sparse pruning, and the config that they give."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pruneengine.cli.app import flags, given
+from pruneengine.cli.options.option import SPARSE, option
 
 if TYPE_CHECKING:
     from pruneengine.sparse.config import SparseConfig
 
-PANEL = "Sparse pruning (single weights become zero)"
-
-
-_option = partial(typer.Option, rich_help_panel=PANEL)
 Sparsity = Annotated[
-    float | None, _option(help="Fraction of the weights that become zero, of all linears but those of --ignore.")
+    float | None,
+    option("Fraction of the weights that become zero, of all linears but those of --ignore; asks for sparse pruning."),
 ]
 PatternOption = Annotated[
-    str | None, _option("--pattern", help="unstructured, or N:M such as 2:4: N weights kept of every M.")
-]
+    str | None,
+    option(
+        "Pattern of the zeros: unstructured, or N:M such as 2:4 (N weights kept of every M).", "--pattern",
+        default="unstructured", panel=SPARSE,
+    ),
+]  # fmt: skip
 Spread = Annotated[
-    float | None, _option(help="How far sparsities may differ: λ of owl and of functions, else a bound.")
+    float | None,
+    option(
+        "Spread of the layers' sparsities: lambda of owl and of allocation functions; for other allocations the "
+        "largest difference of a layer from the mean.",
+        default="0.08 for owl, the function's own, else unbounded", panel=SPARSE,
+    ),
+]  # fmt: skip
+Outlier = Annotated[
+    float | None,
+    option("OWL outlier threshold M, in multiples of the layer's mean score.", default=5, panel=SPARSE),
 ]
-Outlier = Annotated[float | None, _option(help="M of owl: an outlier is over so many means (5).")]
-Compare = Annotated[str | None, _option(help="Weights that compete: row, matrix or layer (as published).")]
-Mode = Annotated[str | None, _option(help="sequential, two-pass or one-shot statistics (sequential).")]
-Damp = Annotated[float | None, _option(help="SparseGPT's damping (0.01).")]
-Block = Annotated[int | None, _option(help="SparseGPT's columns a block (128, or nearest to it a multiple of M).")]
+Compare = Annotated[
+    str | None,
+    option(
+        "Weights that compete for the zeros: those of a row, a matrix or a layer.",
+        default="row for wanda and matrix for magnitude, as published", panel=SPARSE,
+    ),
+]  # fmt: skip
+Mode = Annotated[
+    str | None,
+    option(
+        "Statistics of a linear: sequential (behind pruned linears), two-pass (behind pruned layers) or one-shot (of "
+        "the dense model).", default="sequential", panel=SPARSE,
+    ),
+]  # fmt: skip
+Damp = Annotated[
+    float | None,
+    option("SparseGPT damping, as a fraction of the mean of the Hessian's diagonal.", default=0.01, panel=SPARSE),
+]
+Block = Annotated[
+    int | None,
+    option(
+        "SparseGPT block size, in columns.", default="128, or under N:M the nearest multiple of M", panel=SPARSE,
+    ),
+]  # fmt: skip
 Ignore = Annotated[
     str | None,
-    _option(
-        metavar="NAMES",
-        help="Linears that stay dense: down_proj,re:layers\\.0\\. Commas part them, but for those in {} and [].",
+    option(
+        "Linears that stay dense, such as down_proj,re:layers\\.0\\. (commas within {} and [] part no names).",
+        default="none", panel=SPARSE, metavar="NAMES",
     ),
-]
+]  # fmt: skip
 
 
 def sparse_config(
     recipe: Path | None, shared: Mapping[str, Any], own: Mapping[str, Any], structured: Mapping[str, Any]
 ) -> SparseConfig | None:
-    """How to prune sparsely, or None where that is not what is asked for; None among the values was not given.
+    """Return how to prune sparsely; None where structured pruning is asked for.
+
+    None among the values was not given.
 
     Args:
         recipe: whose ``sparse`` section asks for it, too.
@@ -58,7 +87,7 @@ def sparse_config(
     from pruneengine.common.recipes import read_recipe
     from pruneengine.sparse.config import METHODS, SparseConfig
 
-    named = given(shared | own)
+    named = given({**shared, **own})
     if not (named.keys() & {"sparsity", "pattern"} or (recipe and _is_sparse(recipe))):
         if alone := given(own):
             raise ValueError(f"{flags(alone)}: options of sparse pruning; give --sparsity S or --pattern N:M with them")
@@ -75,6 +104,7 @@ def sparse_config(
 
 
 def _is_sparse(recipe: Path) -> bool:
+    """Return True if a recipe asks for sparse pruning: by its section, or by its keys where it has none."""
     from pruneengine.common.recipes import RECIPES, read_keys
 
     content = read_keys(recipe)

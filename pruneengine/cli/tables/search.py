@@ -1,4 +1,4 @@
-"""What the verb search prints."""
+"""Tables of a search, by either method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pruneengine.search.adapruner.result import SearchResult
 
 
 def show_search(console: Console, job: SearchJobResult) -> None:
-    """The winner against the fixed metrics, what it is made of, and dense beside pruned."""
+    """Print the winner against the fixed metrics, what it is made of, and dense beside pruned."""
     result = job.result
     show_finals(console, result)
     if result.candidate is not None:
@@ -44,7 +44,7 @@ def show_search(console: Console, job: SearchJobResult) -> None:
 
 
 def show_finals(console: Console, result: SearchResult) -> None:
-    """Perplexity on search and held-out blocks: finalists, then the fixed metrics."""
+    """Print the perplexity on search and held-out blocks: finalists, then the fixed metrics."""
     table = Table(
         title=f"perplexity, {result.plan.reached:.1%} removed, {result.plan.shape} widths", title_justify="left"
     )
@@ -52,39 +52,25 @@ def show_finals(console: Console, result: SearchResult) -> None:
         table.add_column(column, justify="right" if column else "left")
     dense = result.dense["search"], result.dense["held out"]
     table.add_row("dense", *(f"{math.exp(loss):.2f}" for loss in dense), "")
-    for each in result.finalists:
-        found = _perplexities((*dense, dense[1]), each.value, each.held_out, each.compensated)
-        style = "bold" if each is result.winner else None
-        table.add_row(each.name, *found, style=style)
-    for each in sorted(result.baselines, key=lambda b: math.inf if b.value is None else b.value):
-        if each.value is None:
-            table.add_row(each.name, "no legal plan", "", "")
+    for finalist in result.finalists:
+        cells = _perplexities((*dense, dense[1]), finalist.value, finalist.held_out, finalist.compensated)
+        table.add_row(finalist.name, *cells, style="bold" if finalist is result.winner else None)
+    for baseline in sorted(result.baselines, key=lambda b: math.inf if b.value is None else b.value):
+        if baseline.value is None:
+            table.add_row(baseline.name, "no legal plan", "", "")
         else:
-            table.add_row(each.name, *_perplexities(dense, each.value, each.held_out), "")
+            table.add_row(baseline.name, *_perplexities(dense, baseline.value, baseline.held_out), "")
     console.print(table)
     if result.winner.compensation != "none":
         console.print(f"the winner's o_proj and down_proj are compensated by {result.winner.compensation}")
 
 
-def _perplexities(dense: tuple[float, ...], *above: float | None) -> tuple[str, ...]:
-    return tuple(
-        "" if extra is None else f"{math.exp(min(loss + extra, 700)):.2f}"
-        for loss, extra in zip(dense, above, strict=True)
-    )
-
-
 def show_dsa(console: Console, job: DsaJobResult) -> None:
-    """The finalists, what became of the trials, and dense beside pruned."""
+    """Print the finalists, the outcome of the trials, and dense beside pruned."""
     result = job.result
     table = Table(title="loss above the dense model's, nats")
-    for column, justify in (
-        ("", "left"),
-        ("function", "left"),
-        ("fast", "right"),
-        ("full", "right"),
-        ("held out", "right"),
-    ):
-        table.add_column(column, justify=justify)
+    for column in ("", "function", "fast", "full", "held out"):
+        table.add_column(column, justify="left" if column in ("", "function") else "right")
     for judged in result.finalists:
         entrant = judged.entrant
         numbers = (f"{loss:.4f}" for loss in (entrant.fast, judged.full, judged.held_out))
@@ -101,3 +87,11 @@ def show_dsa(console: Console, job: DsaJobResult) -> None:
         console.print(
             f"perplexity on {dense.tokens:,} unseen tokens: {dense.perplexity:.3f} -> {pruned.perplexity:.3f}"
         )
+
+
+def _perplexities(dense: tuple[float, ...], *above: float | None) -> tuple[str, ...]:
+    """Return perplexities of losses above the dense model's, as text; None is left empty."""
+    return tuple(
+        "" if extra is None else f"{math.exp(min(loss + extra, 700)):.2f}"
+        for loss, extra in zip(dense, above, strict=True)
+    )

@@ -11,12 +11,12 @@ from pruneengine.report.values.sparse import layer_rows
 from pruneengine.report.words import size
 from pruneengine.sparse.plan import SparsePlan
 
-# Counts are whole: linears with the same sparsity differ by a weight.
+# Largest difference of sparsities that are shown as one: counts are whole, so equal sparsities differ by a weight.
 SAME = 5e-5
 
 
 def show_sparsities(console: Console, plan: SparsePlan) -> None:
-    """The share of every layer that is zero, and of its linears where they differ."""
+    """Print the share of every layer that is zero, and of its linears where they differ."""
     rows = layer_rows(plan)
     alike = all(abs(share - row["sparsity"]) <= SAME for row in rows for share in row["linears"].values())
     names = [] if alike else list(dict.fromkeys(name for row in rows for name in row["linears"]))
@@ -31,7 +31,7 @@ def show_sparsities(console: Console, plan: SparsePlan) -> None:
 
 
 def show_sparse_target(console: Console, plan: SparsePlan) -> None:
-    """What was asked for, and what the plan reaches."""
+    """Print what was asked for, and what the plan reaches."""
     console.print(
         f"asked for {plan.asked:.2%} zeros in {len(plan.removed)} linears; the plan has "
         f"{sum(plan.removed.values()):,}, {plan.reached:.4%} (pattern {plan.pattern}, allocation {plan.allocation})"
@@ -39,7 +39,7 @@ def show_sparse_target(console: Console, plan: SparsePlan) -> None:
 
 
 def show_sparse_result(console: Console, result: SparseResult, title: str) -> None:
-    """Dense beside pruned, and the zeros that were counted."""
+    """Print dense beside pruned, and the counted zeros."""
     dense, pruned, zeros = result.dense, result.pruned, result.zeros
     table = Table(title=title, title_justify="left")
     for column in ("", "dense", "pruned"):

@@ -1,9 +1,9 @@
-"""What the command line prints: tables of plans, measurements and times."""
+"""Tables of a structured prune, of measures and of times."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from pruneengine.recovery import RecoverReport
 from pruneengine.report.values.blends import blends
 from pruneengine.report.values.structured import plan_columns
 from pruneengine.report.words import duration, size
+from pruneengine.structured.compensate import Compensation
 from pruneengine.structured.cost import Prediction
 from pruneengine.structured.prune import PruneReport
 
@@ -26,7 +27,7 @@ PARTS = {
 
 
 def show_structure(console: Console, source: str, structure: Structure, round_to: int) -> None:
-    """Groups, legal widths and the ratios they give, and what each uniform width leaves of the model."""
+    """Print groups, legal widths and the ratios they give, and what each uniform width leaves of the model."""
     parts: dict[str, list[Group]] = {}
     for group in structure.groups:
         parts.setdefault(group.part, []).append(group)
@@ -69,7 +70,7 @@ def show_structure(console: Console, source: str, structure: Structure, round_to
 
 
 def show_sizes(console: Console, structure: Structure, itemsize: int) -> None:
-    """What a ratio leaves of the whole model, when heads and mlp are pruned."""
+    """Print what a ratio leaves of the whole model, when heads and mlp are pruned."""
     table = Table(title="what a ratio leaves (heads and mlp)", title_justify="left")
     for column in ("ratio", "parameters", "of the model", "weights"):
         table.add_column(column, justify="right")
@@ -81,6 +82,7 @@ def show_sizes(console: Console, structure: Structure, itemsize: int) -> None:
 
 
 def show_predictions(console: Console, predictions: list[Prediction], title: str) -> None:
+    """Print the predicted memory, passes and time of every method's statistics."""
     table = Table(title=title, title_justify="left")
     for column in ("method", "peak memory", "forward passes", "time"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -90,7 +92,7 @@ def show_predictions(console: Console, predictions: list[Prediction], title: str
 
 
 def show_runtimes(console: Console, runtimes: Iterable[Runtime], title: str) -> None:
-    """Which programs open a checkpoint, and why the others do not."""
+    """Print which programs open a checkpoint, and why the others do not."""
     table = Table(title=title, title_justify="left")
     for column in ("program", "given", "opens it", "because"):
         table.add_column(column)
@@ -101,7 +103,7 @@ def show_runtimes(console: Console, runtimes: Iterable[Runtime], title: str) -> 
 
 
 def show_plan(console: Console, report: PruneReport) -> None:
-    """Kept units of every layer."""
+    """Print the kept units of every layer."""
     plan = report.plan
     table = Table(title="plan", title_justify="left")
     columns = {PARTS[part]: of for part, of in plan_columns(plan).items()}
@@ -118,7 +120,7 @@ def show_plan(console: Console, report: PruneReport) -> None:
 
 
 def show_blends(console: Console, report: PruneReport) -> None:
-    """How a fused method blended the scores of every group, and how far the two disagree."""
+    """Print how a fused method blended the scores of every group, and how far the two disagree."""
     table = Table(title=f"how {report.scores.metric} blended coarse and fine scores", title_justify="left")
     for column in ("group", "share of fine", "least", "most", "rank correlation", "removed", "by both alone"):
         table.add_column(column, justify="left" if column == "group" else "right")
@@ -134,7 +136,7 @@ def show_blends(console: Console, report: PruneReport) -> None:
 
 
 def show_target(console: Console, report: PruneReport) -> None:
-    """What was asked for, what the plan reaches, and why they differ if they do."""
+    """Print what was asked for, what the plan reaches, and why they differ if they do."""
     plan, config = report.plan, report.config
     what = "of the parameters in " + " and ".join(plan.kinds)
     changed = f"{plan.params_before:,} => {plan.params_after:,} parameters"
@@ -151,21 +153,25 @@ def show_target(console: Console, report: PruneReport) -> None:
         console.print("these are the nearest legal widths: whole heads and layers, rounded multiples of channels")
 
 
-def show_compensation(console: Console, report: PruneReport, params: int) -> None:
-    """How far the kept units make up for the removed ones, on samples held out of the fit."""
-    found, added = report.compensation, params - report.plan.params_after
-    before, after = (
-        sum(getattr(group, name) for group in found.groups) / len(found.groups) for name in ("before", "after")
-    )
+def show_compensation(console: Console, compensation: Compensation, added: int) -> None:
+    """Print how far the kept units make up for the removed ones on samples held out of the fit.
+
+    Args:
+        console: to print on.
+        compensation: of the pruned model.
+        added: parameters that its biases add.
+    """
+    groups = compensation.groups
+    before, after = (sum(getattr(group, name) for group in groups) / len(groups) for name in ("before", "after"))
     console.print(
-        f"compensation by {found.how}, {found.mode}: {len(found.corrections)} of {len(found.groups)} groups changed; "
-        f"held-out squared error of their outputs {before:.2%} => {after:.2%} on average"
+        f"compensation by {compensation.how}, {compensation.mode}: {len(compensation.corrections)} of {len(groups)} "
+        f"groups changed; held-out squared error of their outputs {before:.2%} => {after:.2%} on average"
         + (f"; biases add {added:,} parameters" if added else "")
     )
 
 
 def show_result(console: Console, result: JobResult, title: str) -> None:
-    """Dense beside pruned, then where the time went."""
+    """Print dense beside pruned, then the seconds by stage."""
     dense, pruned = result.dense, result.pruned
     table = Table(title=title, title_justify="left")
     for column in ("", "dense", "pruned", "change"):
@@ -179,7 +185,7 @@ def show_result(console: Console, result: JobResult, title: str) -> None:
 
 
 def show_recovery(console: Console, report: RecoverReport, before: Measures, after: Measures, title: str) -> None:
-    """Before beside after the recovery, and the losses on the way."""
+    """Print before beside after the recovery, and the losses on the way."""
     table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="left" if not column else "right")
@@ -205,7 +211,7 @@ def show_recovery(console: Console, report: RecoverReport, before: Measures, aft
 def show_checkpoint(
     console: Console, saved: SavedCheckpoint, prompt: str | None = None, text: str | None = None
 ) -> None:
-    """What the checkpoint gave when it was reopened, if it was, how it continues the prompt, and where it lies."""
+    """Print the reload proof and the continuation of the prompt, where there are any, and the checkpoint's folder."""
     if saved.proof is not None:
         console.print(
             f"reloaded in a fresh process with {saved.proof.loader}: logits within {saved.proof.max_difference:.1e}, "
@@ -216,7 +222,8 @@ def show_checkpoint(
     console.print(f"saved {saved.path} ({saved.bytes / 1e6:.1f} MB)")
 
 
-def show_times(console: Console, seconds: dict[str, float]) -> None:
+def show_times(console: Console, seconds: Mapping[str, float]) -> None:
+    """Print the seconds by stage, and their sum."""
     table = Table(title="where the time went", title_justify="left")
     table.add_column("stage")
     table.add_column("time", justify="right")
@@ -226,7 +233,8 @@ def show_times(console: Console, seconds: dict[str, float]) -> None:
     console.print(table)
 
 
-def _rows(dense: Measures, pruned: Measures):
+def _rows(dense: Measures, pruned: Measures) -> Iterator[tuple[str, float, float, Callable[[float], str]]]:
+    """Yield name, dense value, pruned value and form of every measure that both sides have."""
     yield "parameters", dense.params, pruned.params, lambda v: f"{v:,}"
     yield "weights on disk", dense.weight_bytes, pruned.weight_bytes, size
     if dense.perplexity:
@@ -238,4 +246,5 @@ def _rows(dense: Measures, pruned: Measures):
 
 
 def _span(values: list[int]) -> str:
+    """Return the one value of a sorted list, or its least and its greatest."""
     return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
