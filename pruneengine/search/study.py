@@ -24,7 +24,7 @@ IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, START, SECONDS, ILLEGAL = "worker", "mask", "origin", "start", "seconds", "illegal"
 KV_BYTES = "KV bytes a token"
 AT_WORK = "at work: "
-# A trial of a process on another machine is lost after both: this number of seconds, and of longest trials.
+# A trial of another machine is lost once it has run for both: these seconds, and this multiple of the longest trial.
 LEASE_SECONDS, LEASE_TRIALS = 600.0, 10
 
 

@@ -63,8 +63,8 @@ def pick_winner(
     """
     entrants: list[_Entrant] = []
     bound = math.inf
-    for best in by_loss(baselines)[:1]:
-        bound = mean(best.losses)
+    if legal := by_loss(baselines):
+        best, bound = legal[0], mean(legal[0].losses)
         # The best baselines were measured on the held-out blocks.
         assert best.held_out is not None
         entrants.append(_Entrant(Finalist(best.name, bound, best.held_out), masked_baseline(best, planner), None))

@@ -15,7 +15,7 @@ from torch import nn
 
 from pruneengine.calibration.statistics import QUANTITIES
 from pruneengine.common.progress import Stopwatch
-from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model import find_groups
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.search.adapruner import baselines as fixed
 from pruneengine.search.adapruner.config import AdaPrunerConfig
@@ -70,7 +70,7 @@ def search(
     structure = find_groups(unfuse_experts(model))
     check_reachable(structure, config.prune_config)
     kv_groups = tuple(legal_heads(structure, config.ratio, config.kinds)) if config.shape == "uniform" else ()
-    study = open_study(run.study, run.storage, _identity(model, texts, config, run))
+    study = open_study(run.study, run.storage, run.identity(model, texts, "pool") | config.identity)
     say("collecting statistics of the calibration pool")
     layers = config.layer_range(structure.num_layers)
     with clock("statistics"):
@@ -131,14 +131,3 @@ def _enqueue_starts(study: optuna.Study, starts: list[dict[str, Any]]) -> None:
     for params in starts:
         if params not in given:
             study.enqueue_trial(params, user_attrs={ORIGIN: "start", START: True})
-
-
-def _identity(model: nn.Module, texts: SearchTexts, config: AdaPrunerConfig, run: SearchRun) -> dict[str, Any]:
-    return {
-        "model": model_fingerprint(model),
-        "pool": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
-        "search text": texts.search.hash[:16],
-        "held-out text": texts.held_out.hash[:16],
-        "objective's dtype": str(run.dtype or model.dtype),
-        **config.identity,
-    }

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.common.progress import Stopwatch
-from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model import find_groups
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.codes import quantile_masks
@@ -87,7 +87,8 @@ def search_dsa(
     if len(texts.pool) != 1:
         raise ValueError(f"calibration samples of one length expected, got {sorted(texts.pool)}")
     (calibration,) = texts.pool.values()
-    study = open_study(run.study, run.storage, _identity(model, texts, config, run))
+    identity = {"method": "dsa"} | run.identity(model, texts, "calibration") | config.identity
+    study = open_study(run.study, run.storage, identity)
     say("collecting statistics of the dense model")
     with clock("statistics"):
         statistics = calibrate(
@@ -179,15 +180,3 @@ def _losses(
         known = list(objective.evaluate(allocated.levels).losses)
         study.set_user_attr(RIVAL + name, known)
     return tuple(known)
-
-
-def _identity(model: nn.Module, texts: SearchTexts, config: DsaConfig, run: SearchRun) -> dict[str, Any]:
-    return {
-        "method": "dsa",
-        "model": model_fingerprint(model),
-        "calibration": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
-        "search text": texts.search.hash[:16],
-        "held-out text": texts.held_out.hash[:16],
-        "objective's dtype": str(run.dtype or model.dtype),
-        **config.identity,
-    }
