@@ -12,7 +12,8 @@ T = TypeVar("T")
 def accept_former_name(former: str, name: str) -> Callable[[type[T]], type[T]]:
     """Return a class decorator that lets the constructor take the field ``name`` by its former name, too.
 
-    The class itself defines a property of the former name for readers.
+    Where both are given the former name counts: ``dataclasses.replace(value, former=...)`` passes the value's own field
+    beside it. The class itself defines a property of the former name for readers.
     """
 
     def decorate(kind: type[T]) -> type[T]:
@@ -21,8 +22,6 @@ def accept_former_name(former: str, name: str) -> Callable[[type[T]], type[T]]:
         @functools.wraps(build)
         def build_from_either(self: T, *values: Any, **named: Any) -> None:
             if former in named:
-                if name in named:
-                    raise TypeError(f"{kind.__name__} takes {name}, or {former} (its former name), got both")
                 named[name] = named.pop(former)
             build(self, *values, **named)
 
