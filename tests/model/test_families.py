@@ -1,4 +1,4 @@
-"""What every family can do, on the tiny models of tests/families.py."""
+"""Capabilities of every family, on the tiny models of tests/helpers/families.py."""
 
 import json
 from dataclasses import replace
