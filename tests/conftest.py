@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_children():
-    switch = forked.Switch()
+    # A parent that has looked for GPUs cannot hand them on to forked children.
+    switch = forked.Switch(not HAS_GPU)
     with pytest.MonkeyPatch.context() as patch:
         forked.replace_children(patch, switch)
         yield switch
@@ -56,7 +57,8 @@ def forked_children():
 @pytest.fixture(autouse=True)
 def fresh_children(request, forked_children, monkeypatch):
     """Let the package start its own processes in tests with the mark ``fresh_process``."""
-    monkeypatch.setattr(forked_children, "forks", "fresh_process" not in request.keywords)
+    if "fresh_process" in request.keywords:
+        monkeypatch.setattr(forked_children, "forks", False)
 
 
 @pytest.fixture(scope="module")

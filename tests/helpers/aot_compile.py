@@ -44,7 +44,7 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
-    """Every launch to compile: a case, the launcher and its arguments.
+    """Yield every launch to compile: a case, the launcher and its arguments.
 
     ``wide`` has the sizes of a 7B model and must stream with 16-byte loads; ``odd`` allows none; ``one`` is there
     because Triton compiles an argument of 1 as a constant. ``several`` is added for several scores from one read.
@@ -79,7 +79,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
 
 
 def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..., Any], tuple]]:
-    """Selection over matrices and sparse weights; groups of 7 are those that leave lanes empty."""
+    """Yield the launches of selection over matrices and of sparse weights. Groups of 7 leave lanes empty."""
     codes, n, m = torch.empty_like(w, dtype=torch.uint8), *{"wide": (2, 4), "odd": (3, 7), "one": (1, 1)}[case]
     yield MODULES["select_global"].kth_value_global, ([w], 1)
     yield MODULES["select_global"].select_mask_global, ([w, w], 1)
@@ -93,7 +93,7 @@ def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..
 def record(
     launcher: Callable[..., Any], arguments: tuple, target: GPUTarget
 ) -> list[tuple[JITFunction, tuple, dict[str, Any]]]:
-    """The launches a launcher makes where torch was built for the target, none of them carried out."""
+    """Return the launches that a launcher makes where torch was built for the target; none is carried out."""
     launches = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -109,7 +109,7 @@ def record(
 
 
 def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[ASTSource, dict[str, Any]]:
-    """Types, constants and divisibility as Triton's own specialisation derives them from a launch's arguments."""
+    """Derive types, constants and divisibility from a launch's arguments, as Triton's own specialisation does."""
     values = dict(zip(fn.arg_names, args, strict=False)) | kwargs
     options = {name: values.pop(name) for name in kwargs if name not in fn.arg_names}
     signature, constants, attributes = {}, {}, {}
@@ -133,7 +133,7 @@ def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[AST
 
 
 def cuda_usage(asm: dict[str, Any]) -> dict[str, Any]:
-    """Registers, bytes spilled, and loads by kind: to registers, or copies to shared memory with their bytes in hex."""
+    """Count registers, bytes spilled, and loads by kind: to registers, or to shared memory with their bytes in hex."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
         file.flush()
@@ -155,7 +155,7 @@ def hip_usage(asm: dict[str, Any]) -> dict[str, Any]:
 
 
 def uncovered(launched: set[JITFunction]) -> list[str]:
-    """Names of the jit functions that no launched kernel is or calls."""
+    """Return the names of the jit functions that no launched kernel is or calls."""
     functions = {f for module in MODULES.values() for f in vars(module).values() if isinstance(f, JITFunction)}
     reached = launched & functions
     while True:

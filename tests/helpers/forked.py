@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import pytest
+if TYPE_CHECKING:
+    # Every child imports this file.
+    import pytest
 
 RELOAD_CHILD = Path(__file__).parents[2] / "pruneengine" / "checkpoint" / "reload_child.py"
 # Nothing of pruneengine: the reload proof runs without it.
@@ -38,10 +41,15 @@ PRELOADED = [
 ]
 
 
+@dataclass
 class Switch:
-    """Whether children are forked; off within a test with the mark ``fresh_process``."""
+    """Switch between forked children and fresh ones.
 
-    forks = True
+    Attributes:
+        forks: children are forked; False within a test with the mark ``fresh_process``.
+    """
+
+    forks: bool
 
 
 def replace_children(patch: pytest.MonkeyPatch, switch: Switch) -> None:
