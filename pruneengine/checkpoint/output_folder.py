@@ -72,6 +72,8 @@ def claim_output(
     if not (path / mark).is_file():
         what = "a model" if mark == "config.json" else f"an earlier result (no {mark})"
         raise FileExistsError(f"output folder {path} holds other things than {what}; it is not replaced")
+    if not _written_by_us(path):
+        raise FileExistsError(f"output folder {path} holds a model that pruneengine did not write; it is not replaced")
     if foreign := _foreign(path):
         shown = ", ".join(foreign[:SHOWN]) + (f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else "")
         raise FileExistsError(f"output folder {path} holds what pruneengine did not write ({shown}): not replaced")
@@ -131,6 +133,14 @@ def _check_apart(path: Path, other: Path, given: str | Path) -> None:
         raise ValueError(f"output folder {path} is {given} itself; choose another")
     if path in other.parents:
         raise ValueError(f"output folder {path} holds {given}, which the run needs; choose another place")
+
+
+def _written_by_us(path: Path) -> bool:
+    """Return True for a folder with a plan, a recipe, an export's account, or a model card that names pruneengine."""
+    if any((path / name).is_file() for name in ("plan.json", "recipe.yaml", "export.json")):
+        return True
+    card = path / "README.md"
+    return card.is_file() and "pruneengine" in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _foreign(path: Path) -> list[str]:

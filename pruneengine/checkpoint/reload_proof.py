@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,8 +49,16 @@ class ReloadProof:
     seconds: float
 
 
+# Last line of a process that had too little memory: Python's, and torch's on the CPU and on a GPU.
+OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
+
+
 class ReloadError(RuntimeError):
     """Error: a checkpoint does not open in a fresh process, or gives other logits than the model in memory."""
+
+
+class ProofStoppedError(ReloadError):
+    """Error: the process of a proof was killed or ran out of memory, which says nothing of the checkpoint."""
 
 
 def prove_reload(folder: str | Path, model: PreTrainedModel, tokenizer: Any = None) -> ReloadProof:
@@ -58,6 +68,7 @@ def prove_reload(folder: str | Path, model: PreTrainedModel, tokenizer: Any = No
     give the same token ids.
 
     Raises:
+        ProofStoppedError: the process was killed, or had too little memory.
         ReloadError: the checkpoint does not open, keys are missing, or dtype, logits or token ids differ.
     """
     start, folder = time.perf_counter(), Path(folder).resolve()
@@ -157,7 +168,11 @@ def _run(folder: Path, device: torch.device, attention: str | None, **job: Any) 
             cwd=scratch,
             env=os.environ | quiet,
         )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ProofStoppedError(f"the process that reopens the checkpoint was killed ({name})")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ReloadError(f"the checkpoint does not open in a fresh process: {reason}")
+        kind = ProofStoppedError if OUT_OF_MEMORY.search(reason) else ReloadError
+        raise kind(f"the checkpoint does not open in a fresh process: {reason}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,8 +14,9 @@ from torch import nn
 from pruneengine.checkpoint.config_json import MODELING_FILE, checkpoint_config, loader_of
 from pruneengine.checkpoint.equivalent_class import model_to_save
 from pruneengine.checkpoint.model_card import model_card
-from pruneengine.checkpoint.reload_proof import ReloadProof, prove_reload
-from pruneengine.common.files import check_space, check_writable
+from pruneengine.checkpoint.output_folder import OutputFolder, claim_output, finished_folder
+from pruneengine.checkpoint.reload_proof import ProofStoppedError, ReloadProof, prove_reload
+from pruneengine.common.files import check_space
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.recipes import write_yaml
 from pruneengine.model import family_of, find_groups
@@ -43,19 +41,21 @@ class SavedCheckpoint:
         path: its folder, absolute.
         bytes: size of all its files.
         loads_with: the call that opens it.
-        proof: measurements of the reload proof, or None if it was not requested.
+        proof: measurements of the reload proof, or None if it was not requested or was stopped.
+        unproved: why the proof came to no end (its process was killed, or had no memory); None otherwise.
     """
 
     path: Path
     bytes: int
     loads_with: str
     proof: ReloadProof | None
+    unproved: str | None = None
 
 
 def save(
     model: PreTrainedModel,
     tokenizer: Any,
-    out: str | Path,
+    out: str | Path | OutputFolder,
     *,
     plan: HasJson | None = None,
     recipe: Mapping[str, Any] | str | None = None,
@@ -76,23 +76,24 @@ def save(
     Args:
         model: a causal language model of a known family, compacted.
         tokenizer: a tokenizer of transformers, or None to write none.
-        out: the folder to create.
+        out: the folder to create, or what :func:`claim_output` gave for it before the work.
         plan: written as ``plan.json``.
         recipe: written as ``recipe.yaml``; a string is written unchanged.
         report: JSON value, written as ``report.json`` and shown in the model card.
-        overwrite: replace an existing model folder.
+        overwrite: replace an earlier checkpoint of ours.
         dense_config: config of the unpruned model (a dict or with ``to_dict()``), for the model card.
         proof: reopen the checkpoint in a fresh process before it appears.
         extra_files: file name -> text.
         remarks: a heading and paragraphs, for the model card.
 
     Raises:
-        FileExistsError, PermissionError: as :func:`check_output`.
+        FileExistsError, PermissionError: as :func:`claim_output` and :func:`finished_folder`.
         ValueError: the model cannot be written, see :func:`checkpoint_config`.
         OSError: not enough space for the weights.
         ReloadError: the reload proof failed; nothing was written.
     """
-    path = check_output(out, overwrite)
+    output = out if isinstance(out, OutputFolder) else claim_output(out, overwrite)
+    path = output.path
     written = model_to_save(model)
     config = checkpoint_config(written)
     loader = loader_of(config)
@@ -112,7 +113,7 @@ def save(
     if "auto_map" in config:
         texts[MODELING_FILE.name] = MODELING_FILE.read_text(encoding="utf-8")
     texts |= _checked_names(extra_files or {}, taken=texts)
-    with complete_or_nothing(path) as folder:
+    with finished_folder(output) as folder:
         write_weights(written, folder, plain="auto_map" not in config)
         if getattr(model, "generation_config", None) is not None:
             # Not save_pretrained: it refuses sampling settings that many published models carry.
@@ -122,34 +123,14 @@ def save(
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         share(folder)
-        result = prove_reload(folder, model, tokenizer) if proof else None
+        result, unproved = None, None
+        if proof:
+            try:
+                result = prove_reload(folder, model, tokenizer)
+            except ProofStoppedError as error:
+                unproved = str(error)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return SavedCheckpoint(path, size, loader, result)
-
-
-def check_output(out: str | Path, overwrite: bool = False, mark: str = "config.json") -> Path:
-    """Return the absolute path of ``out`` if a checkpoint can be written there; call it before any work.
-
-    Args:
-        out: the folder to create.
-        overwrite: whether a folder that holds the file ``mark`` may be replaced.
-        mark: file that marks an earlier result of the same kind.
-
-    Raises:
-        FileExistsError: ``out`` is a file; or a folder with content, without ``overwrite`` or not a model folder.
-        PermissionError: the folder that ``out`` lies in cannot be written to.
-    """
-    path = Path(out).expanduser().resolve()
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"output {path} is a file, expected a folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True (--overwrite) to replace it")
-        if not (path / mark).is_file():
-            what = "a model" if mark == "config.json" else f"an earlier result (no {mark})"
-            raise FileExistsError(f"output folder {path} holds other things than {what}; it is not replaced")
-    check_writable(path.parent)
-    return path
+    return SavedCheckpoint(path, size, loader, result, unproved)
 
 
 def written_here(folder: Path) -> bool:
@@ -211,28 +192,6 @@ def share(folder: Path) -> None:
     folder.chmod(0o777 & ~mask)
     for file in folder.rglob("*"):
         file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
-
-
-@contextmanager
-def complete_or_nothing(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``path`` if the block succeeds and is removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    old = folder.with_name(f"{folder.name}-old")
-    try:
-        yield folder
-        if path.exists():
-            path.rename(old)
-        try:
-            folder.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _json(value: Any) -> str:

@@ -13,8 +13,9 @@ from torch import nn
 
 from pruneengine.checkpoint.equivalent_class import model_to_save, split_fused_linears
 from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.checkpoint.output_folder import claim_output, finished_folder
 from pruneengine.checkpoint.reload_proof import fixed_tokens
-from pruneengine.checkpoint.write import check_output, complete_or_nothing, share
+from pruneengine.checkpoint.write import share
 from pruneengine.common.validation import require_choice
 from pruneengine.export import deci, pad
 from pruneengine.export.compare_logits import agree, logits
@@ -58,7 +59,7 @@ def export(
     Raises:
         ValueError: an unknown format or dtype; the format cannot hold this model, with the reason; ``out`` is or holds
             the checkpoint itself, or is a GGUF file's name.
-        FileExistsError, PermissionError: as :func:`pruneengine.checkpoint.write.check_output`.
+        FileExistsError, PermissionError: as :func:`claim_output` and :func:`finished_folder`.
         OSError: not enough space.
         ReloadError: the result gives other logits than the checkpoint; nothing was written.
     """
@@ -66,8 +67,9 @@ def export(
     require_choice("dtype", dtype, DTYPES)
     if Path(out).suffix == ".gguf":
         raise ValueError(f"output {out} must be a folder; the .gguf file is written into it")
-    _check_apart(source, out)
-    path = check_output(out, overwrite, mark=EXPORT_FILE)
+    local = [source] if Path(source).expanduser().exists() else []
+    output = claim_output(out, overwrite, mark=EXPORT_FILE, inputs=local)
+    path = output.path
     write, check, equivalent_of = FORMATS[format]
     shape = model_shape(load_skeleton(source, trust_remote_code))
     check(shape)
@@ -75,21 +77,13 @@ def export(
     equivalent = equivalent_of(model)
     shape = model_shape(equivalent)
     same = [_same(equivalent, model, shape)] if proof and equivalent is not model else []
-    with complete_or_nothing(path) as folder:
+    with finished_folder(output) as folder:
         written = write(equivalent, tokenizer, shape, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
         written = replace(written, verified=(*same, *written.verified))
         describe(folder, format, _name(source), path.name, written)
         share(folder)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Exported(path, format, size, written)
-
-
-def _check_apart(source: str | Path, out: str | Path) -> None:
-    """Raise ValueError if replacing ``out`` would delete the checkpoint."""
-    checkpoint, path = Path(source).expanduser().resolve(), Path(out).expanduser().resolve()
-    if checkpoint.exists() and path in (checkpoint, *checkpoint.parents):
-        what = "is" if path == checkpoint else "holds"
-        raise ValueError(f"output folder {path} {what} the checkpoint itself; choose another")
 
 
 def _name(source: str | Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from pruneengine.checkpoint.output_folder import OutputFolder, remove_leftovers
 from pruneengine.checkpoint.reload_proof import reload_and_generate
 from pruneengine.checkpoint.write import SavedCheckpoint, save
 from pruneengine.common.progress import Stopwatch
@@ -58,6 +59,7 @@ class CheckpointJob:
         model: changed in place by the caller, between :meth:`dense` and :meth:`changed`.
         tokenizer: of the model.
         clock: seconds by stage.
+        output: where the checkpoint goes, as it was found before the work; None for a dry run.
         evaluation: windows that perplexities are measured on; None measures no perplexity.
         warnings: collected so far.
         dense_config: config of the dense model, once :meth:`dense` has measured it; the model card shows it.
@@ -68,6 +70,7 @@ class CheckpointJob:
     model: nn.Module
     tokenizer: Any
     clock: Stopwatch
+    output: OutputFolder | None = None
     evaluation: Samples | None = None
     warnings: tuple[str, ...] = ()
     dense_config: dict[str, Any] | None = None
@@ -79,9 +82,12 @@ class CheckpointJob:
         Raises:
             ValueError, OSError: as :func:`pruneengine.checkpoint.load.load_model`.
         """
-        clock = Stopwatch()
+        clock, output = Stopwatch(), None
+        if options.out is not None:
+            output = options.claim()
+            remove_leftovers(output, say)
         model, tokenizer = options.load(clock, say)
-        return cls(options, say, model, tokenizer, clock)
+        return cls(options, say, model, tokenizer, clock, output)
 
     @property
     def out(self) -> Path:
@@ -165,10 +171,13 @@ class CheckpointJob:
         options = self.options
         self.say(f"saving {self.out}" + (", and reopening it in a fresh process" if options.proof else ""))
         with self.clock("save"):
-            return save(
-                self.model, self.tokenizer, self.out, overwrite=options.overwrite, proof=options.proof,
+            saved = save(
+                self.model, self.tokenizer, self.output or options.claim(), proof=options.proof,
                 dense_config=self.dense_config, **contents,
             )  # fmt: skip
+        if saved.unproved is not None:
+            self.warnings += (f"the checkpoint in {saved.path} is complete and unproved: {saved.unproved}",)
+        return saved
 
     def continuation(self, saved: SavedCheckpoint, prompt: str | None) -> str | None:
         """Return 24 tokens with which the checkpoint continues ``prompt`` in a fresh process; None without a prompt."""

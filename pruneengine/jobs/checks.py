@@ -1,25 +1,10 @@
-"""Checks of a job's options that need no model: output folder, evaluation text, recovery of a sparse model."""
+"""Checks of a job's options that need no model: evaluation text, recovery of a sparse model."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from pruneengine.checkpoint.write import check_output
 from pruneengine.data.windows import check_spec
-
-
-def check_out(out: Path, overwrite: bool, source: str) -> Path:
-    """Return the absolute path of ``out`` if a checkpoint made of ``source`` can be written there.
-
-    Raises:
-        ValueError: ``out`` is the model itself.
-        OSError: as :func:`pruneengine.checkpoint.write.check_output`.
-    """
-    path = check_output(out, overwrite)
-    if path == Path(source).expanduser().resolve():
-        raise ValueError(f"output folder {path} is the model itself; choose another")
-    return path
 
 
 def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:

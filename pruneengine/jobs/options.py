@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from pruneengine.checkpoint.load import load_model
+from pruneengine.checkpoint.output_folder import OutputFolder, claim_output
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import Stopwatch
-from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.checks import check_evaluation
 from pruneengine.jobs.versions import versions
 from pruneengine.recovery import RecoverConfig, work_folder
 from pruneengine.search.run import SearchRun
@@ -56,6 +57,23 @@ class CheckpointOptions:
             return {}
         return {"evaluation": {"text": self.eval_text, "tokens a window": self.eval_seqlen}}
 
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        """Files and folders that the job keeps beside its checkpoint."""
+        return ()
+
+    def claim(self) -> OutputFolder:
+        """Return where the checkpoint may go, as :func:`pruneengine.checkpoint.output_folder.claim_output`.
+
+        Raises:
+            ValueError: the model, or what the job keeps, lies in ``out``.
+            OSError: ``out`` cannot be written, or may not be replaced.
+        """
+        assert self.out is not None, "a dry run saves nothing"
+        # The name of a model on the hub is no path here.
+        source = [self.source] if Path(self.source).expanduser().exists() else []
+        return claim_output(self.out, self.overwrite, inputs=[*source, *self.kept])
+
     def load(self, clock: Stopwatch, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
         """Return the model and its tokenizer; ``clock`` gains "load".
 
@@ -94,6 +112,11 @@ class JobOptions(CheckpointOptions):
     prompt: str | None = None
     recover: RecoverConfig | None = None
 
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        """The file of the statistics, if there is one."""
+        return () if self.statistics is None else (self.statistics,)
+
 
 @dataclass(frozen=True)
 class SearchOptions(CheckpointOptions):
@@ -118,6 +141,13 @@ class SearchOptions(CheckpointOptions):
     recover: RecoverConfig | None = None
 
     @property
+    def kept(self) -> tuple[Path, ...]:
+        """The folder of the search, and the file of a journal or of an SQLite database."""
+        prefix = next((p for p in ("journal:", "sqlite:///") if (self.storage or "").startswith(p)), None)
+        storage = () if prefix is None or self.storage is None else (Path(self.storage.removeprefix(prefix)),)
+        return (self.folder, *storage)
+
+    @property
     def folder(self) -> Path:
         """The folder from which a stopped search goes on."""
         return self.out.with_name(f"{self.out.name}-search")
@@ -126,9 +156,9 @@ class SearchOptions(CheckpointOptions):
         """Return how the search runs, once the options are checked.
 
         Raises:
-            ValueError, OSError: as :func:`check_out` and :func:`check_evaluation`, or a run that cannot be.
+            ValueError, OSError: as :meth:`claim` and :func:`check_evaluation`, or a run that cannot be.
         """
-        check_out(self.out, self.overwrite, self.source)
+        self.claim()
         check_evaluation(self.eval_text, self.eval_seqlen, self.eval_windows)
         check_writable(self.folder)
         storage = self.storage or f"journal:{self.folder / 'study.journal'}"

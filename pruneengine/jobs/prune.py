@@ -20,7 +20,7 @@ from pruneengine.evaluation.measures import Measures
 from pruneengine.evaluation.perplexity import best_dtype
 from pruneengine.evaluation.speed import measure_speed_pair
 from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
-from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.checks import check_evaluation
 from pruneengine.jobs.options import JobOptions
 from pruneengine.jobs.recover_pruned import training_kept
 from pruneengine.jobs.texts import load_texts
@@ -123,7 +123,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
 def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
     """Refuse what can be refused before a model is loaded, and settle the sizes of the texts."""
     if options.out is not None:
-        check_out(options.out, options.overwrite, options.source)
+        options.claim()
     config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     options = replace(options, eval_windows=windows)

@@ -14,7 +14,7 @@ from pruneengine.checkpoint.write import count_saved_zeros
 from pruneengine.common.files import check_writable
 from pruneengine.data.windows import Samples, check_spec
 from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
-from pruneengine.jobs.checks import check_evaluation, check_out, refuse_recovery
+from pruneengine.jobs.checks import check_evaluation, refuse_recovery
 from pruneengine.jobs.options import JobOptions
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import find_groups, model_fingerprint
@@ -121,7 +121,7 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
     if options.statistics is not None:
         check_writable(options.statistics.parent)
     if options.out is not None:
-        check_out(options.out, options.overwrite, options.source)
+        options.claim()
         check_layers(config, partial_folder(options.out))
     config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)

@@ -12,7 +12,7 @@ from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.recipes import read_yaml
 from pruneengine.evaluation.measures import Measures
 from pruneengine.jobs.checkpoint_job import CheckpointJob, proof_values
-from pruneengine.jobs.checks import check_evaluation, check_out
+from pruneengine.jobs.checks import check_evaluation
 from pruneengine.jobs.options import RecoverOptions
 from pruneengine.jobs.recover_pruned import training_kept
 from pruneengine.jobs.texts import load_evaluation
@@ -79,7 +79,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
     """Refuse what can be refused before the model is loaded, and settle the size of the evaluation text."""
-    check_out(options.out, options.overwrite, options.source)
+    options.claim()
     if is_sparse_plan(Path(options.source).expanduser() / "plan.json"):
         raise ValueError(
             f"{options.source} was pruned sparsely (its plan.json says so): merging trained LoRA adapters would fill "
