@@ -121,12 +121,12 @@ def masked(baseline: Baseline, decider: CandidatePlanner) -> MaskedPlan:
     # The pool holds statistics of these layers alone.
     scores = score(
         decider.model, baseline.method, decider.pool.statistics(decider.pool.largest),
-        structure=structure, kinds=config.kinds, layers=layers, seed=config.seed,
+        structure=structure, kinds=config.structure, layers=layers, seed=config.seed,
     )  # fmt: skip
     if baseline.allocation == "protected":
         layers = range(max(layers.start, 4), min(layers.stop, structure.num_layers - 2))
     allocation = "global" if baseline.allocation == "global" else "uniform"
-    ratios = allocate(structure, scores, config.ratio, kinds=config.kinds, allocation=allocation, layers=layers)
+    ratios = allocate(structure, scores, config.ratio, kinds=config.structure, allocation=allocation, layers=layers)
     whole = len(layers) == structure.num_layers
     return MaskedPlan(decider.plan(scores, ratios, "uniform" if whole and allocation == "uniform" else "per-layer"))
 
@@ -143,7 +143,7 @@ def starts(decider: CandidatePlanner, space: Space) -> list[Candidate]:
     if space.kv_groups:
         kv_groups = space.default_kv_groups(decider.config.ratio, decider.structure)
         return [Candidate(subset, point, kv_groups=kv_groups) for point in points]
-    heads = 0.0 if set(decider.config.kinds) >= {"heads", "mlp"} else 1.0
+    heads = 0.0 if set(decider.config.structure) >= {"heads", "mlp"} else 1.0
     ends = {"first": 2, "last": 1} if space.layers > 6 else {}
     curves = (Curve(heads=heads), Curve(heads=heads, **ends), Curve(heads=heads, adapt=1.0, **ends))
     points = [SPECIAL_CASES[name] for name in ("energy", "wanda", "param_second")]

@@ -114,11 +114,6 @@ class AdaPrunerConfig:
             raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} need shape 'per-layer', got 'uniform'")
 
     @property
-    def structure(self) -> tuple[str, ...]:
-        """The former name of :attr:`kinds`, until the next release."""
-        return self.kinds
-
-    @property
     def prune_config(self) -> PruneConfig:
         """The target as a prune states it."""
         return PruneConfig(
@@ -150,6 +145,11 @@ class AdaPrunerConfig:
     def fills(self) -> tuple[str, ...]:
         """What removed channels may turn into: zero, and their mean where a bias may hold it."""
         return ("zero", "mean") if "bias" in self.compensate else ("zero",)
+
+    @property
+    def structure(self) -> tuple[str, ...]:
+        """The former name of :attr:`kinds`, until the next release."""
+        return self.kinds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what a recipe holds under ``search``."""

@@ -45,7 +45,7 @@ class CandidatePlanner:
         statistics = self.pool.statistics(candidate.subset)
         scores = score_point(
             self.model, candidate.metric, statistics,
-            structure=self.structure, kinds=config.kinds, layers=layers, cache=self._sums,
+            structure=self.structure, kinds=config.structure, layers=layers, cache=self._sums,
         )  # fmt: skip
         plan = self.plan(scores, self._ratios(candidate, scores), config.shape)
         return MaskedPlan(plan, self._means(plan, statistics) if candidate.fill == "mean" else {})
@@ -56,15 +56,15 @@ class CandidatePlanner:
 
     def plan(self, scores: Scores, ratios: dict[str, float], shape: str) -> Plan:
         """Whole units that meet the target."""
-        kinds, round_to = self.config.kinds, self.config.round_to
+        kinds, round_to = self.config.structure, self.config.round_to
         return make_plan(self.structure, scores, ratios, self.config.ratio, kinds=kinds, shape=shape, round_to=round_to)
 
     def _ratios(self, candidate: Candidate, scores: Scores) -> dict[str, float]:
         config = self.config
         if candidate.curve is None:
-            return uniform_ratios(self.structure, config.ratio, candidate.kv_groups, config.kinds)
+            return uniform_ratios(self.structure, config.ratio, candidate.kv_groups, config.structure)
         layers = config.layer_range(self.structure.num_layers)
-        return candidate.curve.profile(self.structure, scores, config.ratio, config.kinds, layers)
+        return candidate.curve.profile(self.structure, scores, config.ratio, config.structure, layers)
 
     def _means(self, plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
         means = channel_means(self.structure, statistics)

@@ -69,20 +69,20 @@ def search(
     begun = time.monotonic()
     structure = find_groups(unfuse_experts(model))
     check_reachable(structure, config.prune_config)
-    kv_groups = tuple(legal_heads(structure, config.ratio, config.kinds)) if config.shape == "uniform" else ()
+    kv_groups = tuple(legal_heads(structure, config.ratio, config.structure)) if config.shape == "uniform" else ()
     study = open_study(run.study, run.storage, _identity(model, texts, config, run))
     say("collecting statistics of the calibration pool")
     layers = config.layer_range(structure.num_layers)
     with clock("statistics"):
         pool = collect_pool(
             model, texts.pool, quantities(), subset_options(texts, config),
-            structure=structure, kinds=config.kinds, layers=layers, batch_size=config.batch_size, cache=run.cache,
+            structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size, cache=run.cache,
         )  # fmt: skip
     with clock("dense"):
         objective = Objective(model, texts.search, structure=structure, dtype=run.dtype)
         held_out = Objective(model, texts.held_out, structure=structure, dtype=run.dtype)
     decider = CandidatePlanner(model, structure, pool, config)
-    space = Space(pool.menu, kv_groups, "heads" in config.kinds, len(layers), config.fills)
+    space = Space(pool.menu, kv_groups, "heads" in config.structure, len(layers), config.fills)
     with clock("baselines"):
         baselines = fixed.evaluate(study, decider, objective, held_out)
     if config.sampler == "tpe":
