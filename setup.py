@@ -1,8 +1,8 @@
-"""Packages and the C++/CUDA extension ``pruneengine._C``; everything else is in pyproject.toml.
+"""Build of the packages and of the C++/CUDA extension ``pruneengine._C``; everything else is in pyproject.toml.
 
 ``PRUNEENGINE_BUILD`` decides what is compiled: ``auto`` (default: C++ where a compiler works, CUDA where nvcc is found,
-and no failure where they are missing), ``none``, ``cpu`` or ``cuda`` (errors where the tool is missing). What was
-decided and why is recorded in ``pruneengine/_build_info.json`` for :func:`pruneengine.ops.available_backends`.
+and no failure where they are missing), ``none``, ``cpu`` or ``cuda`` (errors where the tool is missing). The
+outcome and its reason are recorded in ``pruneengine/_build_info.json`` for :func:`pruneengine.ops.available_backends`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class ToolMissingError(PlatformError):
 
 
 def build_mode() -> str:
+    """Return the mode of ``PRUNEENGINE_BUILD``; raise ValueError for an unknown one."""
     mode = os.environ.get("PRUNEENGINE_BUILD", "auto")
     if mode not in MODES:
         raise ValueError(f"PRUNEENGINE_BUILD={mode!r}: expected one of {', '.join(MODES)}")
@@ -40,23 +41,25 @@ def build_mode() -> str:
 
 
 def sources(folder: str, suffix: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+    """Return the files of csrc/<folder> and its subfolders with the given suffix."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).rglob(f"*{suffix}"))
 
 
 def packages() -> list[str]:
-    """Every folder of pruneengine with an __init__.py, and the kernels, which live outside of it."""
-    found = sorted((ROOT / "pruneengine").rglob("__init__.py"))
-    names = {".".join(file.parent.relative_to(ROOT).parts) for file in found}
+    """Return every folder of pruneengine with an __init__.py, and the kernels, which live outside of it."""
+    files = sorted((ROOT / "pruneengine").rglob("__init__.py"))
+    names = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
     return sorted(names | {"pruneengine.kernels"})
 
 
 def nvcc() -> str | None:
+    """Return the path of nvcc in CUDA_HOME, or on PATH if that is not set; None where there is none."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
 def cudart_folder(compiler: str) -> str:
-    """The folder of libcudart_static.a, from the library paths that nvcc itself would link with."""
+    """Return the folder of libcudart_static.a, from the library paths that nvcc itself would link with."""
     plan = subprocess.run([compiler, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
     for folder in re.findall(r'"-L([^"]+)"', plan):
         if Path(folder, "libcudart_static.a").is_file():
@@ -65,6 +68,7 @@ def cudart_folder(compiler: str) -> str:
 
 
 def pybind11_include() -> str:
+    """Return the folder of pybind11's headers."""
     try:
         import pybind11
     except ImportError:
@@ -73,9 +77,10 @@ def pybind11_include() -> str:
 
 
 class BuildExtension(build_ext):
-    """Compiles what the mode asks for and the machine can, and records the outcome."""
+    """Build step that compiles what the mode asks for and the machine can, and records the outcome."""
 
     def run(self) -> None:
+        """Build the extension by the mode and write ``_build_info.json``."""
         self.mode = build_mode()
         self.info = {"mode": self.mode, "cpu": "PRUNEENGINE_BUILD=none", "cuda": "PRUNEENGINE_BUILD=none"}
         if self.mode == "none":
@@ -97,6 +102,7 @@ class BuildExtension(build_ext):
         Path(self.get_ext_fullpath("pruneengine._C")).unlink(missing_ok=True)
 
     def build_extension(self, extension: Extension) -> None:
+        """Compile the extension, its CUDA part included where that is possible."""
         try:
             extension.include_dirs.append(pybind11_include())
             openmp = self.compiler_check()
@@ -111,7 +117,7 @@ class BuildExtension(build_ext):
         self.info["cpu"] = "built"
 
     def compiler_check(self) -> list[str]:
-        """The OpenMP flags, after compiling an empty program; [] where the compiler has no OpenMP."""
+        """Return the OpenMP flags, after compiling an empty program; [] where the compiler has no OpenMP."""
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder, "program.cpp")
             program.write_text("#include <cstdint>\nint main() { return 0; }\n")
@@ -125,6 +131,7 @@ class BuildExtension(build_ext):
         raise ToolMissingError(f"no working C++ compiler ({failure})")
 
     def add_cuda(self, extension: Extension) -> None:
+        """Add the CUDA part; a missing tool is an error in mode cuda only."""
         if self.mode == "cpu":
             self.info["cuda"] = "PRUNEENGINE_BUILD=cpu"
             return
@@ -137,6 +144,7 @@ class BuildExtension(build_ext):
             self.info["cuda"] = str(error)
 
     def compile_cuda(self, extension: Extension) -> None:
+        """Compile every .cu file with nvcc and link it with the static runtime."""
         compiler = nvcc()
         if compiler is None:
             raise ToolMissingError("no nvcc in CUDA_HOME or on PATH")
@@ -166,9 +174,7 @@ setup(
         Extension(
             "pruneengine._C",
             ["csrc/bindings.cpp", *sources("cpu", ".cpp")],
-            depends=[
-                path for folder in ("", "cpu", "cuda") for path in sources(folder, ".*") if "bindings" not in path
-            ],
+            depends=[path for path in sources("", ".*") if "bindings" not in path],
             language="c++",
         )
     ],

@@ -67,7 +67,7 @@ part() {
 
 gpu=0
 [ "$dry" = 1 ] || ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || gpu=1
-versions="from pruneengine.bench.here import versions; print(versions('torch', 'triton', 'setuptools', 'pytest'))"
+versions="from pruneengine.bench.environment import versions; print(versions('torch', 'triton', 'setuptools', 'pytest'))"
 say "$("$PYTHON" -c "$versions" 2>&1 | tail -1)"
 command -v nvidia-smi > /dev/null && say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -1)"
 command -v nvcc > /dev/null && say "nvcc $(nvcc --version | sed -n "s/.*release //p")"
@@ -102,22 +102,22 @@ many=()
 part cuda 70 "gpu py:pytest" "$PYTHON" "${tests[@]}" "${many[@]}" -k "not triton" "${of_cuda[@]}"
 part triton 90 "gpu py:pytest py:triton" \
   "$PYTHON" "${tests[@]}" "${many[@]}" -k "triton or kernels" "${of_kernels[@]}" "${of_ops[@]}"
-part bench 170 gpu "$PYTHON" benchmarks/run.py --device cuda --results "$OUT"
+part bench 170 gpu "$PYTHON" -m benchmarks.speed.run --device cuda --results "$OUT"
 
 if has_module pytest && has_module hypothesis; then
   checked=("${tests[@]}" -k cuda "${of_ops[@]}")
   raced=("${tests[@]}" -k "cuda and (kth or select)" "${of_ops[@]}")
 else
   # The gates of the benchmark run the same kernels on small odd shapes.
-  checked=(benchmarks/run.py --device cuda --providers cuda --shapes 40x1004 --rounds 1 --results "$(mktemp -d)")
+  checked=(-m benchmarks.speed.run --device cuda --providers cuda --shapes 40x1004 --rounds 1 --results "$(mktemp -d)")
   raced=("${checked[@]}" --ops "kth_value,select_mask,kth_value_global,select_mask_global")
 fi
 # Uncached, every tensor is an allocation of its own, so that an access past its end shows.
 sanitizer=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-processes all --error-exitcode 9)
 part memcheck 50 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool memcheck "$PYTHON" "${checked[@]}"
 part racecheck 25 "gpu cmd:compute-sanitizer" "${sanitizer[@]}" --tool racecheck "$PYTHON" "${raced[@]}"
-part ncu 20 "gpu cmd:ncu" ncu --profile-from-start off --set basic "$PYTHON" benchmarks/profile_slowest.py --results "$OUT"
+part ncu 20 "gpu cmd:ncu" ncu --profile-from-start off --set basic "$PYTHON" -m benchmarks.speed.profile_slowest --results "$OUT"
 if [ "$dry" = 1 ]; then
-  part smoke 120 "" "$PYTHON" benchmarks/run.py --ops gate_scores --shapes 8x16 --rounds 1 --results "$OUT"
+  part smoke 120 "" "$PYTHON" -m benchmarks.speed.run --ops gate_scores --shapes 8x16 --rounds 1 --results "$OUT"
 fi
 exit "$failed"

@@ -1,4 +1,4 @@
-"""What the build does with and without its tools, and what nvcc says about every CUDA kernel."""
+"""The build with and without its tools, the files of the wheel, and nvcc's report on every CUDA kernel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,19 +96,44 @@ def test_an_unknown_mode_is_an_error_that_names_the_known_ones(tree: Path) -> No
     assert "PRUNEENGINE_BUILD='gpu': expected one of auto, none, cpu, cuda" in done.stderr
 
 
-def nvcc(source: Path, architecture: str, *options: str) -> str:
-    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = [NVCC, "-O3", "-std=c++17", code, *options, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_the_wheel_holds_every_module_and_data_file(tree: Path) -> None:
+    command = [sys.executable, "setup.py", "bdist_wheel", "--dist-dir", "dist"]
+    environment = {**os.environ, "PRUNEENGINE_BUILD": "none"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stderr
+    (wheel,) = (tree / "dist").glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pruneengine/")}
+
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pruneengine").rglob("*.py")}
+    kernels = {f"pruneengine/kernels/{path.name}" for path in (ROOT / "kernels" / "triton").glob("*.py")}
+    data = {"py.typed", "_build_info.json", "report/page.html", "report/style.css"}
+    assert {"pruneengine/__init__.py", "pruneengine/sparse/pruners/pruner.py"} < modules
+    assert "pruneengine/kernels/select.py" in kernels
+    assert names == modules | kernels | {f"pruneengine/{name}" for name in data}
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    folders = {path.parent for path in (ROOT / "pruneengine").rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+@cache
+def compiled(source: Path, architecture: str) -> tuple[str, str]:
+    """Return nvcc's report on a source, and its PTX."""
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    with tempfile.TemporaryDirectory() as scratch:
+        keep = ("--keep", "--keep-dir", scratch, "-o", f"{scratch}/kernel.o")
+        command = [NVCC, "-O3", "-std=c++17", code, "-Xptxas", "-v", "-c", *keep, str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr, (Path(scratch) / source.with_suffix(".ptx").name).read_text()
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
 @pytest.mark.parametrize("architecture", ["80", "90"])
 @pytest.mark.parametrize("source", sorted(CUDA.glob("*.cu")), ids=lambda path: path.name)
-def test_cuda_kernels_compile_without_spills(source: Path, architecture: str, tmp_path: Path) -> None:
-    report = nvcc(source, architecture, "-Xptxas", "-v", "-c", "-o", str(tmp_path / "kernel.o"))
+def test_cuda_kernels_compile_without_spills(source: Path, architecture: str) -> None:
+    report, _ = compiled(source, architecture)
     kernels = re.findall(r"Compiling entry function '(\w+)'", report)
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert kernels, report
@@ -124,10 +152,9 @@ def test_cuda_kernels_compile_without_spills(source: Path, architecture: str, tm
         ("select_global.cu", ["ld.global.v4", "st.global.v2"]),
     ],
 )
-def test_cuda_kernels_load_and_store_wide_words(name: str, accesses: list[str], tmp_path: Path) -> None:
+def test_cuda_kernels_load_and_store_wide_words(name: str, accesses: list[str]) -> None:
     """In PTX, which names the address space, too: a generic access would be slower than a global one."""
-    nvcc(CUDA / name, "80", "-ptx", "-o", str(tmp_path / "kernel.ptx"))
-    code = (tmp_path / "kernel.ptx").read_text()
+    _, code = compiled(CUDA / name, "80")
     for access in accesses:
         assert access in code
     assert re.findall(r"\b(?:ld|st)\.[vbfsu]\d", code) == []

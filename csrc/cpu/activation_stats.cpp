@@ -1,9 +1,9 @@
 // Sum, sum of squares and largest magnitude over tokens, per sample and channel, in one read.
 #include <vector>
 
-#include "numeric.h"
-#include "parallel.h"
-#include "planes.h"
+#include "detail/numeric.h"
+#include "detail/parallel.h"
+#include "detail/planes.h"
 
 namespace pruneengine::cpu {
 namespace {

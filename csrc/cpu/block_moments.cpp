@@ -6,9 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "numeric.h"
-#include "parallel.h"
-#include "power.h"
+#include "detail/numeric.h"
+#include "detail/parallel.h"
+#include "detail/power.h"
 
 namespace pruneengine::cpu {
 namespace {

@@ -1,9 +1,9 @@
 // Sum over tokens of x * dL/dx, per sample and channel.
 #include <vector>
 
-#include "numeric.h"
-#include "parallel.h"
-#include "planes.h"
+#include "detail/numeric.h"
+#include "detail/parallel.h"
+#include "detail/planes.h"
 
 namespace pruneengine::cpu {
 namespace {

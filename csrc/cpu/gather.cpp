@@ -2,10 +2,10 @@
 #include <functional>
 #include <vector>
 
-#include "gather_columns.h"
-#include "gather_rows.h"
-#include "pages.h"
-#include "parallel.h"
+#include "detail/gather_columns.h"
+#include "detail/gather_rows.h"
+#include "detail/pages.h"
+#include "detail/parallel.h"
 
 namespace pruneengine::cpu {
 namespace {

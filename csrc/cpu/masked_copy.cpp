@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "masked.h"
-#include "numeric.h"
-#include "parallel.h"
-#include "stream.h"
+#include "detail/masked.h"
+#include "detail/numeric.h"
+#include "detail/parallel.h"
+#include "detail/stream.h"
 
 namespace pruneengine::cpu {
 namespace {

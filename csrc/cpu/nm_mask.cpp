@@ -9,12 +9,12 @@
 #include <type_traits>
 #include <utility>
 
-#include "keys.h"
-#include "masked.h"
-#include "nm_quads.h"
-#include "numeric.h"
-#include "pages.h"
-#include "parallel.h"
+#include "detail/keys.h"
+#include "detail/masked.h"
+#include "detail/nm_quads.h"
+#include "detail/numeric.h"
+#include "detail/pages.h"
+#include "detail/parallel.h"
 
 namespace pruneengine::cpu {
 namespace {

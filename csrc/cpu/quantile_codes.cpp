@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "keys.h"
-#include "numeric.h"
-#include "pages.h"
-#include "parallel.h"
+#include "detail/keys.h"
+#include "detail/numeric.h"
+#include "detail/pages.h"
+#include "detail/parallel.h"
 
 namespace pruneengine::cpu {
 namespace {

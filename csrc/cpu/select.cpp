@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "kth_key.h"
-#include "mark.h"
-#include "pages.h"
-#include "parallel.h"
+#include "detail/kth_key.h"
+#include "detail/mark.h"
+#include "detail/pages.h"
+#include "detail/parallel.h"
 
 namespace pruneengine::cpu {
 namespace {

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "mark.h"
-#include "pages.h"
-#include "parallel.h"
+#include "detail/mark.h"
+#include "detail/pages.h"
+#include "detail/parallel.h"
 
 namespace pruneengine::cpu {
 namespace {

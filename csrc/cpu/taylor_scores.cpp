@@ -1,9 +1,9 @@
 // Row and column sums of W * G: signed, absolute and squared, or absolute alone, in one read of both.
 #include <vector>
 
-#include "numeric.h"
-#include "parallel.h"
-#include "planes.h"
+#include "detail/numeric.h"
+#include "detail/parallel.h"
+#include "detail/planes.h"
 
 namespace pruneengine::cpu {
 namespace {

@@ -1,10 +1,10 @@
 // Row and column sums of |W|^power * norm, for several powers and norms, in one read of W.
 #include <vector>
 
-#include "numeric.h"
-#include "parallel.h"
-#include "planes.h"
-#include "power.h"
+#include "detail/numeric.h"
+#include "detail/parallel.h"
+#include "detail/planes.h"
+#include "detail/power.h"
 
 namespace pruneengine::cpu {
 namespace {

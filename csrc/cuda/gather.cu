@@ -1,7 +1,7 @@
 // Kept rows and columns of many matrices in one launch.
-#include "gather.cuh"
-#include "gather_columns.cuh"
-#include "gather_rows.cuh"
+#include "detail/gather.cuh"
+#include "detail/gather_columns.cuh"
+#include "detail/gather_rows.cuh"
 
 namespace pruneengine::cuda {
 namespace {

@@ -5,8 +5,8 @@
 // distribution over enough bins that the threads of a warp seldom meet; short rows cannot pay for so many bins.
 #include <algorithm>
 
-#include "block_scan.cuh"
-#include "cells.cuh"
+#include "detail/block_scan.cuh"
+#include "detail/cells.cuh"
 
 namespace pruneengine::cuda {
 namespace {

@@ -2,8 +2,8 @@
 // matrices per digit, and one block that picks the digit, without a look from the host.
 #include <algorithm>
 
-#include "block_scan.cuh"
-#include "select_global.cuh"
+#include "detail/block_scan.cuh"
+#include "detail/select_global.cuh"
 
 namespace pruneengine::cuda {
 namespace {

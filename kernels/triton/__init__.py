@@ -1,5 +1,5 @@
-"""The engine's Triton kernels: one op a file, under the same name as in ``pruneengine.ops``.
+"""Triton kernels: one op per file, under the same name as in ``pruneengine.ops``.
 
-Every file needs torch and triton only and can be lifted out. Nothing is imported here, so that the package can be
-found on a machine without triton; a launcher trusts its arguments, ``pruneengine.ops`` checks them.
+Every file needs torch and triton only, and can be used elsewhere. This file imports nothing, so that the package can be
+found on a machine without triton. Launchers trust their arguments; ``pruneengine.ops`` checks them.
 """

@@ -65,7 +65,7 @@ def activation_stats_kernel(
 
 
 def activation_stats(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(total, squares, peak)`` over the tokens of ``x [N, T, C]``, float32 ``[N, C]`` each; zero when ``T == 0``.
+    """Return ``(total, squares, peak)`` over the tokens of ``x [N, T, C]``: float32 ``[N, C]``, zero when ``T == 0``.
 
     Args:
         x: float32, float16 or bfloat16, any strides.
@@ -75,7 +75,7 @@ def activation_stats(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         total, squares, peak = (x.new_zeros(samples, channels, dtype=torch.float32) for _ in range(3))
         return total, squares, peak
     blocks = triton.cdiv(channels, BLOCK_C)
-    # About 256 programs a sample fill a GPU; a partial costs 12 bytes, so a chunk is never short.
+    # About 256 programs per sample fill a GPU; a partial costs 12 bytes, so a chunk is never short.
     chunk = min(max(triton.next_power_of_2(tokens * blocks // 256), 64), 1024)
     chunks = triton.cdiv(tokens, chunk)
     total, squares, peak = (

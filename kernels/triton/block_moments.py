@@ -6,8 +6,8 @@
 
 ``W`` is ``[R, C]``, ``norm`` float32 ``[C]``. A bin is the upper 14 bits of a float32, counted from 2^-44 and clamped.
 A program walks down one stripe of rows in one block of columns, few enough scores that float32 sums and counts hold;
-its partials are summed in float64. Of the histogram a program counts a window in registers, what falls beside it goes
-straight to memory; integers add up to the same in any order.
+its partials are summed in float64. A program counts a window of the histogram in registers; scores beside the window go
+straight to memory. Integers add up to the same in any order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OCTAVES = 8
 
 @triton.jit
 def scores_of(p_w, m_w, b_factor, power, FORM: tl.constexpr):
-    """The scores of a block, zero outside of the mask; FORM 1 and 2 are those powers, 0 any power > 0."""
+    """Return the scores of a block, zero outside of the mask; FORM 1 and 2 are those powers, 0 any power > 0."""
     b_s = tl.abs(tl.load(p_w, mask=m_w, other=0.0).to(tl.float32))
     if FORM == 2:
         b_s *= b_s
@@ -135,7 +135,7 @@ def block_moments_kernel(
 def block_moments(
     weight: Tensor, norm: Tensor | None, power: float, norm_power: float, thresholds: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(moments, above, histogram)``: float64 ``[12]``, int64 ``[K]`` and int64 ``[2048]``.
+    """Return ``(moments, above, histogram)``: float64 ``[12]``, int64 ``[K]`` and int64 ``[2048]``.
 
     The third and fourth powers of a score, rounded to float32, must not overflow.
 

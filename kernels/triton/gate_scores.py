@@ -58,17 +58,17 @@ def gate_scores_kernel(
 
 
 def gate_scores(x: Tensor, dx: Tensor) -> Tensor:
-    """``sum_t x * dx``: float32 ``[N, C]``, zero when ``T == 0``.
+    """Return ``sum_t x * dx``: float32 ``[N, C]``, zero when ``T == 0``.
 
     Args:
         x: activations ``[N, T, C]``, float32, float16 or bfloat16, any strides.
-        dx: the gradient of the loss at ``x``, same shape.
+        dx: gradient of the loss at ``x``, same shape.
     """
     samples, tokens, channels = x.shape
     if x.numel() == 0:
         return x.new_zeros(samples, channels, dtype=torch.float32)
     blocks = triton.cdiv(channels, BLOCK_C)
-    # About 256 programs a sample fill a GPU; a chunk is never so short that partials cost much.
+    # About 256 programs per sample fill a GPU; a chunk is never so short that partials cost much.
     chunk = min(max(triton.next_power_of_2(tokens * blocks // 256), 64), 1024)
     chunks = triton.cdiv(tokens, chunk)
     gate = torch.empty(chunks, samples, channels, dtype=torch.float32, device=x.device)

@@ -1,8 +1,8 @@
-"""A weight at any sparsity, from one byte a weight: ``out = weight where codes >= level, else 0``.
+"""Copy of a weight at any sparsity, from one byte per weight: ``out = weight where codes >= level, else 0``.
 
 Weight and out are ``[R, C]`` of any dtype of 1, 2, 4 or 8 bytes, moved as integers of that size, so that every bit
-pattern survives; codes are uint8 ``[R, C]``. The rows of all three are contiguous. Each element is read before it is
-written by the same program, so out may be the weight itself.
+pattern survives; codes are uint8 ``[R, C]``. The rows of all three are contiguous. The same program reads each
+element before it writes it, so out may be the weight itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""n:m sparsity: in every m consecutive columns the m - n smallest scores go, as a mask or applied to the weight.
+"""n:m sparsity: the m - n smallest scores of every m consecutive columns, as a mask or removed from the weight.
 
     score[r, c] = x[r, c], or |x[r, c]| * norm[c]        dropped[r, c] = rank of the score in its group < m - n
 
-A rank counts the scores of the group that are smaller, or equal and further left: m comparisons a score, no sort.
+A rank counts the scores of the group that are smaller, or equal and further left: m comparisons per score, no sort.
 Scores are ``[R, C]``, float32 or 16-bit floats, rows contiguous; ``m`` is at most 32 and divides ``C``. One read and
 one write.
 """
@@ -19,7 +19,7 @@ BLOCK = 2048
 
 @triton.jit
 def keys_of(b_x, b_norm, ABSOLUTE: tl.constexpr):
-    """int32 keys that order like the scores; -0.0 and 0.0 share one."""
+    """Return int32 keys that order like the scores; -0.0 and 0.0 share one."""
     b_score = b_x.to(tl.float32)
     if ABSOLUTE:
         b_score = tl.abs(b_score)
@@ -114,11 +114,11 @@ def _launch(scores: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor, ap
 
 
 def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
-    """True at the m - n smallest scores of every m consecutive columns: bool ``[R, C]``.
+    """Return True at the m - n smallest scores of every m consecutive columns: bool ``[R, C]``.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``, without NaN.
-        n: how many of a group are kept, ``0 <= n <= m``.
+        n: number of weights kept per group, ``0 <= n <= m``.
         m: size of a group, at most 32; divides ``C``.
         norm: None, or float32 ``[C]``, non-negative: the scores are ``|scores| * norm``.
     """
@@ -127,7 +127,7 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
 
 
 def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None, out: Tensor) -> None:
-    """Fill ``out`` with the weight, the m - n smallest of ``|weight| * norm`` in every m consecutive columns zero.
+    """Write the weight into ``out``, with the m - n smallest ``|weight| * norm`` of every m consecutive columns zero.
 
     The other arguments are those of :func:`nm_mask`; ``out`` is contiguous, of the weight's dtype, and may be the
     weight itself.

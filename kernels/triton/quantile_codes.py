@@ -1,8 +1,8 @@
-"""One byte a weight that holds the masks of all sparsities: ``code = floor(256 r / C)`` of the rank r in its row.
+"""One byte per weight that holds the masks of all sparsities: ``code = floor(256 r / C)`` of the rank r in its row.
 
-A stable sort, PyTorch's, gives the order of each row; a kernel writes each rank's code where its score stands. Scores
-are ``[R, C]``, float32 or 16-bit floats; with a norm they are ``|x| * norm`` in float32. Rows go in bands, so that the
-sort's temporaries stay small beside the scores.
+PyTorch's stable sort gives the order of each row; a kernel writes each rank's code to the place of its score. Scores
+are ``[R, C]``, float32 or 16-bit floats; with a norm they are ``|x| * norm`` in float32. Rows are sorted in bands, so
+that the temporaries stay small beside the scores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def codes_kernel(order, codes, columns, BC: tl.constexpr):
 
 
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
-    """``floor(256 r / C)`` of the ascending rank r of each score in its row, equal ones by column: uint8 ``[R, C]``.
+    """Return ``floor(256 r / C)`` for the ascending rank r of each score in its row: uint8 ``[R, C]``.
+
+    Equal scores rank by column.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``, without NaN.

@@ -1,13 +1,13 @@
-"""The k smallest scores of each row, exactly and without a sort.
+"""Selection of the k smallest scores of each row, exactly and without a sort.
 
 A float's bits, the sign flipped (all bits, if negative), order as unsigned integers like the floats. The k-th smallest
 of these keys is bracketed from the row's extremes, and the bracket is narrowed by counting how many keys lie at or
-below a probe, until one is left or a probe has exactly k at or below it. Probes interpolate the count and halve the
-bracket by turns: halving bounds their number, interpolation saves a third of them. Ties at the border are settled by a
-second search of the same kind, in which a tie's key is its column.
+below a probe, until one key is left or a probe has exactly k keys at or below it. Probes interpolate the count and
+halve the bracket by turns: halving bounds their number, interpolation saves a third of them. Ties at the border are
+settled by a second search of the same kind, in which a tie's key is its column.
 
 Scores are ``[R, C]``, float32 or 16-bit floats, rows contiguous; with a norm they are ``|x| * norm`` in float32. One
-program a row, which stays in registers up to 16384 columns; most of a longer one is read again for every probe.
+program per row. A row stays in registers up to 16384 columns; most of a longer row is read again for every probe.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAST_THE_END = tl.constexpr(0xFFFFFFFF)
 
 @triton.jit
 def float_image(b_x, BITS: tl.constexpr):
-    """uint32 image of a block of floats in their order; -0.0 and 0.0 share one."""
+    """Return the uint32 image of a block of floats in their order; -0.0 and 0.0 share one."""
     SIGN: tl.constexpr = 1 << (BITS - 1)
     FULL: tl.constexpr = (1 << BITS) - 1
     b_bits = b_x.to(tl.uint16, bitcast=True).to(tl.uint32) if BITS == 16 else b_x.to(tl.uint32, bitcast=True)
@@ -33,7 +33,7 @@ def float_image(b_x, BITS: tl.constexpr):
 
 @triton.jit
 def place_keys(b_image, kth, block, BC: tl.constexpr):
-    """Keys in which only the ties with ``kth`` differ: 0 below them, their column from 1 on, the end above them."""
+    """Return keys that differ for ties with ``kth`` only: 0 below ties, their column from 1 on, the end above."""
     # [BC]
     b_column = (block * BC + tl.arange(0, BC) + 1).to(tl.uint32)
     return tl.where(b_image < kth, 0, tl.where(b_image == kth, b_column, PAST_THE_END))
@@ -41,7 +41,7 @@ def place_keys(b_image, kth, block, BC: tl.constexpr):
 
 @triton.jit
 def load_keys(p_row, norm, columns, kth, block, PLACES: tl.constexpr, BITS: tl.constexpr, BC: tl.constexpr):
-    """Keys of one block of a row: images or, for the second search, places."""
+    """Return the keys of one block of a row: images or, for the second search, places."""
     # [BC]
     o_c = block * BC + tl.arange(0, BC)
     m_c = o_c < columns
@@ -95,7 +95,7 @@ def narrow(
 
 @triton.jit
 def search(b_image, p_row, norm, columns, k, BITS: tl.constexpr, BLOCKS: tl.constexpr, BC: tl.constexpr):
-    """``(high, below, up_to)`` of :func:`narrow` on the images of a row, from its extremes."""
+    """Return ``(high, below, up_to)`` of :func:`narrow` on the images of a row, from its extremes."""
     zero = tl.full((), 0, tl.uint32)
     low = tl.min(b_image, 0)
     high = tl.max(tl.where(b_image == PAST_THE_END, 0, b_image), 0)
@@ -132,7 +132,7 @@ def kth_value_kernel(
 
 @triton.jit
 def store_mask(p_row, m_selected, columns, block, PACKED: tl.constexpr, BC: tl.constexpr):
-    """One block of a row of the mask: a byte a column, or a bit."""
+    """Write one block of a row of the mask: a byte per column, or a bit."""
     if PACKED:
         # [BC / 8, 8]
         b_bits = tl.reshape(m_selected.to(tl.int32), (BC // 8, 8)) << tl.arange(0, 8)[None, :]
@@ -174,7 +174,10 @@ def select_mask_kernel(
 
 
 def launch_options(scores: Tensor, norm: Tensor | None) -> dict[str, int]:
-    """Bits to select on, blocks a row and their size; 32 scores a thread keep two programs on an SM, more do not."""
+    """Return the bits to select on, the blocks per row and their size.
+
+    With 32 scores per thread two programs fit on an SM, with more they do not.
+    """
     columns = scores.shape[1]
     block = triton.next_power_of_2(max(columns, 256))
     fits = block <= MAX_BLOCK
@@ -188,7 +191,7 @@ def launch_options(scores: Tensor, norm: Tensor | None) -> dict[str, int]:
 
 
 def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
-    """The k-th smallest score of each row: float32 ``[R]``; a zero comes back as 0.0, never -0.0.
+    """Return the k-th smallest score of each row: float32 ``[R]``; a zero comes back as 0.0, never -0.0.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``, without NaN.
@@ -207,11 +210,11 @@ def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
 
 
 def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool = False) -> Tensor:
-    """True at exactly the k smallest scores of each row, of equal ones those with the lowest index.
+    """Return True at exactly the k smallest scores of each row; of equal scores those with the lowest index.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``, without NaN.
-        k: how many a row, ``0 <= k <= C``.
+        k: number of scores to select per row, ``0 <= k <= C``.
         norm: None, or float32 ``[C]``, non-negative: the scores are ``|scores| * norm``.
         bits: pack the bool ``[R, C]`` into uint8 ``[R, ceil(C / 8)]``, the first column in the lowest bit.
     """

@@ -1,10 +1,10 @@
-"""The k smallest scores of many matrices together, exactly and without a sort.
+"""Selection of the k smallest scores of many matrices together, exactly and without a sort.
 
 A float's bits, the sign flipped (all bits, if negative), order as unsigned integers like the floats. Radix select
-(Knuth, TAOCP vol. 3, 5.2.5) fixes 8 bits of the k-th smallest image a pass: count the next digit among the scores that
-match so far, take the digit where the running count reaches the rank, subtract the count below it. What is left of the
-rank after the last pass says how many of the ties at the border belong to the selection; the last pass also leaves the
-digits of every program, hence its ties, so that marking knows how many come before it.
+(Knuth, TAOCP vol. 3, 5.2.5) fixes 8 bits of the k-th smallest image per pass: count the next digit among the scores
+that match so far, take the digit where the running count reaches the rank, subtract the count below it. The rest of
+the rank after the last pass is the number of ties at the border that belong to the selection. The last pass also stores
+the digit counts of every program, hence its ties, so that marking knows the number of ties before it.
 
 Matrices are ``[R_i, C_i]``, float32 (4 passes) or 16-bit floats (2 passes), rows contiguous; with norms the scores are
 ``|x| * norm`` in float32. Counts are integers, so the result does not depend on the order of the programs, and 64 bits
@@ -24,13 +24,13 @@ from torch import Tensor
 from .select import float_image
 
 BLOCK = 2048
-# Blocks a program: enough to make its 256 counts cheap, where that leaves enough programs.
+# Blocks per program: enough to make its 256 counts cheap, where that leaves enough programs.
 MAX_SPAN, MIN_PROGRAMS = 16, 1024
 
 
 @triton.jit
 def load_images(scores, norm, rows, columns, stride_r, unit, BITS: tl.constexpr, BC: tl.constexpr):
-    """Images of a unit, one block of one row in the order of rows and columns; which exist, their row and columns."""
+    """Return the images of a unit (one block of one row), the mask of those that exist, their row and columns."""
     blocks = tl.cdiv(columns, BC)
     row = unit // blocks
     # [BC]
@@ -76,7 +76,7 @@ def count_digits_kernel(
 
 @triton.jit
 def take_digit_kernel(state, counts):
-    """Append the next digit to the prefix, ``state[0]``, and subtract what is below it from the rank, ``state[1]``."""
+    """Append the next digit to the prefix, ``state[0]``; subtract the count below it from the rank, ``state[1]``."""
     # [256]
     o_digit = tl.arange(0, 256)
     b_count = tl.load(counts + o_digit)
@@ -149,13 +149,13 @@ class _Pool:
         self.firsts = [0, *accumulate(self.programs)][:-1]
 
     def launches(self) -> list[tuple[int, Tensor, Tensor | None, int, int, int]]:
-        """Index, matrix, norm, first program, their number and their span, of every matrix that is not empty."""
+        """Return index, matrix, norm, first program, number of programs and span of every non-empty matrix."""
         indices = range(len(self.matrices))
         parts = zip(indices, self.matrices, self.norms, self.firsts, self.programs, self.spans, strict=True)
         return [part for part in parts if part[1].numel() > 0]
 
     def select(self, with_ties: bool) -> Tensor | None:
-        """Find the k-th image; with ties, how many scores of each program equal it: int64 ``[programs]``."""
+        """Find the k-th image; with ties, return the number of scores equal to it per program: int64 ``[programs]``."""
         own_counts = None
         for done in range(0, self.bits, 8):
             if with_ties and done == self.bits - 8:
@@ -181,7 +181,7 @@ class _Pool:
 
 
 def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None) -> Tensor:
-    """The k-th smallest score over all matrices together: float32 ``[1]``; a zero comes back as 0.0, never -0.0.
+    """Return the k-th smallest score over all matrices together: float32 ``[1]``; a zero comes back as 0.0, never -0.0.
 
     Args:
         matrices: ``[R_i, C_i]``, all float32, float16 or bfloat16, ``stride(1) == 1``, without NaN.
@@ -201,11 +201,13 @@ def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor]
 def select_mask_global(
     matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None, bits: bool = False
 ) -> list[Tensor]:
-    """True at exactly the k smallest scores of all matrices; of equal ones the first matrix, row, column goes first.
+    """Return True at exactly the k smallest scores of all matrices.
+
+    Of equal scores the first in the order of matrices, rows and columns are selected.
 
     Args:
         matrices: ``[R_i, C_i]``, all float32, float16 or bfloat16, ``stride(1) == 1``, without NaN.
-        k: how many in all, from 0 to the number of scores.
+        k: number of scores to select in all, from 0 to the number of scores.
         norms: None, or a float32 ``[C_i]`` per matrix, non-negative: the scores are ``|matrix| * norm``.
         bits: pack each bool ``[R, C]`` into uint8 ``[R, ceil(C / 8)]``, the first column in the lowest bit.
     """

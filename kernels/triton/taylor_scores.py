@@ -1,11 +1,11 @@
-"""Row and column sums of weight times gradient, three forms of it, in one read of both.
+"""Row and column sums of weight times gradient in three forms, in one read of both.
 
     p = W * G        form 0: p        form 1: |p|        form 2: p^2
     rows[f, r] = sum_c form_f(p[r, c])        columns[f, c] = sum_r form_f(p[r, c])
 
 ``W`` and ``G`` are ``[R, C]``; the sums are float32 ``[3, R]`` and ``[3, C]``. Forms 0 and 1 are the first-order
 Taylor scores (Molchanov et al. 2019, eq. 8; LLM-Pruner, Ma et al. 2023, eq. 3), form 2 is the diagonal Fisher term of
-one sample; form 1 can be had alone. A program walks down one stripe of rows in one block of columns; partials are
+one sample; form 1 can be computed alone. A program walks down one stripe of rows in one block of columns; partials are
 summed in order.
 """
 
@@ -71,12 +71,12 @@ def taylor_scores_kernel(
 
 
 def taylor_scores(weight: Tensor, gradient: Tensor, absolute_only: bool = False) -> tuple[Tensor, Tensor]:
-    """``(rows, columns)``: float32 ``[3, R]`` and ``[3, C]``, signed, absolute and squared sums of ``W * G``.
+    """Return ``(rows, columns)``: float32 ``[3, R]`` and ``[3, C]``, signed, absolute and squared sums of ``W * G``.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``.
         gradient: ``[R, C]``, float32 or the weight's dtype, ``stride(1) == 1``.
-        absolute_only: the absolute sums alone, ``[1, R]`` and ``[1, C]``.
+        absolute_only: return the absolute sums alone, ``[1, R]`` and ``[1, C]``.
     """
     forms, (rows, columns) = 1 if absolute_only else 3, weight.shape
     if weight.numel() == 0:

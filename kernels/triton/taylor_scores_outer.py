@@ -1,4 +1,4 @@
-"""Row and column sums of weight times gradient, the gradient formed tile by tile and never stored.
+"""Row and column sums of weight times gradient, with the gradient formed tile by tile and never stored.
 
     G[n] = sum_t outer(delta[n, t], x[n, t])        p = W * G[n]
     rows[n, f, r] = sum_c form_f(p[r, c])        columns[n, f, c] = sum_r form_f(p[r, c])
@@ -90,7 +90,10 @@ def taylor_scores_outer_kernel(
 
 
 def launch_options(dtype: torch.dtype, aligned: bool) -> dict[str, int]:
-    """Tile, warps and stages. Only operands that are copied to shared memory 16 bytes at a time feed large tiles."""
+    """Return tile, warps and stages.
+
+    Only operands that are copied to shared memory 16 bytes at a time feed large tiles.
+    """
     if not aligned:
         return {"BT": 32, "BR": 64, "BC": 64, "num_warps": 4, "num_stages": 2}
     if dtype == torch.float32:
@@ -102,13 +105,13 @@ def launch_options(dtype: torch.dtype, aligned: bool) -> dict[str, int]:
 
 
 def taylor_scores_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
-    """``(rows, columns)``: float32 ``[N, 3, R]`` and ``[N, 3, C]``, or of all samples' tokens together ``[1, ...]``.
+    """Return ``(rows, columns)``: float32 ``[N, 3, R]`` and ``[N, 3, C]``; over all samples together ``[1, ...]``.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``.
         delta: gradient of the loss at the layer's output ``[N, T, R]``, float32, float16 or bfloat16, any strides.
         x: the layer's input ``[N, T, C]``, of delta's dtype, any strides.
-        per_sample: one gradient a sample instead of one of all.
+        per_sample: one gradient per sample instead of one over all.
     """
     rows, columns = weight.shape
     if not per_sample:

@@ -1,4 +1,4 @@
-"""Row and column sums of K scores of a weight in one read, nothing of the weight's size materialised.
+"""Row and column sums of K scores of a weight in one read, without a temporary of the weight's size.
 
     score[k, r, c] = |W[r, c]|^powers[k] * norms[k, c]^norm_powers[k]
     rows[k, r] = sum_c score[k, r, c]        columns[k, c] = sum_r score[k, r, c]
@@ -22,7 +22,7 @@ BLOCK_R = 4
 
 @triton.jit
 def raised(b_x, power, FORM: tl.constexpr):
-    """``b_x ^ power`` of a non-negative float32 block; FORM 1 and 2 are those powers, 0 any power > 0."""
+    """Return ``b_x ^ power`` of a non-negative float32 block; FORM 1 and 2 are those powers, 0 any power > 0."""
     if FORM == 1:
         return b_x
     elif FORM == 2:
@@ -85,7 +85,7 @@ def weight_scores_kernel(
 def weight_scores(
     weight: Tensor, norms: Tensor | None, powers: Sequence[float], norm_powers: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """``(rows, columns)``: float32 ``[K, R]`` and ``[K, C]``, the sums of ``|W|^power * norm^norm_power`` over an axis.
+    """Return ``(rows, columns)``, the sums of ``|W|^power * norm^norm_power``: float32 ``[K, R]`` and ``[K, C]``.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, ``stride(1) == 1``.

@@ -1,4 +1,4 @@
-"""The benchmark of the ops: each proved against its specification, then timed against eager torch and the machine.
+"""Benchmark of the ops: each is checked against its specification, then timed against eager torch and the machine.
 
-``pruneengine bench`` and ``benchmarks/run.py ops`` both call :func:`pruneengine.bench.runner.run`.
+``pruneengine bench`` and ``python -m benchmarks.speed.run ops`` both call :func:`pruneengine.bench.runner.run`.
 """

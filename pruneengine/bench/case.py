@@ -1,4 +1,4 @@
-"""What a case is: inputs, the op, the formula that it must equal and beat, and the bytes that have to move."""
+"""Cases of the benchmark: inputs, the op, the formula that it must equal and beat, and the bytes that must move."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from pruneengine.bench.shapes import Layer, Matrix, Shape
 
-# None, or in words how a result differs from the one expected.
+# Returns None, or in words the difference of a result from the expected one.
 Agree = Callable[[Any, Any], str | None]
-SUMS_WITHIN = 2e-5  # of the largest: float32 accumulation over 10^4 terms stays under, one lost column of 1001 does not
 
 
 class Inputs:
-    """Random tensors of one dtype on one device; the same ones each time."""
+    """Source of random tensors of one dtype on one device, the same each time."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
         self.device, self.dtype = device, dtype
@@ -26,37 +25,41 @@ class Inputs:
 
     @property
     def on_gpu(self) -> bool:
+        """True on a CUDA device."""
         return self.device.type == "cuda"
 
     def normal(self, *shape: int) -> Tensor:
+        """Return standard normal values."""
         return torch.randn(shape, generator=self._generator, device=self.device).to(self.dtype)
 
     def norm(self, size: int) -> Tensor:
-        """A positive float32 factor per column, as an activation norm is."""
+        """Return a positive float32 factor per column, like an activation norm."""
         return torch.rand(size, generator=self._generator, device=self.device) + 0.1
 
     def kept(self, size: int, keep: float) -> Tensor:
-        """A sorted random index of the share ``keep`` of ``size``."""
+        """Return a sorted random index of the share ``keep`` of ``size``."""
         order = torch.randperm(size, generator=self._generator, device=self.device)
         return order[: max(1, round(size * keep))].sort().values
 
     def touched(self, index: Tensor, element_bytes: int) -> int:
-        """Bytes of a contiguous row that a gather of ``index`` cannot help reading: whole cache lines or sectors."""
+        """Return the bytes of a contiguous row that a gather of ``index`` must read: whole cache lines or sectors."""
         line = 32 if self.on_gpu else 64
         return (index * element_bytes // line).unique().numel() * line
 
 
 def single(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32."""
     return tensor.float()
 
 
 def double(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64."""
     return tensor.double()
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Another way in eager torch; its gate may be looser where it is less exact."""
+    """Another implementation in eager torch; its gate may be looser where it is less exact."""
 
     run: Callable[..., Any]
     agree: Agree | None = None
@@ -64,7 +67,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Work:
-    """One case with its inputs. Every callable takes ``*inputs``, ``formula`` an upcast before them."""
+    """One case with its inputs. Every callable takes ``*inputs``; ``formula`` takes an upcast before them."""
 
     inputs: tuple[Any, ...]
     ours: Callable[..., Any]
@@ -77,23 +80,23 @@ class Work:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
 
     def reference(self, *inputs: Any) -> Any:
-        """The formula in float32: what a user of eager torch writes."""
+        """Return the formula in float32: the code that a user of eager torch writes."""
         return self.formula(single, *inputs)
 
     def specified(self) -> Any:
-        """The result that all must agree with: in float64, or exact."""
+        """Return the result that all providers must agree with: in float64, or exact."""
         make = self.expected or functools.partial(self.formula, double)
         return make(*self.inputs)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case by name, how to make it for a shape, and the small odd shape of its gate."""
+    """A case by name, with its maker for a shape and the small odd shape of its gate."""
 
     op: str
     name: str
     kind: str  # of shape: weight, tokens or layer
-    limit: str  # of the machine on a CPU: read, copy or matmul; on a GPU read counts as copy
+    limit: str  # of the machine: read, copy or matmul; on a GPU read counts as copy
     make: Callable[[Inputs, Any], Work]
     gate: Shape
     gpu_only: bool = False
@@ -102,6 +105,7 @@ class Case:
 
     @property
     def title(self) -> str:
+        """Op and name, for reports."""
         return f"{self.op}: {self.name}"
 
 
@@ -111,12 +115,15 @@ GATES: dict[str, Shape] = {
     "layer": Layer(96, 204, 6, 3, 2),
 }
 CASES: list[Case] = []
+Make = Callable[[Inputs, Any], Work]
 
 
-def case(op: str, name: str, kind: str, limit: str, gate: Shape | None = None, **options: bool) -> Callable:
-    """Register ``make(inputs, shape) -> Work`` as a case."""
+def case(
+    op: str, name: str, kind: str, limit: str, gate: Shape | None = None, **options: bool
+) -> Callable[[Make], Make]:
+    """Return a decorator that registers ``make(inputs, shape) -> Work`` as a case."""
 
-    def register(make: Callable[[Inputs, Any], Work]) -> Callable[[Inputs, Any], Work]:
+    def register(make: Make) -> Make:
         CASES.append(Case(op, name, kind, limit, make, gate or GATES[kind], **options))
         return make
 
@@ -124,49 +131,5 @@ def case(op: str, name: str, kind: str, limit: str, gate: Shape | None = None, *
 
 
 def size(*tensors: Tensor) -> int:
-    """Their bytes."""
+    """Return the bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def tensors(result: Any) -> list[Tensor]:
-    """The tensors of a nested result, in order."""
-    return [result] if isinstance(result, Tensor) else [t for part in result for t in tensors(part)]
-
-
-def cloned(result: Any) -> Any:
-    """A nested result in memory of its own."""
-    return result.clone() if isinstance(result, Tensor) else [cloned(part) for part in result]
-
-
-def sums(result: Any, expected: Any, within: float = SUMS_WITHIN) -> str | None:
-    """Each tensor is within a part of the largest magnitude that it should hold."""
-    for number, (got, right) in enumerate(_pairs(result, expected)):
-        if got.shape != right.shape:
-            return f"output {number} has shape {list(got.shape)}, not {list(right.shape)}"
-        got, right = got.double(), right.double()
-        scale = right.abs().max().clamp_min(1e-30)
-        error = ((got - right).abs() / scale).max()
-        if not error <= within:
-            return f"output {number} is off by {float(error):.1e} of its largest value"
-    return None
-
-
-def exactly(result: Any, expected: Any) -> str | None:
-    """The same values in the same places."""
-    for number, (got, right) in enumerate(_pairs(result, expected)):
-        if got.shape != right.shape or got.dtype != right.dtype:
-            found, wanted = ((list(t.shape), t.dtype) for t in (got, right))
-            return f"output {number} is {found}, not {wanted}"
-        if not torch.equal(got, right):
-            return f"output {number} differs in {int((got != right).sum())} of {right.numel()} places"
-    return None
-
-
-def covers(result: Tensor, expected: Tensor) -> str | None:
-    """A mask by threshold: all that must be selected, and more where scores are equal."""
-    missing = int((expected & ~result).sum())
-    return f"{missing} that must be selected are not" if missing else None
-
-
-def _pairs(result: Any, expected: Any) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(tensors(result), tensors(expected), strict=True))

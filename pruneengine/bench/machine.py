@@ -1,7 +1,8 @@
-"""What the machine itself can do, measured in turn with the ops: reading, copying, multiplying matrices."""
+"""Limits of the machine, measured in turn with the ops: reading, copying, multiplying matrices."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from pruneengine.bench.timing import Timer
 
 BUFFER_BYTES = 512 << 20  # beyond every cache
 CPU_MATMUL, GPU_MATMUL = 2048, 8192
-# Whichever reads fastest: none of them computes enough to matter, but not all are equally well written.
+# The fastest is taken: none of them computes enough to matter, but not all are equally well written.
 READERS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": torch.sum,
     "amax": torch.amax,
@@ -22,7 +23,7 @@ READERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """A call that moves so many bytes, or multiplies with so many FLOP, and nothing else."""
+    """A call that does nothing but move ``amount`` bytes, or multiply with ``amount`` FLOP."""
 
     name: str
     call: Callable[[], object]
@@ -30,11 +31,12 @@ class Probe:
     unit: str  # GB/s or TFLOP/s
 
     def rate(self, seconds: float) -> float:
+        """Return the rate of a call of that many seconds, in ``unit``."""
         return self.amount / seconds / (1e9 if self.unit == "GB/s" else 1e12)
 
 
 def probes(device: torch.device, timer: Timer, buffer_bytes: int = BUFFER_BYTES) -> dict[str, Probe]:
-    """The limits by name: ``copy`` (read + write), ``matmul``, and ``read``, which on a GPU is the copy again.
+    """Return the limits by name: ``copy`` (read + write), ``matmul``, and ``read``, which on a GPU is the copy again.
 
     A read is the fastest of a sum, a maximum and a dot product over the buffer; the copy is ``copy_`` of the buffer to
     another. Matrices are float32 on a CPU and bfloat16 on a GPU.
@@ -44,9 +46,9 @@ def probes(device: torch.device, timer: Timer, buffer_bytes: int = BUFFER_BYTES)
     copy = Probe("copy", lambda: other.copy_(buffer), 2 * buffer_bytes, "GB/s")
     if device.type == "cuda":
         return {"read": copy, "copy": copy, "matmul": _matmul(GPU_MATMUL, torch.bfloat16, device)}
-    seconds = {name: min(timer.sample(lambda r=r: r(buffer), 1.0) for _ in range(3)) for name, r in READERS.items()}
-    reader = READERS[min(seconds, key=seconds.__getitem__)]
-    read = Probe("read", lambda: reader(buffer), buffer_bytes, "GB/s")
+    calls = {name: functools.partial(read, buffer) for name, read in READERS.items()}
+    seconds = {name: min(timer.sample(call, 1.0) for _ in range(3)) for name, call in calls.items()}
+    read = Probe("read", calls[min(seconds, key=seconds.__getitem__)], buffer_bytes, "GB/s")
     return {"read": read, "copy": copy, "matmul": _matmul(CPU_MATMUL, torch.float32, device)}
 
 

@@ -1,4 +1,4 @@
-"""One case on one shape: gate, then its providers and the machine's own limit in turn, as rows of the results."""
+"""Measurement of one case on one shape: the gate, then its providers and the machine's limit in turn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -15,16 +16,17 @@ from pruneengine.bench import gate
 from pruneengine.bench.case import Case, Inputs, Work
 from pruneengine.bench.machine import Probe
 from pruneengine.bench.providers import Provider, providers_of, replayed
-from pruneengine.bench.record import Row, Setting, interleave
+from pruneengine.bench.record import Row, Setting
 from pruneengine.bench.shapes import Shape, short
-from pruneengine.bench.timing import Timer, plan_rounds
+from pruneengine.bench.timing import Timer, interleave, plan_rounds
 
 IN_CACHE = 32 << 20  # bytes: fewer may stay in a CPU's cache, where memory is no limit
+Ready = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class OpRow(Row):
-    """A row of the ops' results: what its case is made of, in columns of their own."""
+    """A row of the ops' results, with the parts of its case in columns of their own."""
 
     op: str
     variant: str
@@ -35,7 +37,7 @@ class OpRow(Row):
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases of a run share."""
+    """Values that all cases of a run share."""
 
     device: torch.device
     dtype: torch.dtype
@@ -45,12 +47,12 @@ class Bench:
     setting: Setting
     versions: str
     rounds: int
-    budget: float  # seconds a case, about
+    budget: float  # seconds per case, about
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The rows of one case and shape, and which providers failed the gate and why."""
+    """The rows of one case and shape, and the reason for each provider that failed the gate."""
 
     case: Case
     shape: Shape
@@ -59,7 +61,7 @@ class Outcome:
 
 
 def measure(bench: Bench, case: Case, shape: Shape) -> Outcome:
-    """Gate and time one case. What fails is not timed; a case that cannot be run at all fails as a whole."""
+    """Gate and time one case. A provider that fails is not timed; a case that cannot be run fails as a whole."""
     try:
         return _measure(bench, case, shape)
     except Exception as error:  # out of memory, a graph that cannot be captured: the other cases go on
@@ -93,7 +95,7 @@ def _times(
     return interleave(timed, plan_rounds(estimates, bench.rounds, bench.budget), warmup=0)
 
 
-def _call(bench: Bench, case: Case, work: Work, provider: Provider) -> tuple[Callable[[], object], Callable]:
+def _call(bench: Bench, case: Case, work: Work, provider: Provider) -> tuple[Callable[[], object], Ready]:
     call = provider.bind(work)
     if not (case.graph and provider.ours and bench.device.type == "cuda"):
         return call, provider.ready
@@ -105,7 +107,7 @@ def _call(bench: Bench, case: Case, work: Work, provider: Provider) -> tuple[Cal
 class _Sampler:
     timer: Timer
     call: Callable[[], object]
-    ready: Callable[[], contextlib.AbstractContextManager]
+    ready: Ready
 
     def __call__(self, estimate: float) -> dict[str, float]:
         with self.ready():
@@ -117,7 +119,8 @@ def _rows(
 ) -> list[OpRow]:
     dtype = short(bench.dtype)
     title = f"{case.title}, {shape} {dtype}"
-    columns = {"op": case.op, "variant": case.name, "shape": str(shape), "dtype": dtype, "on": bench.device.type}
+    columns: dict[str, Any] = {"op": case.op, "variant": case.name, "shape": str(shape), "dtype": dtype}
+    columns["on"] = bench.device.type
     made = Probe(probe.name, probe.call, work.flops if case.limit == "matmul" else work.moved, probe.unit)
     rows = []
 

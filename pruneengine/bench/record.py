@@ -1,24 +1,24 @@
-"""Measured values: taken in turn, summarised as median and 20th / 80th percentile, kept in a CSV a theme."""
+"""Results files: measured values as rows with median, 20th and 80th percentile, in one CSV per theme."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
-from pruneengine.bench.here import RESULTS, commit, cpu_name
+from pruneengine.bench.environment import RESULTS, commit, cpu_name
 from pruneengine.common.files import write_atomically
 
 KEY = ("theme", "case", "provider", "quantity", "device", "threads", "versions", "commit", "date")
 
 
 class GateError(Exception):
-    """A provider does not compute what is to be timed: nothing of its theme may be reported."""
+    """A provider computes a wrong result, so that no result of its theme may be reported."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
+        """Values of the columns :data:`KEY`, which identify a row."""
         return tuple(str(getattr(self, name)) for name in KEY)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a run share."""
+    """Values that all rows of a run share."""
 
     theme: str
     device: str
@@ -57,9 +58,11 @@ class Setting:
 
     @classmethod
     def here(cls, theme: str, threads: int, device: str | None = None) -> Setting:
+        """Return the setting of this machine, commit and day; the device is the processor by default."""
         return cls(theme, device or cpu_name(), threads, commit(), date.today().isoformat())
 
     def row(self, case: str, provider: str, quantity: str, unit: str, values: Sequence[float], versions: str) -> Row:
+        """Return the row that summarises the values of one quantity."""
         low, middle, high = (float(v) for v in np.percentile(values, (20, 50, 80)))
         return Row(
             case=case, provider=provider, quantity=quantity, unit=unit, median=middle, p20=low, p80=high,
@@ -67,36 +70,14 @@ class Setting:
         )  # fmt: skip
 
 
-def interleave(
-    providers: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int | Mapping[str, int], warmup: int = 1
-) -> dict[str, dict[str, list[float]]]:
-    """Run the providers in turn, so that a busy machine slows all alike: ``{provider: {quantity: values}}``.
-
-    Each call returns its own measurements; the order is turned by one every round, and ``warmup`` rounds are dropped.
-    ``rounds`` may differ by provider: the slow ones then take part in the first rounds alone.
-    """
-    names = list(providers)
-    taken = rounds if isinstance(rounds, Mapping) else dict.fromkeys(names, rounds)
-    values: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    for number in range(-warmup, max(taken.values(), default=0)):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            if number >= taken[name]:
-                continue
-            for quantity, value in providers[name]().items():
-                if number >= 0:
-                    values[name].setdefault(quantity, []).append(value)
-    return values
-
-
 def record(rows: Sequence[Row], folder: Path = RESULTS) -> list[Path]:
-    """Write rows into ``<theme>.csv``, replacing those with the same key; returns the files."""
+    """Write rows into ``<theme>.csv``, replacing those with the same key; return the files."""
     written = []
     for theme in dict.fromkeys(row.theme for row in rows):
         path = folder / f"{theme}.csv"
         fresh = {row.key: asdict(row) for row in rows if row.theme == theme}
-        held = read(path) if path.exists() else []
-        lines = [line for line in held if tuple(line[name] for name in KEY) not in fresh] + list(fresh.values())
+        stored = read(path) if path.exists() else []
+        lines = [line for line in stored if tuple(line[name] for name in KEY) not in fresh] + list(fresh.values())
         columns = list(next(iter(fresh.values())))
         write_lines(path, lines, columns)
         written.append(path)
@@ -104,7 +85,7 @@ def record(rows: Sequence[Row], folder: Path = RESULTS) -> list[Path]:
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Lines as a CSV, floats to six digits."""
+    """Write lines as a CSV, floats to six digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -113,5 +94,6 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, object]], columns: Sequ
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """Read the lines of a CSV by column."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""A run in words: a line a provider, with its rate, its share of the machine's limit, and how much faster it is."""
+"""Text report of a run: one line per provider, with rate, share of the machine's limit, and speed-up."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ HEADER = ("provider", "median", "p20", "p80", "rate", "share")
 
 
 def lines(outcome: Outcome) -> list[str]:
-    """The case, then a line each for the providers, failed ones and the machine's limit."""
+    """Return the case, then one line each for the providers, the machine's limit and failed providers."""
     times = {row.provider: row for row in outcome.rows if row.quantity == "time"}
-    found = {(row.provider, row.quantity): row for row in outcome.rows}
+    rows = {(row.provider, row.quantity): row for row in outcome.rows}
     dtype = outcome.rows[0].dtype if outcome.rows else ""
     text = [f"{outcome.case.title}  {outcome.shape} {dtype}".rstrip()]
     if times:
         text.append(_columns(*HEADER, "faster than"))
     for name, time in times.items():
-        rate, share = found[name, "rate"], found.get((name, "share"))
+        rate, share = rows[name, "rate"], rows.get((name, "share"))
         against = [other for other in times if other not in OURS] if name in OURS else []
         ratios = ", ".join(f"{other} {times[other].median / time.median:.1f}x" for other in against)
         spread = (duration(value) for value in (time.median, time.p20, time.p80))
@@ -30,7 +30,7 @@ def lines(outcome: Outcome) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """``412 us``, ``1.53 ms`` or ``2.31 s``."""
+    """Return ``412 us``, ``1.53 ms`` or ``2.31 s``."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

@@ -1,20 +1,21 @@
-"""A run of the benchmark: which cases, on what, and the results kept as they come."""
+"""Run of the benchmark: its options, the choice of cases, and the results, stored as they come."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pruneengine.bench import report
 from pruneengine.bench.case import Case
 from pruneengine.bench.cases import CASES
-from pruneengine.bench.here import RESULTS, device_name, versions
+from pruneengine.bench.environment import RESULTS, device_name, versions
 from pruneengine.bench.machine import BUFFER_BYTES, probes
 from pruneengine.bench.measure import Bench, OpRow, measure
 from pruneengine.bench.providers import DEFAULT, PROVIDERS, missing, takes_part
@@ -27,7 +28,7 @@ from pruneengine.common.progress import track
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure, as the command line gives it. Empty means all ops, or the device's own providers."""
+    """Options of a run, as the command line gives them. Empty means all ops, or the device's default providers."""
 
     ops: Sequence[str] = ()
     shapes: Sequence[str] = ("headline",)
@@ -35,8 +36,8 @@ class BenchOptions:
     device: str = "cpu"
     providers: Sequence[str] = ()
     rounds: int = 7
-    threads: Sequence[int] = (1,)  # of torch and ours alike; several are measured one after the other
-    budget: float = 15.0  # seconds a case, about
+    threads: Sequence[int] = (1,)  # of torch and ours alike; several numbers are measured one after the other
+    budget: float = 15.0  # seconds per case, about
     results: Path = RESULTS
 
     def __post_init__(self) -> None:
@@ -53,26 +54,26 @@ class BenchOptions:
             parse_shapes(name)
 
     @classmethod
-    def parse(cls, **given: str | int | Path | None) -> BenchOptions:
-        """Options from words: lists comma separated, None for the default.
+    def parse(cls, **texts: str | int | Path | None) -> BenchOptions:
+        """Return options from texts: lists comma separated, None for the default.
 
         Raises:
-            ValueError: a number of threads that is none, and what the options themselves refuse.
+            ValueError: the threads are not numbers, or the options themselves refuse a value.
         """
-        values = {name: value for name, value in given.items() if value is not None}
+        values: dict[str, Any] = {name: value for name, value in texts.items() if value is not None}
         for name in ("ops", "shapes", "providers", "threads"):
             if name in values:
                 values[name] = tuple(word.strip() for word in str(values[name]).split(",") if word.strip())
         try:
             values["threads"] = tuple(int(word) for word in values.get("threads", (1,)))
         except ValueError:
-            raise ValueError(f"threads {given['threads']!r}; expected numbers, comma separated") from None
+            raise ValueError(f"threads {texts['threads']!r}; expected numbers, comma separated") from None
         return cls(**values)
 
 
 @dataclass
 class BenchResult:
-    """All rows of a run, which providers failed in which case and why, and whether it was interrupted."""
+    """All rows of a run, the reason for each failure by case and provider, and a flag for an interrupt."""
 
     rows: list[OpRow] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -80,16 +81,17 @@ class BenchResult:
 
     @property
     def exit_code(self) -> int:
+        """130 after an interrupt, 1 after a failure, else 0."""
         return 130 if self.interrupted else int(bool(self.failures))
 
 
 def op_names() -> list[str]:
-    """Every op that is measured."""
+    """Return the names of all ops that have a case."""
     return list(dict.fromkeys(case.op for case in CASES))
 
 
 def describe() -> list[str]:
-    """A line an op: its cases."""
+    """Return one line per op with its cases."""
     width = max(map(len, op_names())) + 2
     return [f"{op:<{width}}{' | '.join(case.name for case in CASES if case.op == op)}" for op in op_names()]
 
@@ -100,11 +102,11 @@ def run(
     timer: Timer | None = None,
     buffer_bytes: int = BUFFER_BYTES,
 ) -> BenchResult:
-    """Measure, telling each case when it is done and keeping its rows at once in ``ops.csv``.
+    """Run the benchmark; print each case when it is done and store its rows at once in ``ops.csv``.
 
     Raises:
-        ValueError: none of the providers has a case of these ops that fits these shapes.
-        RuntimeError: a provider that was asked for is missing here; the message says why.
+        ValueError: no provider has a case of the given ops that fits the given shapes.
+        RuntimeError: a provider that was asked for is missing here; the message has the reason.
     """
     device, result = torch.device(options.device), BenchResult()
     providers = _providers(options, device, say)
@@ -157,7 +159,7 @@ def _run(
 
 
 def _planned(options: BenchOptions, device: torch.device, providers: list[str]) -> list[tuple[Case, Shape]]:
-    """Cases and shapes, each once, that some provider can run; a run without one is refused."""
+    """Return the cases and shapes, each once, that some provider can run; raise ValueError if there are none."""
     planned = [
         (case, shape)
         for case in CASES
@@ -175,7 +177,7 @@ def _planned(options: BenchOptions, device: torch.device, providers: list[str]) 
 
 
 def _fits(case: Case, shape: Shape) -> bool:
-    """2:4 needs columns in fours."""
+    """Return False for 2:4 on columns that are not a multiple of four."""
     widths = [columns for _, columns in shape.weights] if isinstance(shape, Layer) else [shape.columns]
     return case.op not in ("nm_mask", "nm_apply") or all(width % 4 == 0 for width in widths)
 
@@ -194,19 +196,19 @@ def _providers(options: BenchOptions, device: torch.device, say: Callable[[str],
 
 
 def _require_device(name: str) -> None:
-    """cpu, or one of the CUDA devices that torch sees."""
+    """Raise ValueError unless the device is cpu or one of the CUDA devices that torch sees."""
     if name == "cpu":
         return
-    found = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if not found:
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
         raise ValueError(f"device {name!r}; expected cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(found[1] or 0) >= count:
+    if int(match[1] or 0) >= count:
         seen = f"cpu or cuda:0 to cuda:{count - 1}" if count else "cpu, as torch sees no CUDA device"
         raise ValueError(f"device {name!r}; expected {seen}")
 
 
-def _require(what: str, name: str, known: Sequence[str]) -> None:
+def _require(what: str, name: str, known: Collection[str]) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""The shapes that are measured, by name: weights of known models, activations, whole layers."""
+"""Shapes of the benchmark by name: weights of known models, activations, whole layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Layer:
-    """A decoder layer's linear weights, and how many such layers its model has."""
+    """A decoder layer's linear weights, and the number of such layers in its model."""
 
     hidden: int
     intermediate: int
@@ -24,6 +24,7 @@ class Layer:
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.hidden // self.heads
 
     @property
@@ -51,13 +52,14 @@ Shape = Matrix | Layer
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one name stands for: a tuple for every kind of case."""
+    """Shapes of one name: a tuple for every kind of case."""
 
     weight: tuple[Matrix, ...]
     tokens: tuple[Matrix, ...]
     layer: tuple[Layer, ...]
 
     def of_kind(self, kind: str) -> tuple[Shape, ...]:
+        """Return the shapes for cases of a kind: weight, tokens or layer."""
         return getattr(self, kind)
 
 
@@ -77,10 +79,10 @@ DTYPES = {
 
 
 def parse_shapes(name: str) -> Shapes:
-    """A set by name, or ``RxC`` for weights and activations of that shape and a layer R wide, C inside.
+    """Return a set by name, or for ``RxC`` weights and activations of that shape and a layer R wide, C inside.
 
     Raises:
-        ValueError: neither.
+        ValueError: the name is neither a set nor a shape.
     """
     if name in SETS:
         return SETS[name]
@@ -92,5 +94,5 @@ def parse_shapes(name: str) -> Shapes:
 
 
 def short(dtype: torch.dtype) -> str:
-    """``bf16``, ``fp16`` or ``fp32``."""
+    """Return ``bf16``, ``fp16`` or ``fp32``."""
     return next(name for name, value in DTYPES.items() if value == dtype and len(name) == 4)

@@ -1,4 +1,4 @@
-"""What the ops promise, by case, and whether a run keeps it. All of bfloat16 on the headline shapes."""
+"""Speed targets of the ops by case, for bfloat16 on the headline shapes, and the verdicts of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pruneengine.bench.shapes import SETS
 
 @dataclass(frozen=True)
 class Target:
-    """At least so many times as fast as ``base``, or such a ``share`` of the limit, or as fast as fewer ``threads``."""
+    """The least speed-up over ``base``, or the least share of the machine's limit.
+
+    ``base`` is a provider, "share" (of the limit) or "one thread" (the same op with fewer threads).
+    """
 
     op: str
     variant: str
-    base: str  # a provider, "share" or "one thread"
+    base: str
     least: float
 
 
@@ -39,7 +42,7 @@ CPU = (
     Target("select_mask", "Wanda 50%, each row", "reference", 60),
     Target("select_mask", "Wanda 50%, each row", "kthvalue", 15),
     Target("nm_mask", "2:4 of |W| norm", "reference", 65),
-    # Into fresh memory the operating system takes most of the time, of both sides; both ways are judged.
+    # With fresh memory the operating system takes most of the time, on both sides; so buffers are judged, too.
     Target("gather_columns", "keep 0.5", "reference", 8),
     Target("gather_columns", "keep 0.8", "reference", 12),
     Target("gather_rows", "keep 0.5", "reference", 1.3),
@@ -67,12 +70,12 @@ GPU_EAGER, GPU_COMPILE = 3, 1
 
 
 def verdicts(rows: Sequence[OpRow]) -> list[str]:
-    """``met`` or ``MISSED`` for every target that the rows of one run can decide."""
+    """Return a line with ``met`` or ``MISSED`` for every target that the rows of one run can decide."""
     lines = []
     for title in dict.fromkeys(row.case for row in rows if row.dtype == "bf16" and row.shape in HEADLINE):
-        found = {(row.threads, row.provider, row.quantity): row for row in rows if row.case == title}
-        for target in _targets(next(iter(found.values()))):
-            lines += _judge(title, target, found)
+        measured = {(row.threads, row.provider, row.quantity): row for row in rows if row.case == title}
+        for target in _targets(next(iter(measured.values()))):
+            lines += _judge(title, target, measured)
     return lines
 
 
@@ -85,21 +88,21 @@ def _targets(row: OpRow) -> list[Target]:
     return [*(named or shares), *general]
 
 
-def _judge(title: str, target: Target, found: dict[tuple[int, str, str], OpRow]) -> list[str]:
-    threads = min(thread for thread, *_ in found)
-    ours = next((name for name in OURS if (threads, name, "time") in found), None)
+def _judge(title: str, target: Target, measured: dict[tuple[int, str, str], OpRow]) -> list[str]:
+    threads = min(thread for thread, *_ in measured)
+    ours = next((name for name in OURS if (threads, name, "time") in measured), None)
     if ours is None:
         return []
-    time = found[threads, ours, "time"].median
+    time = measured[threads, ours, "time"].median
     if target.base == "share":
-        share = found.get((threads, ours, "share"))
+        share = measured.get((threads, ours, "share"))
         return [_line(title, share.median, target, f"of the {share.unit} rate", ours, "%")] if share else []
     if target.base == "one thread":
-        two = found.get((2, ours, "time"))
+        two = measured.get((2, ours, "time"))
         return (
             [_line(title, time / two.median, target, "x as fast with 2 threads", ours)] if two and threads == 1 else []
         )
-    base = found.get((threads, target.base, "time"))
+    base = measured.get((threads, target.base, "time"))
     return [_line(title, base.median / time, target, f"x as fast as {target.base}", ours)] if base else []
 
 

@@ -1,1 +1,1 @@
-"""Calibration: text through the model, once -> Statistics."""
+"""Calibration: one pass of text through the model, which gives :class:`Statistics`."""

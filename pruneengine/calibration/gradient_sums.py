@@ -1,9 +1,9 @@
-"""Whole-set quantities of one linear: absolute sums over weights of what gradients sum to over a set of samples.
+"""Whole-set quantities of one linear: absolute sums over weights of mean gradients of a set of samples.
 
     abs_mean = sum |W * m|        mix = sum |W * (m - W * s / 2)|        m = mean_n G_n,  s = mean_n G_n^2
 
 with ``G_n = delta_n^T x_n`` the gradient of sample n, and sums over a row (axis 0) or a column (axis 1) of the weight.
-An absolute value of a mean is no sum over samples, so every set that is asked for needs its own m and s.
+An absolute value of a mean is no sum over samples, so every set of samples needs its own m and s.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _SAMPLES, _BYTES = 32, 256 * 2**20
 
 
 class OneSet:
-    """All samples together: two sums of the weight's size that grow as gradients arrive."""
+    """Sums over all samples together: two sums of the weight's size that grow as gradients arrive."""
 
-    def __init__(self, weight: Tensor, wanted: frozenset[str], num_samples: int, scale: float) -> None:
-        self.weight, self.wanted, self.num_samples, self.scale = weight, wanted, num_samples, scale
+    def __init__(self, weight: Tensor, quantities: frozenset[str], num_samples: int, scale: float) -> None:
+        self.weight, self.quantities, self.num_samples, self.scale = weight, quantities, num_samples, scale
         self.total = torch.zeros_like(weight, dtype=torch.float32)
-        self.squares = torch.zeros_like(weight, dtype=torch.float32) if "mix" in wanted else None
+        self.squares = torch.zeros_like(weight, dtype=torch.float32) if "mix" in quantities else None
 
     def add(self, x: Tensor, delta: Tensor) -> None:
         """Take in a batch: the linear's input ``[b, T, C]`` and the scaled gradient at its output ``[b, T, R]``."""
@@ -43,29 +43,29 @@ class OneSet:
             self.squares.addcmul_(gradient, gradient)
 
     def finish(self, axis: int) -> dict[str, Tensor]:
-        """``{quantity: float32 [1, R or C]}``. The sums are used up."""
-        mean, found = self.total.div_(self.num_samples), {}
-        if "abs_mean" in self.wanted:
-            found["abs_mean"] = _absolute(self.weight, mean)[axis][None]
-        if "mix" in self.wanted:
+        """Return ``{quantity: float32 [1, R or C]}``, and give up the sums."""
+        mean, values = self.total.div_(self.num_samples), {}
+        if "abs_mean" in self.quantities:
+            values["abs_mean"] = _absolute(self.weight, mean)[axis][None]
+        if self.squares is not None:
             mean.addcmul_(self.weight.float(), self.squares, value=-0.5 / self.num_samples)
-            found["mix"] = _absolute(self.weight, mean)[axis][None]
+            values["mix"] = _absolute(self.weight, mean)[axis][None]
         # Freed before the next layer allocates its own.
-        self.total = self.squares = None
-        return found
+        del self.total, self.squares
+        return values
 
 
 class ManySets:
-    """Several sets at once, a tile of the weight at a time: ``[S, N]`` memberships times ``[N, tile]`` gradients.
+    """Sums over several sets, one tile of the weight at a time: ``[S, N]`` memberships times ``[N, tile]`` gradients.
 
-    Keeps what the linear reads and the gradients at its output for all samples, one layer's at a time, in place of S
-    sums of the weight's size. Each gradient is formed once, however many sets there are.
+    Keeps inputs of the linear and gradients at its output for all samples, one layer's at a time, in place of S sums of
+    the weight's size. Each gradient is formed once, however many sets there are.
     """
 
     def __init__(
-        self, weight: Tensor, wanted: frozenset[str], num_samples: int, scale: float, sets: Sequence[Sequence[int]]
+        self, weight: Tensor, quantities: frozenset[str], num_samples: int, scale: float, sets: Sequence[Sequence[int]]
     ) -> None:
-        self.weight, self.wanted, self.scale = weight, wanted, scale
+        self.weight, self.quantities, self.scale = weight, quantities, scale
         self.membership = torch.zeros(len(sets), num_samples, device=weight.device)
         for row, samples in zip(self.membership, sets, strict=True):
             row[list(samples)] = 1 / len(samples)
@@ -76,31 +76,31 @@ class ManySets:
         self.pieces.append((x, delta))
 
     def finish(self, axis: int) -> dict[str, Tensor]:
-        """``{quantity: float32 [S, R or C]}``. What was kept is used up."""
+        """Return ``{quantity: float32 [S, R or C]}``, and give up the batches that were kept."""
         x, delta = (_joined(pieces) for pieces in zip(*self.pieces, strict=True))
         self.pieces.clear()
         sets, weight = len(self.membership), self.weight
-        found = {q: torch.zeros(sets, weight.shape[axis], device=weight.device) for q in self.wanted & WHOLE_SET}
+        sums = {q: torch.zeros(sets, weight.shape[axis], device=weight.device) for q in self.quantities & WHOLE_SET}
         height = max(1, min(_ROWS, _BYTES // (4 * _COLUMNS * (_SAMPLES + 2 * sets))))
         for top in range(0, weight.shape[0], height):
             rows = slice(top, top + height)
-            for left in range(0, weight.shape[1], _COLUMNS):
-                columns = slice(left, left + _COLUMNS)
+            for first in range(0, weight.shape[1], _COLUMNS):
+                columns = slice(first, first + _COLUMNS)
                 tile = weight[rows, columns]
                 mean, squares = self._moments(x[:, :, columns], delta[:, :, rows])
                 forms = {"abs_mean": mean}
                 if squares is not None:
                     forms["mix"] = squares.mul_(tile.float() * -0.5).add_(mean)
-                for quantity, total in found.items():
-                    for of_set, gradient in zip(total, forms[quantity], strict=True):
-                        of_set[(rows, columns)[axis]] += _absolute(tile, gradient)[axis]
-        return found
+                for quantity, totals in sums.items():
+                    for total, gradient in zip(totals, forms[quantity], strict=True):
+                        total[(rows, columns)[axis]] += _absolute(tile, gradient)[axis]
+        return sums
 
     def _moments(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean gradient and mean squared gradient of a tile in each set: ``[S, r, c]``."""
+        """Return mean gradient and mean squared gradient of a tile in each set: ``[S, r, c]``."""
         shape = (len(self.membership), delta.shape[2], x.shape[2])
         mean = x.new_zeros(shape, dtype=torch.float32).flatten(1)
-        squares = torch.zeros_like(mean) if "mix" in self.wanted else None
+        squares = torch.zeros_like(mean) if "mix" in self.quantities else None
         chunks = zip(*(t.split(_SAMPLES, dim) for t, dim in ((x, 0), (delta, 0), (self.membership, 1))), strict=True)
         for x_n, delta_n, share in chunks:
             gradients = torch.bmm(delta_n.float().transpose(1, 2) / self.scale, x_n.float()).flatten(1)
@@ -111,7 +111,7 @@ class ManySets:
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    """Batches ``[b, T, C]`` one behind the other; zeros fill up those in which an expert was sent fewer tokens."""
+    """Return batches ``[b, T, C]`` one behind the other, with zeros where an expert was sent fewer tokens."""
     longest = max(piece.shape[1] for piece in pieces)
     return torch.cat(
         [nn.functional.pad(p, (0, 0, 0, longest - p.shape[1])) if p.shape[1] < longest else p for p in pieces]
@@ -119,6 +119,6 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def _absolute(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of ``|W * G|`` over rows ``[R]`` and columns ``[C]``."""
+    """Return sums of ``|W * G|`` over rows ``[R]`` and columns ``[C]``."""
     rows, columns = ops.taylor_scores(weight, gradient, ("absolute",))
     return rows[0], columns[0]

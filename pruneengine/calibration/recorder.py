@@ -1,19 +1,26 @@
-"""Where hooks put what they see: one row a sample, and one row a set for what belongs to a whole set."""
+"""Buffers that calibration hooks write to.
+
+Quantities per sample have one row per sample, quantities of whole sets one row per named set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from pruneengine.model.layer_runner import by_sample
+
 
 class Recorder:
-    """Collects per-sample rows and whole-set vectors; :attr:`rows` names the samples now in flight.
+    """Per-sample rows and whole-set vectors of one calibration pass.
 
     Attributes:
-        sets: the samples of each set that whole-set quantities are wanted of; the first holds all of them.
-        of_subsets: float32 ``[S, C]`` by quantity and name, a row for each set but the first.
+        num_samples: N, of the calibration set.
+        rows: the samples in flight, which the next rows belong to.
+        sets: the samples of each set that has whole-set quantities; the first holds all samples.
+        of_subsets: float32 ``[S, C]`` by quantity and name, one row per set but the first.
     """
 
     def __init__(self, num_samples: int, subsets: Sequence[Sequence[int]] = ()) -> None:
@@ -24,8 +31,8 @@ class Recorder:
         self._tensors: dict[str, dict[str, Tensor]] = {}
 
     def by_sample(self, x: Tensor) -> Tensor:
-        """``[b, T, C]`` of the samples in flight, also of what a model runs as ``[b * T, C]``."""
-        return x if x.dim() == 3 else x.reshape(self.rows.stop - self.rows.start, -1, x.shape[-1])
+        """Return activations of the samples in flight as ``[b, T, C]``, also where a model runs ``[b * T, C]``."""
+        return by_sample(x, self.rows.stop - self.rows.start)
 
     def write(self, quantity: str, name: str, values: Tensor) -> None:
         """Store ``[b, C]`` values of the samples in flight, on the device they come from."""
@@ -35,11 +42,11 @@ class Recorder:
         named[name][self.rows] = values
 
     def write_total(self, quantity: str, name: str, values: Tensor) -> None:
-        """Store ``[len(sets), C]`` values, a row a set."""
+        """Store ``[len(sets), C]`` values, one row per set."""
         self._tensors.setdefault(quantity, {})[name] = values[0]
         if len(self.sets) > 1:
             self.of_subsets.setdefault(quantity, {})[name] = values[1:].cpu()
 
-    def finish(self) -> dict[str, dict[str, Tensor]]:
-        """Everything of the samples and of all of them together, on the CPU. Rows that were never written are NaN."""
+    def finish(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return all quantities but :attr:`of_subsets`, on the CPU. Rows that were never written are NaN."""
         return {q: {name: t.cpu() for name, t in named.items()} for q, named in self._tensors.items()}

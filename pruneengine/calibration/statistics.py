@@ -1,4 +1,4 @@
-"""Statistics: what one pass over the calibration text leaves behind, per sample and additive.
+"""Statistics of one pass over the calibration text: per sample, and additive.
 
 Row ``n`` of every per-sample quantity depends on sample ``n`` alone, so the statistics of any subset are its rows and
 the statistics of two texts are their rows together. Two quantities are not sums over samples (they hold an absolute
@@ -45,10 +45,11 @@ class Statistics:
             and ``[C]`` where it is not.
         loss: mean token negative log-likelihood of each sample, float32 ``[N]``; empty when no loss was computed.
         num_samples, tokens_per_sample: the size of the calibration set.
-        model: fingerprint of the model; data: hash of the token ids.
+        model: fingerprint of the model.
+        data: hash of the token ids.
         subsets: named sets of samples, their indices.
-        of_subsets: the quantities that are not per sample, of each of :attr:`subsets`: float32 ``[S, C]``, like
-            :attr:`tensors`.
+        of_subsets: the quantities that are not per sample, one row for each of :attr:`subsets`: float32 ``[S, C]``, by
+            names as in :attr:`tensors`.
     """
 
     tensors: dict[str, Mapping[str, Tensor]]
@@ -62,11 +63,11 @@ class Statistics:
     _means: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the means: whoever gets a copy has them again in no time, and every tensor costs a file there."""
+        """Return the state of a copy, without the means: each would cost a file, and is computed again in no time."""
         return vars(self) | {"_means": {}}
 
     def get(self, quantity: str, name: str) -> Tensor:
-        """One tensor; raises ValueError naming the quantities that were collected when it is not there."""
+        """Return one tensor; ValueError with the quantities that were collected if it is not there."""
         try:
             return self.tensors[quantity][name]
         except KeyError:
@@ -74,12 +75,12 @@ class Statistics:
             raise ValueError(f"the statistics hold no {quantity!r} for {name!r}; collected: {collected}") from None
 
     def mean(self, quantity: str, name: str, of: str = "x") -> Tensor:
-        """The mean over samples of a per-sample quantity, or the quantity itself: ``[C]``, not to be written to.
+        """Return the mean over samples of a per-sample quantity, or another quantity itself: ``[C]``, read-only.
 
         Args:
             quantity: a name from :data:`QUANTITIES`.
             name: of a site or member module.
-            of: "x", the quantity as it is, or of each sample's "|x|" or "x^2".
+            of: "x" for the quantity as it is, "|x|" or "x^2" for its absolute value or square per sample.
         """
         key = (quantity, name, of)
         if key not in self._means:
@@ -87,26 +88,41 @@ class Statistics:
             self._means[key] = tensor.mean(0) if QUANTITIES[quantity][0] else tensor
         return self._means[key]
 
+    def input_norm(self, site: str) -> Tensor:
+        """Return Wanda's norm of each input channel of a site (Sun et al. 2024, eq. 1): float32 ``[C]``.
+
+        The root of the mean over samples of the sum over tokens of ``x^2``, as the authors' code has it.
+
+        Raises:
+            ValueError: statistics without "squares" of this site.
+        """
+        return self.mean("squares", site).sqrt()
+
     def tokens(self, site: str) -> float:
-        """Mean number of tokens of a sample at a site: all, or those that an expert was sent (at least one in all)."""
+        """Return the mean number of tokens per sample at a site.
+
+        That is all of them; at an expert's site those that it was sent, taken as one in all if there were none.
+        """
         if site not in self.tensors.get("tokens", {}):
             return self.tokens_per_sample
         return max(float(self.mean("tokens", site)), 1 / self.num_samples)
 
     def subset(self, samples: Sequence[int]) -> Statistics:
-        """The statistics of some of the samples; quantities that are not additive are dropped."""
+        """Return the statistics of some of the samples; quantities that are not additive are dropped."""
         index = torch.as_tensor(list(samples), dtype=torch.int64)
         if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= self.num_samples:
             raise ValueError(
                 f"samples must be a non-empty choice from 0..{self.num_samples - 1}, got {list(samples)[:8]}"
             )
-        tensors = {q: _Rows(named, index) for q, named in self.tensors.items() if QUANTITIES[q][0]}
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            q: _Rows(named, index) for q, named in self.tensors.items() if QUANTITIES[q][0]
+        }
         data = f"{self.data}[{','.join(map(str, index.tolist()))}]"
         loss = self.loss[index] if len(self.loss) else self.loss
         return replace(self, tensors=tensors, num_samples=len(index), data=data, loss=loss, subsets={}, of_subsets={})
 
     def of_subset(self, name: str) -> Statistics:
-        """The statistics of one of :attr:`subsets`, with the quantities that are not additive, all exact."""
+        """Return the statistics of one of :attr:`subsets`, with the quantities that are not additive, all exact."""
         if name not in self.subsets:
             raise ValueError(f"unknown subset {name!r}; collected: {', '.join(self.subsets) or 'none'}")
         rows, place = self.subset(self.subsets[name]), list(self.subsets).index(name)
@@ -114,7 +130,7 @@ class Statistics:
         return replace(rows, tensors=rows.tensors | whole)
 
     def merge(self, other: Statistics) -> Statistics:
-        """The statistics of both calibration sets together; keeps the additive quantities that both have."""
+        """Return the statistics of both calibration sets together: the additive quantities that both have."""
         if (self.model, self.tokens_per_sample) != (other.model, other.tokens_per_sample):
             raise ValueError(
                 f"cannot merge statistics of model {self.model} x {self.tokens_per_sample} tokens with "
@@ -124,7 +140,7 @@ class Statistics:
         for quantity in shared:
             if differing := self.tensors[quantity].keys() ^ other.tensors[quantity].keys():
                 raise ValueError(f"cannot merge: only one side has {quantity!r} for {sorted(differing)[0]!r}")
-        tensors = {
+        tensors: dict[str, Mapping[str, Tensor]] = {
             quantity: {
                 name: torch.cat([t, other.tensors[quantity][name]]) for name, t in self.tensors[quantity].items()
             }
@@ -143,10 +159,10 @@ class Statistics:
         )
 
     def check(self, model: str | None = None, data: str | None = None) -> Statistics:
-        """Refuse statistics of another model or of another calibration set."""
-        for what, expected, found in (("model", model, self.model), ("calibration data", data, self.data)):
-            if expected is not None and expected != found:
-                raise ValueError(f"the statistics belong to another {what}: expected {expected}, the file says {found}")
+        """Return the statistics; ValueError if they are of another model or calibration set."""
+        for source, expected, own in (("model", model, self.model), ("calibration data", data, self.data)):
+            if expected is not None and expected != own:
+                raise ValueError(f"the statistics belong to another {source}: expected {expected}, the file says {own}")
         return self
 
     def save(self, path: str | Path) -> None:
@@ -198,11 +214,11 @@ class Statistics:
         try:
             # Files without subsets are older.
             subsets = {name: tuple(samples) for name, samples in header.pop("subsets", {}).items()}
-            found = cls(tensors=tensors, loss=loss, subsets=subsets, of_subsets=of_subsets, **header)
-            found._validate()
+            statistics = cls(tensors={**tensors}, loss=loss, subsets=subsets, of_subsets=of_subsets, **header)
+            statistics._validate()
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: corrupt statistics file ({error})") from None
-        return found
+        return statistics
 
     def _validate(self) -> None:
         if type(self.num_samples) is not int or self.loss is None or len(self.loss) not in (0, self.num_samples):
@@ -222,19 +238,19 @@ class Statistics:
 
 
 def checked_subsets(subsets: Mapping[str, Sequence[int]], num_samples: int) -> dict[str, tuple[int, ...]]:
-    """Named sets of samples; ValueError when one is empty, repeats a sample or names one that is not there."""
-    found = {name: tuple(samples) for name, samples in subsets.items()}
-    for name, samples in found.items():
+    """Return named sets of samples; ValueError if one is empty, repeats a sample or names one that is not there."""
+    checked = {name: tuple(samples) for name, samples in subsets.items()}
+    for name, samples in checked.items():
         known = set(range(num_samples)).issuperset(samples)
         if not samples or len(set(samples)) < len(samples) or not known:
             raise ValueError(
                 f"subset {name!r} must be different samples from 0..{num_samples - 1}, got {list(samples)[:8]}"
             )
-    return found
+    return checked
 
 
 class _Rows(Mapping[str, Tensor]):
-    """Some rows of every tensor, taken when they are asked for: of most subsets only means are ever read."""
+    """Some rows of every tensor, taken when a tensor is read: of most subsets only means ever are."""
 
     def __init__(self, named: Mapping[str, Tensor], index: Tensor) -> None:
         self._named, self._index = named, index
@@ -252,7 +268,7 @@ class _Rows(Mapping[str, Tensor]):
 
 
 def _require(quantity: str, name: str, tensor: Tensor, rows: int | None) -> None:
-    """A float32 matrix with so many rows, or a vector."""
+    """Raise ValueError unless a tensor is a float32 matrix with the given number of rows, or a vector for None."""
     fits = tensor.dim() == 1 if rows is None else tensor.dim() == 2 and len(tensor) == rows
     if tensor.dtype != torch.float32 or not fits:
         raise ValueError(f"{quantity} of {name} is {tensor.dtype} {list(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""Checkpoints: models read from disk, written to it, and proved to reload."""
+"""Checkpoints: models read from disk, written to disk, and proved to reload."""
 
 from pruneengine.checkpoint.write import SavedCheckpoint, save
 

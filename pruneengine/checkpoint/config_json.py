@@ -1,4 +1,4 @@
-"""What a pruned model's ``config.json`` says: read from the modules, because only they know what was removed."""
+"""``config.json`` of a pruned model, read from its modules because only they know what was removed."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from pruneengine.model import FAMILIES, MODELING_FILE, auto_class, find_groups
 from pruneengine.model.config_sync import layer_widths, sync_config
+from pruneengine.model.families import ANY_HEADS_CLASS, ANY_HEADS_TYPE, EVEN_HEADS_TYPE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MODELING_MODULE = MODELING_FILE.stem
-# Its classes, "Pruned" before the name of the class of transformers: read, because importing it needs transformers.
+# The classes of the modelling file: "Pruned" and the name of the class of transformers. Read from its text, because
+# importing it needs transformers.
 SHIPPED = tuple(re.findall(r"^class (Pruned\w+)\(", MODELING_FILE.read_text(encoding="utf-8"), re.MULTILINE))
 
 
-def checkpoint_config(model: nn.Module) -> dict[str, Any]:
-    """The JSON value to write as ``config.json``; ``model.config`` is brought in step first.
+def checkpoint_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the JSON value to write as ``config.json``; ``model.config`` is brought in step first.
 
     Equal widths give a config that plain transformers loads. transformers' LlamaConfig refuses a number of heads that
-    does not divide the hidden size even with ``head_dim`` given; without biases such a model is written as its twin
-    Mistral without a sliding window, the same function under a config that takes it. Everything else, biases that no
-    flag of the config gives among it, names the modelling file that travels along.
+    does not divide the hidden size, even if ``head_dim`` is given. Without biases such a model is written as an
+    equivalent Mistral without a sliding window, whose config takes any number of heads. The config of every other model
+    (with different widths per layer, or with biases that no flag of the config gives) names the modelling file that
+    travels along.
 
     Raises:
         ValueError: as :func:`sync_config`; or the widths differ in a family the modelling file lacks.
@@ -36,15 +40,15 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
     values["dtype"] = str(model.dtype).removeprefix("torch.")
     plain = type(model).__name__.removeprefix("Pruned")
     text = values.get("text_config", values)
-    whole = text["model_type"] != "llama" or text["hidden_size"] % text["num_attention_heads"] == 0
+    divisible = text["model_type"] != EVEN_HEADS_TYPE or text["hidden_size"] % text["num_attention_heads"] == 0
     biased = bool(text.get("attention_bias") or text.get("mlp_bias"))
-    if "pruneengine_widths" not in text and not whole and not biased:
-        text["model_type"] = "mistral"
-        plain = "MistralForCausalLM" if text is values else plain
+    if "pruneengine_widths" not in text and not divisible and not biased:
+        text["model_type"] = ANY_HEADS_TYPE
+        plain = ANY_HEADS_CLASS if text is values else plain
         text["sliding_window"] = None
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
             text.pop(name, None)
-    elif not whole:
+    elif not divisible:
         text.setdefault("pruneengine_widths", layer_widths(find_groups(model)))
         heads, hidden = text["num_attention_heads"], text["hidden_size"]
         text["num_attention_heads"] = next(n for n in range(heads, hidden + 1) if hidden % n == 0)
@@ -62,13 +66,13 @@ def checkpoint_config(model: nn.Module) -> dict[str, Any]:
 
 
 def loader_of(config: Mapping[str, Any]) -> str:
-    """The call that opens a checkpoint with this config."""
+    """Return the call that opens a checkpoint with this config."""
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
     return f"{auto_class(config['model_type'])}.from_pretrained(path{trust})"
 
 
 def runs_shipped_code(folder: Path) -> bool:
-    """Whether the checkpoint needs a modelling file and that file is, byte for byte, the one shipped here.
+    """Return True if the checkpoint needs a modelling file and holds, byte for byte, the one shipped here.
 
     Raises:
         OSError, ValueError: ``config.json`` is missing or no JSON.

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from a folder, a GGUF file or the hub."""
+"""Loader of a model and its tokenizer from a folder, a GGUF file or the hub."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from pruneengine.checkpoint.whole_weights import check_floating, check_full_precision, check_loading_info, stored_dtypes
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import auto_class
 from pruneengine.model.experts import unfuse_experts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -29,10 +33,10 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
-    """A causal language model in evaluation mode and its tokenizer.
+    """Load a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
-        source: a model folder; a ``.gguf`` file, or a folder with exactly one and no ``config.json``; a hub name.
+        source: a model folder; a ``.gguf`` file, or a folder with exactly one and no ``config.json``; or a hub name.
             Only a hub name may use the network.
         dtype: type of the weights; GGUF weights are dequantised to it.
         device: where the model goes.
@@ -61,7 +65,7 @@ def load_model(
 
 
 def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model of ``source`` on the meta device: every shape and no weights. Reads its config only.
+    """Return the model of ``source`` on the meta device, with every shape and no weights; only its config is read.
 
     Raises:
         As :func:`load_model`.
@@ -72,26 +76,29 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     place = str(source) if folder is None else folder
     trust = trust_remote_code if folder is None or gguf is not None else _may_run_code(folder, trust_remote_code)
     options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
-    kind, what = ValueError, f"{source} gives no configuration"
+    refused: type[Exception] = ValueError
+    what = f"{source} gives no configuration"
     if folder is None:
-        kind, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
-    with _one_line(what, kind), torch.device("meta"):
+        refused, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
+    with _one_line(what, refused), torch.device("meta"):
         config = AutoConfig.from_pretrained(place, local_files_only=folder is not None, **options)
-        return unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
+        skeleton = unfuse_experts(_opener(config.model_type).from_config(config, trust_remote_code=trust))
+    if gguf is None:
+        check_full_precision(config, str(source))
+    return skeleton
 
 
 def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of a GGUF file as transformers reads it, without its tokenizer; ValueError if it does not."""
+    """Load the model of a GGUF file through transformers, without its tokenizer; ValueError if that fails."""
     from transformers import AutoModelForCausalLM
 
-    with _parsed_once(), _one_line(f"{file} does not load"):
-        return AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, local_files_only=True
-        ).eval()
+    with _parsed_once():
+        model = _whole(AutoModelForCausalLM, file.parent, file, gguf_file=file.name, dtype=dtype, local_files_only=True)
+    return model.eval()
 
 
 def _locate(source: str | Path) -> tuple[Path | None, str | None]:
-    """Folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
+    """Return folder and GGUF file name; no folder for a hub name, no file name for a model folder."""
     path = Path(source).expanduser()
     if path.exists():
         return _local(path)
@@ -101,7 +108,7 @@ def _locate(source: str | Path) -> tuple[Path | None, str | None]:
 
 
 def _local(path: Path) -> tuple[Path, str | None]:
-    """The folder to load from, and the GGUF file's name in it if it is one."""
+    """Return the folder to load from and, if the model is a GGUF file, its name in the folder."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"{path} is not a model: expected a folder or a .gguf file")
@@ -110,8 +117,8 @@ def _local(path: Path) -> tuple[Path, str | None]:
         return path, None
     names = sorted(file.name for file in path.glob("*.gguf"))
     if len(names) != 1:
-        found = f"several GGUF files ({', '.join(names[:4])}); name one" if names else "no config.json and no .gguf"
-        raise ValueError(f"{path} is not a model folder: {found}")
+        reason = f"several GGUF files ({', '.join(names[:4])}); name one" if names else "no config.json and no .gguf"
+        raise ValueError(f"{path} is not a model folder: {reason}")
     return path, names[0]
 
 
@@ -125,19 +132,37 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
     from transformers import AutoTokenizer
 
     with _one_line(f"{folder / 'config.json'} does not load"):
-        opener = _opener(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        opener = _opener(config.get("model_type"))
+    check_full_precision(config, str(folder))
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
     trust = _may_run_code(folder, trust_remote_code)
     with _one_line(f"{folder} does not load"):
-        model = opener.from_pretrained(folder, dtype=dtype, trust_remote_code=trust, local_files_only=True)
+        stored = stored_dtypes(folder)
+    check_floating(stored, str(folder))
+    model = _whole(opener, folder, folder, dtype=dtype, trust_remote_code=trust, local_files_only=True)
     with _one_line(f"the tokenizer of {folder} does not load"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     return model, tokenizer
 
 
+def _whole(
+    opener: Any, place: str | Path, source: object, kind: type[Exception] = ValueError, **options: Any
+) -> PreTrainedModel:
+    """Load a model whose files hold all its weights and nothing else; ValueError otherwise."""
+    with _one_line(f"{source} does not load", kind):
+        model, info = opener.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    check_loading_info(info, str(source))
+    return model
+
+
 def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
-    """Whether a folder's modelling code is run: with permission, or as we wrote it. ValueError if it was changed."""
+    """Return True if the folder's modelling code may run: with permission, or if it is the shipped file.
+
+    Raises:
+        ValueError: the file was changed and there is no permission, or ``config.json`` does not load.
+    """
     with _one_line(f"{folder / 'config.json'} does not load"):
         shipped = runs_shipped_code(folder)
     if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
@@ -150,17 +175,23 @@ def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
 
 def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import cached_file
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": not _hub_answers(name)}
     with _one_line(f"{name!r} is no local folder and the hub does not give it", ConnectionError):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        opener = _opener(AutoConfig.from_pretrained(name, **options).model_type)
-        model = opener.from_pretrained(name, dtype=dtype, **options)
+        config = AutoConfig.from_pretrained(name, **options)
+        opener = _opener(config.model_type)
+    check_full_precision(config, name)
+    model = _whole(opener, name, repr(name), ConnectionError, dtype=dtype, **options)
+    with _one_line(f"{name} does not load"):
+        stored = stored_dtypes(Path(cached_file(name, "config.json", local_files_only=True)).parent)
+    check_floating(stored, name)
     return model, tokenizer
 
 
 def _hub_answers(name: str) -> bool:
-    """One question without retries: a hub out of reach means the local cache, at once and not after a minute."""
+    """Ask the hub once, without retries, so that a hub out of reach leads to the local cache at once."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -179,8 +210,9 @@ def _load_gguf(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, 
         import gguf  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    with _parsed_once():
+        loaded = _whole(AutoModelForCausalLM, folder, folder / name, gguf_file=name, dtype=dtype, local_files_only=True)
     with _parsed_once(), _one_line(f"{folder / name} does not load"):
-        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
     # The loaded model counts as quantised and refuses to be saved; one built from its weights is an ordinary model.
     config = loaded.config
@@ -208,13 +240,13 @@ def _parsed_once() -> Iterator[None]:
 
 
 def _decimal(value: float) -> float:
-    """The short decimal number meant by a value that was stored as float32: 9.99999975e-06 -> 1e-05."""
+    """Return the shortest decimal number of a value that was stored as float32: 9.99999975e-06 -> 1e-05."""
     return float(str(np.float32(value)))
 
 
 @contextmanager
 def _one_line(what: str, kind: type[Exception] = ValueError) -> Iterator[None]:
-    """Whatever a loader raises on a broken model, as one line; the loaders' own errors are of many types."""
+    """Raise ``kind`` with one line in place of any error of a loader; the loaders' own errors are of many types."""
     try:
         yield
     except ImportError:

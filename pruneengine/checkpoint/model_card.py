@@ -1,9 +1,11 @@
-"""The README.md of a checkpoint: what was removed, how, and which call opens it."""
+"""Model card of a checkpoint, its ``README.md``: the sizes before and after, the recipe, and the call that opens it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pruneengine.model.families import ANY_HEADS_TYPE
 
 TEMPLATE = """---
 library_name: transformers
@@ -39,7 +41,7 @@ WIDTHS_REASON = "The layers differ in width"
 SHAPES_REASON = "The layers differ in width, or this architecture's config has no name for a width that changed"
 BIASES_REASON = "Biases stand in for what removed units gave on average, and this architecture's config has none there"
 
-TWIN_NOTE = """
+MISTRAL_NOTE = """
 The numbers of heads do not divide the hidden size, which transformers refuses in a Llama config. The model is written
 as its twin Mistral without a sliding window, which computes the same function.
 """
@@ -56,7 +58,7 @@ SIZE_NAMES = {
     "num_experts": "experts a layer",
     "moe_intermediate_size": "channels of an expert",
 }
-# Mixtral's names for what is an expert's.
+# Mixtral's config has other names for the sizes of experts.
 OTHER_NAMES = {
     "num_experts": ("num_experts", "num_local_experts"),
     "moe_intermediate_size": ("moe_intermediate_size", "intermediate_size"),
@@ -74,7 +76,7 @@ def model_card(
     report: Mapping[str, Any] | None = None,
     remarks: tuple[str, Sequence[str]] | None = None,
 ) -> str:
-    """Markdown text of the card.
+    """Return the card as Markdown text.
 
     Args:
         title: the checkpoint's name.
@@ -84,7 +86,7 @@ def model_card(
         widths: widths of every layer, as :func:`pruneengine.model.config_sync.layer_widths` gives them.
         dense_config: config of the unpruned model, for the column "before".
         recipe: YAML text of the recipe.
-        report: measured values; those that are numbers, strings or flat mappings of them are shown.
+        report: measured values; numbers, strings and mappings of them are shown.
         remarks: a heading and the paragraphs of a section of its own, in words.
     """
     sizes = ["| | before | after |", "|---|---:|---:|"] if dense_config else ["| | after |", "|---|---:|"]
@@ -101,9 +103,10 @@ def model_card(
     if rows:
         sections += "\n## Report\n\n| | |\n|---|---:|\n" + "\n".join(rows) + "\n"
     dense_type = (dense_config or config).get("model_type")
-    twin = "" if dense_type == config["model_type"] else TWIN_NOTE
-    if config["model_type"] != "mistral" and twin:
-        twin = OTHER_TYPE_NOTE.format(dense=dense_type, family=config["model_type"])
+    type_note = ""
+    if dense_type != config["model_type"]:
+        other = OTHER_TYPE_NOTE.format(dense=dense_type, family=config["model_type"])
+        type_note = MISTRAL_NOTE if config["model_type"] == ANY_HEADS_TYPE else other
     reasons = {"pruneengine_widths": WIDTHS_REASON, "pruneengine_shapes": SHAPES_REASON}
     text = config.get("text_config", config)
     reason = next((reasons[name] for name in reasons if name in text), BIASES_REASON)
@@ -113,7 +116,7 @@ def model_card(
         family=config["model_type"],
         loader=loader,
         opener=loader.partition(".")[0],
-        note=note + twin,
+        note=note + type_note,
         sizes="\n".join(sizes),
         sections=sections,
     )

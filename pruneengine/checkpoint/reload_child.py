@@ -1,4 +1,4 @@
-"""The fresh process of the reload proof: opens a checkpoint with transformers alone.
+"""Fresh process of the reload proof, which opens a checkpoint with transformers alone.
 
 Its text is handed to ``python -c``, so that nothing of pruneengine is on the way. Reads one JSON job from standard
 input: ``folder``, ``auto_class``, ``trust_remote_code``, ``device``, ``attention`` (implementation or null),

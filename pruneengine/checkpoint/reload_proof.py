@@ -1,4 +1,4 @@
-"""The reload proof: a checkpoint opened in a fresh process by transformers alone gives the logits it was saved with."""
+"""Reload proof: transformers alone opens a checkpoint in a fresh process and gives the logits it was saved with."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruneengine.checkpoint.config_json import loader_of, runs_shipped_code
 from pruneengine.model import auto_class, text_config
 
-# Relative to the largest logit. Same device, kernels and precision on both sides: only thread counts may differ.
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Largest difference of a logit, relative to the largest logit. Both sides use the same device, kernels and precision;
+# only thread counts may differ.
+LOGIT_TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 PROOF_TEXT = "Pruned models load anywhere: 1, 2, 3."
 
 
 @dataclass(frozen=True)
 class ReloadProof:
-    """What the fresh process found.
+    """Measurements of the fresh process.
 
     Attributes:
-        max_difference: largest absolute difference of a finite logit; others are not finite on both sides.
-        tolerance: what it was held against, in the same unit.
+        max_difference: largest absolute difference of a finite logit; the other logits are not finite on both sides.
+        tolerance: largest allowed ``max_difference``, in the same unit.
         argmax_agreement: fraction of positions with the same most likely token, 0 to 1.
         loader: the call that opened the checkpoint.
         seconds: wall time of the proof.
@@ -44,10 +48,10 @@ class ReloadProof:
 
 
 class ReloadError(RuntimeError):
-    """The checkpoint does not open in a fresh process, or gives other logits than the model in memory."""
+    """Error: a checkpoint does not open in a fresh process, or gives other logits than the model in memory."""
 
 
-def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) -> ReloadProof:
+def prove_reload(folder: str | Path, model: PreTrainedModel, tokenizer: Any = None) -> ReloadProof:
     """Open ``folder`` in a fresh Python process and compare its logits on fixed tokens with those of ``model``.
 
     The process runs on the model's device, offline, without pruneengine. With a tokenizer, a fixed sentence must also
@@ -80,7 +84,7 @@ def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) ->
     if text is not None and answer["ids"] != list(tokenizer(text)["input_ids"]):
         raise ReloadError("the checkpoint reloads with a tokenizer that gives other token ids than the one saved")
     difference = _difference(actual, expected)
-    tolerance = TOLERANCE.get(model.dtype, 1e-2) * max(1.0, expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
+    tolerance = LOGIT_TOLERANCE.get(model.dtype, 1e-2) * max(1.0, expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
     agreement = (actual.argmax(-1) == expected.argmax(-1)).float().mean().item()
     if difference > tolerance:
         raise ReloadError(
@@ -92,7 +96,10 @@ def prove_reload(folder: str | Path, model: nn.Module, tokenizer: Any = None) ->
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest of a finite logit; infinity where others are finite, for a model that overflows is to do so again."""
+    """Return the largest absolute difference of a finite logit, or infinity if other logits are finite.
+
+    A model that overflows must overflow at the same logits again.
+    """
     finite = expected.isfinite()
     if not torch.equal(finite, actual.isfinite()):
         return math.inf
@@ -100,7 +107,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def reload_and_generate(folder: str | Path, prompt: str, max_new_tokens: int = 20) -> str:
-    """The greedy continuation of ``prompt`` by the checkpoint in ``folder``, from a fresh process on the CPU.
+    """Return the greedy continuation of ``prompt`` by the checkpoint in ``folder``, from a fresh process on the CPU.
 
     Raises:
         ReloadError: the checkpoint or its tokenizer does not open there.
@@ -110,7 +117,7 @@ def reload_and_generate(folder: str | Path, prompt: str, max_new_tokens: int = 2
 
 
 def fixed_tokens(vocab_size: int, longest: int | None = None) -> Tensor:
-    """The same few token ids every time, int64 ``[2, 24]``, or ``[2, longest]`` where that is less."""
+    """Return the same few token ids on every call, int64 ``[2, 24]``, or ``[2, longest]`` if that is shorter."""
     length = min(24, longest or 24)
     return (torch.arange(2 * length).reshape(2, length) * 7919 + 11) % vocab_size
 
@@ -120,7 +127,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Save a pruned model so that others can load it: all of it or nothing, and proved in a fresh process."""
+"""Writer of checkpoints: the folder appears complete or not at all, and is proved in a fresh process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from pruneengine.checkpoint.config_json import (
-    MODELING_FILE,
-    checkpoint_config,
-    loader_of,
-)
-from pruneengine.checkpoint.equivalent_class import as_written
+from pruneengine.checkpoint.config_json import MODELING_FILE, checkpoint_config, loader_of
+from pruneengine.checkpoint.equivalent_class import model_to_save
 from pruneengine.checkpoint.model_card import model_card
 from pruneengine.checkpoint.reload_proof import ReloadProof, prove_reload
 from pruneengine.common.files import check_space, check_writable
@@ -29,22 +25,25 @@ from pruneengine.model import family_of, find_groups
 from pruneengine.model.config_sync import layer_widths
 from pruneengine.model.experts import plain_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class HasJson(Protocol):
-    """Anything that prints itself as JSON, such as a plan."""
+    """Value that gives itself as JSON text, such as a plan."""
 
     def to_json(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A finished checkpoint.
+    """Finished checkpoint.
 
     Attributes:
         path: its folder, absolute.
         bytes: size of all its files.
         loads_with: the call that opens it.
-        proof: what the reload proof measured, or None if it was not asked for.
+        proof: measurements of the reload proof, or None if it was not requested.
     """
 
     path: Path
@@ -53,61 +52,8 @@ class SavedCheckpoint:
     proof: ReloadProof | None
 
 
-def check_output(out: str | Path, overwrite: bool = False, mark: str = "config.json") -> Path:
-    """The absolute path of ``out`` if a checkpoint can be written there; call it before any work.
-
-    Args:
-        out: the folder to create.
-        overwrite: it may replace a folder that holds the file ``mark``.
-        mark: what tells an earlier result of the same kind from a folder of something else.
-
-    Raises:
-        FileExistsError: ``out`` is a file; or a folder with content, without ``overwrite`` or not a model folder.
-        PermissionError: the folder that ``out`` lies in cannot be written to.
-    """
-    path = Path(out).expanduser().resolve()
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"output {path} is a file, expected a folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True (--overwrite) to replace it")
-        if not (path / mark).is_file():
-            what = "a model" if mark == "config.json" else f"an earlier result (no {mark})"
-            raise FileExistsError(f"output folder {path} holds other things than {what}; it is not replaced")
-    check_writable(path.parent)
-    return path
-
-
-def written_here(folder: Path) -> bool:
-    """Whether ``folder`` is a checkpoint that :func:`save` wrote with its plan or recipe."""
-    files = ("plan.json", "recipe.yaml")
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in files)
-
-
-def count_saved_zeros(
-    folder: Path, modules: Iterable[str], parts: Mapping[str, Sequence[str]] | None = None
-) -> dict[str, int]:
-    """How many entries of the weight of each module are zero in the files of a checkpoint, by module path.
-
-    ``parts`` names the modules that hold one in the checkpoint, where that is not itself.
-    """
-    from safetensors import safe_open
-
-    family = family_of(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"), str(folder))
-    wanted = {}
-    for module in modules:
-        for part in (parts or {}).get(module, (module,)):
-            wanted |= dict.fromkeys((f"{part}.weight", plain_name(f"{part}.weight", family)), module)
-    found: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in wanted.keys() & set(tensors.keys()):
-                found[wanted[name]] = found.get(wanted[name], 0) + int((tensors.get_tensor(name) == 0).sum())
-    return found
-
-
 def save(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     out: str | Path,
     *,
@@ -122,32 +68,32 @@ def save(
 ) -> SavedCheckpoint:
     """Write ``model`` as a checkpoint folder that transformers loads without pruneengine.
 
-    A model whose class transformers lacks is written as its twin, see :func:`as_written`.
+    A model whose class transformers lacks is written as its equivalent, see :func:`model_to_save`.
 
-    ``model.config`` is brought in step with the modules. The folder appears complete or not at all; with ``overwrite``
-    the old one stays until the new one is complete and proved.
+    ``model.config`` is brought in step with the modules. The folder appears complete or not at all. With ``overwrite``
+    the old folder stays until the new one is complete and proved.
 
     Args:
         model: a causal language model of a known family, compacted.
         tokenizer: a tokenizer of transformers, or None to write none.
         out: the folder to create.
         plan: written as ``plan.json``.
-        recipe: written as ``recipe.yaml``; a string is written as it is.
+        recipe: written as ``recipe.yaml``; a string is written unchanged.
         report: JSON value, written as ``report.json`` and shown in the model card.
         overwrite: replace an existing model folder.
         dense_config: config of the unpruned model (a dict or with ``to_dict()``), for the model card.
         proof: reopen the checkpoint in a fresh process before it appears.
         extra_files: file name -> text.
-        remarks: for the model card: a heading, and the paragraphs beneath it.
+        remarks: a heading and paragraphs, for the model card.
 
     Raises:
         FileExistsError, PermissionError: as :func:`check_output`.
-        ValueError: the model is none that can be written, see :func:`checkpoint_config`.
+        ValueError: the model cannot be written, see :func:`checkpoint_config`.
         OSError: not enough space for the weights.
         ReloadError: the reload proof failed; nothing was written.
     """
     path = check_output(out, overwrite)
-    written = as_written(model)
+    written = model_to_save(model)
     config = checkpoint_config(written)
     loader = loader_of(config)
     texts = {"config.json": _json(config)}
@@ -181,24 +127,70 @@ def save(
     return SavedCheckpoint(path, size, loader, result)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"
+def check_output(out: str | Path, overwrite: bool = False, mark: str = "config.json") -> Path:
+    """Return the absolute path of ``out`` if a checkpoint can be written there; call it before any work.
+
+    Args:
+        out: the folder to create.
+        overwrite: whether a folder that holds the file ``mark`` may be replaced.
+        mark: file that marks an earlier result of the same kind.
+
+    Raises:
+        FileExistsError: ``out`` is a file; or a folder with content, without ``overwrite`` or not a model folder.
+        PermissionError: the folder that ``out`` lies in cannot be written to.
+    """
+    path = Path(out).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"output {path} is a file, expected a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"output folder {path} is not empty; pass overwrite=True (--overwrite) to replace it")
+        if not (path / mark).is_file():
+            what = "a model" if mark == "config.json" else f"an earlier result (no {mark})"
+            raise FileExistsError(f"output folder {path} holds other things than {what}; it is not replaced")
+    check_writable(path.parent)
+    return path
 
 
-def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mapping[str, str]:
-    for name in files:
-        if name in taken or Path(name).name != name:
-            raise ValueError(f"extra_files: {name!r} is taken or no plain file name")
-    return files
+def written_here(folder: Path) -> bool:
+    """Return True if ``folder`` is a checkpoint that :func:`save` wrote with its plan or recipe."""
+    files = ("plan.json", "recipe.yaml")
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in files)
+
+
+def count_saved_zeros(
+    folder: Path, modules: Iterable[str], parts: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, int]:
+    """Count the zero entries of each module's weight in the files of a checkpoint, by module path.
+
+    ``parts`` names the modules of the checkpoint that together hold a module of the model, for modules that it splits.
+    """
+    from safetensors import safe_open
+
+    family = family_of(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"), str(folder))
+    module_of: dict[str, str] = {}
+    for module in modules:
+        for part in (parts or {}).get(module, (module,)):
+            module_of |= dict.fromkeys((f"{part}.weight", plain_name(f"{part}.weight", family)), module)
+    zeros: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in module_of.keys() & set(tensors.keys()):
+                module = module_of[name]
+                zeros[module] = zeros.get(module, 0) + int((tensors.get_tensor(name) == 0).sum())
+    return zeros
 
 
 def write_weights(model: nn.Module, folder: Path, *, plain: bool = False) -> None:
-    """Safetensors of a model's weights, tied ones once; OSError where they do not fit.
+    """Write a model's weights as safetensors, tied weights once.
 
     Args:
-        model: whose weights they are.
-        folder: where they go.
-        plain: under the names that the family's models are published with, also where experts are unfused.
+        model: model whose weights are written.
+        folder: destination of the files.
+        plain: use the names under which the family's models are published, also where experts are unfused.
+
+    Raises:
+        OSError: the weights do not fit on the disk.
     """
     with require_extra("hf"):
         from huggingface_hub import save_torch_state_dict
@@ -223,7 +215,7 @@ def share(folder: Path) -> None:
 
 @contextmanager
 def complete_or_nothing(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
+    """Yield a temporary folder that replaces ``path`` if the block succeeds and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     old = folder.with_name(f"{folder.name}-old")
@@ -241,3 +233,14 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mapping[str, str]:
+    for name in files:
+        if name in taken or Path(name).name != name:
+            raise ValueError(f"extra_files: {name!r} is taken or no plain file name")
+    return files

@@ -32,7 +32,7 @@ def inspect(
     """Show what can be pruned, what it would cost and leave, and what will load the result; load no weights."""
     from pruneengine.checkpoint.load import load_skeleton
     from pruneengine.cli.tables import structured as tables
-    from pruneengine.export.layout import model_shape
+    from pruneengine.export.model_shape import model_shape
     from pruneengine.export.runtimes import runtimes
     from pruneengine.model import find_groups
     from pruneengine.structured.cost import measure_flops, predict
@@ -69,6 +69,6 @@ def _shapes(layout: ModelShape, plan: Plan | None) -> Iterator[tuple[str, ModelS
                 f"what opens a uniform prune of its {' and '.join(layout.kinds_without_config_name)}",
                 replace(layout, unsaved_kinds=layout.kinds_without_config_name),
             )
-        yield "what opens a per-layer prune of it", layout.uneven
+        yield "what opens a per-layer prune of it", layout.one_channel_less
     else:
         yield "what opens it", layout

@@ -1,4 +1,4 @@
-"""Packages that only some of the work needs."""
+"""Imports of optional packages."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How far long work is, and what it took: silent in the library until the command line switches it on."""
+"""Progress of long work and seconds by stage. Progress is silent until the command line switches it on."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,26 +20,26 @@ _enabled = False
 
 
 def set_progress(enabled: bool) -> None:
-    """Switch progress on standard error on or off for the whole process (off when the library is imported)."""
+    """Switch progress on standard error on or off for the whole process; it is off after an import."""
     global _enabled
     _enabled = bool(enabled)
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, and tell on standard error how far the work is once it has lasted over two seconds.
+    """Yield the items; once the work has lasted over two seconds, report its progress on standard error.
 
     A terminal gets one line that is redrawn and erased at the end; a log gets a line every few seconds. No thread runs
     and the cursor is never hidden, so a loop left by an exception or Ctrl-C leaves the terminal as it was.
 
     Args:
-        iterable: the work, one item a step.
+        iterable: the work, one item per step.
         description: a few words, e.g. ``"perplexity"``.
         total: number of items; ``len(iterable)`` where None and known.
     """
     if not _enabled:
         yield from iterable
         return
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     terminal = sys.stderr.isatty()
     every = TERMINAL_EVERY_S if terminal else LOG_EVERY_S
@@ -66,14 +66,14 @@ def _line(description: str, done: int, total: int | None, elapsed: float) -> str
         return f"{description}  {done} done  {_clock(elapsed)} so far"
     filled = min(BAR_WIDTH, BAR_WIDTH * done // total)
     bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-    left = elapsed / done * max(0, total - done)
-    return f"{description}  [{bar}] {done}/{total}  {_clock(left)} left"
+    remaining = elapsed / done * max(0, total - done)
+    return f"{description}  [{bar}] {done}/{total}  {_clock(remaining)} left"
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @dataclass
@@ -84,6 +84,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time within the context to a stage."""
         start = time.perf_counter()
         try:
             yield

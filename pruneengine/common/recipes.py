@@ -1,20 +1,60 @@
-"""Recipes as text: YAML, in which ``1e-4`` is a number."""
+"""Recipes in YAML: sections, reading, and writing."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruneengine.common.optional_imports import require_extra
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Sections of the recipes that checkpoints carry, and the job whose options each section holds.
+RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
 
 # PyYAML follows YAML 1.1, where a power needs a dot before it and a sign in it: 1e-4 would be a string.
 _POWER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
+def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
+    """Return the options in a YAML recipe: its keys, or the keys under ``section`` in the recipe of a checkpoint.
+
+    Raises:
+        ValueError: a file that cannot be read as a recipe, or the recipe of another section's job.
+    """
+    content = read_keys(path)
+    sections = [name for name in RECIPES if name in content]
+    if sections and section not in sections:
+        raise ValueError(f"{path}: holds the recipe of a {RECIPES[sections[0]]}, expected that of a {RECIPES[section]}")
+    return content.get(section, content)
+
+
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """Return the values of a YAML file of keys and values; ValueError for any other file."""
+    try:
+        content = read_yaml(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+    return content
+
+
+def plain_values(config: DataclassInstance) -> dict[str, Any]:
+    """Return the fields of a config as a recipe holds them: tuples as lists, inherited fields after its own."""
+    bases = type(config).__mro__[1:]
+    inherited = {field.name for base in bases if dataclasses.is_dataclass(base) for field in dataclasses.fields(base)}
+    values = dataclasses.asdict(config)
+    ordered = sorted(values, key=lambda name: name in inherited)
+    return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in ordered}
+
+
 def read_yaml(text: str) -> Any:
-    """The values that a text holds; ValueError where it is no YAML, ImportError without the extra "cli"."""
+    """Return the values in a YAML text; ValueError if it is no YAML, ImportError without the extra "cli"."""
     with require_extra("cli"):
         import yaml
 
@@ -29,31 +69,7 @@ def read_yaml(text: str) -> Any:
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
-    """Keys and values in their order; ImportError without the extra "cli"."""
+    """Return keys and values in their order as YAML; ImportError without the extra "cli"."""
     with require_extra("cli"):
         import yaml
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-
-
-# Sections of the recipes that checkpoints carry, and whose options they hold.
-RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
-
-
-def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
-    """The options in a YAML recipe: its keys, or those under ``section`` in the recipe that a checkpoint carries."""
-    content = read_keys(path)
-    held = [name for name in RECIPES if name in content]
-    if held and section not in held:
-        raise ValueError(f"{path}: holds the recipe of a {RECIPES[held[0]]}, expected that of a {RECIPES[section]}")
-    return content.get(section, content)
-
-
-def read_keys(path: str | Path) -> dict[str, Any]:
-    """What a YAML file of keys and values holds; ValueError for anything else."""
-    try:
-        content = read_yaml(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
-    return content

@@ -1,25 +1,27 @@
-"""Token windows: the value that calibration and evaluation read, its identity, and what two sets share."""
+"""Token windows for calibration and evaluation, options of the calibration text, and the overlap of two texts."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pruneengine.common.validation import require_whole
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Token windows and where they come from.
+    """Token windows and their sources.
 
     Attributes:
         tokens: int64 ``[N, L]`` on the CPU.
         source: the source of each window, N names.
-        report: what was read, used and left over, per source.
+        report: numbers of tokens and documents read, used and left over, per source.
     """
 
     tokens: Tensor
@@ -42,17 +44,51 @@ class Samples:
         return hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Consecutive batches ``[b, L]`` with ``b <= size``; only the last may be smaller."""
+        """Yield consecutive batches ``[b, L]`` with ``b <= size``; only the last may be smaller."""
         if size < 1:
             raise ValueError(f"batch size {size}: expected at least 1")
         return iter(self.tokens.split(size))
 
 
-def as_samples(tokens: Samples | Tensor | Sequence[Tensor]) -> Samples:
-    """Samples as they are, or token ids: int64 ``[N, L]``, or several such tensors of one length L.
+# Token ids as public functions take them: :func:`as_samples`.
+Tokens: TypeAlias = Samples | Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """Options of the calibration text, which every kind of pruning shares (:func:`pruneengine.data.load_samples`).
+
+    Attributes:
+        calibration: text spec: "builtin", "self", a file, a hub name, or a mix such as ``a:64,b:64``.
+        nsamples: number of samples; None for the counts in ``calibration``, or 32 where it has none.
+        seqlen: tokens per sample.
+        pack: join short documents to samples; False leaves out documents shorter than a sample.
+        batch_size: samples per forward pass.
+        seed: random seed for sampling.
+    """
+
+    calibration: str = "builtin"
+    nsamples: int | None = None
+    seqlen: int = 128
+    pack: bool = True
+    batch_size: int = 8
+    seed: int = 0
+
+    def check_calibration_text(self) -> None:
+        """Raise ValueError or TypeError if an option of the calibration text cannot be met."""
+        for name in ("seqlen", "batch_size", "nsamples"):
+            if name != "nsamples" or self.nsamples is not None:
+                require_whole(name, getattr(self, name), 1, "a positive whole number")
+        for name, kind in (("seed", int), ("calibration", str), ("pack", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+
+
+def as_samples(tokens: Tokens) -> Samples:
+    """Return samples as they are, or token ids as samples: int64 ``[N, L]``, or several such tensors of one length L.
 
     Raises:
-        TypeError: anything else.
+        TypeError: values of any other type.
         ValueError: tensors of another shape or dtype, of several lengths, or without a row.
     """
     if isinstance(tokens, Samples):
@@ -71,13 +107,13 @@ def as_samples(tokens: Samples | Tensor | Sequence[Tensor]) -> Samples:
 
 
 def check_overlap(calibration: Samples, evaluation: Samples, ngram: int = 32) -> dict[str, float | int]:
-    """How far calibration and evaluation windows share text.
+    """Measure the text that calibration and evaluation windows share.
 
     Args:
         calibration: the windows that statistics are collected on.
         evaluation: the windows that results are reported on.
-        ngram: a window overlaps when any run of this many tokens also occurs in calibration (64-bit hashes); at most
-            the length of the shorter window, and the result says which.
+        ngram: a window overlaps when any run of this many tokens also occurs in calibration (64-bit hashes). Shorter
+            windows reduce it to their length; the result holds the number that was used.
 
     Returns:
         ``ngram``, ``duplicate_windows`` (calibration windows equal to an earlier one), ``overlapping_windows``,
@@ -98,7 +134,7 @@ def check_overlap(calibration: Samples, evaluation: Samples, ngram: int = 32) ->
 
 
 def _ngram_hashes(tokens: Tensor, ngram: int) -> np.ndarray:
-    """Multilinear 64-bit hash of every run of ``ngram`` tokens: uint64 ``[N, L - ngram + 1]``."""
+    """Compute the multilinear 64-bit hash of every run of ``ngram`` tokens: uint64 ``[N, L - ngram + 1]``."""
     factors = np.random.Generator(np.random.PCG64(ngram)).integers(1, 2**63, ngram, dtype=np.uint64) | np.uint64(1)
     ids = tokens.cpu().numpy().astype(np.uint64)
     width = ids.shape[1] - ngram + 1

@@ -1,24 +1,23 @@
-"""Documents by name: the text every Python carries, a local file, or a data set of the hub."""
+"""Documents by name: the reference manual that Python carries, a local file, or a data set of the hub."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
+
+from pruneengine.data.rows import TEXT_COLUMNS, instruction_pairs, rows_to_text
+from pruneengine.data.text_files import KINDS, is_text_source, read_rows
 
 ROLES = ("calibration", "evaluation")
 BUILTIN = ("builtin", "builtin-eval")
-TEXT_COLUMNS = ("text", "page", "sentence", "content")
-FILE_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 SHARED_LINE = 60
 
 
 @dataclass(frozen=True)
 class HubText:
-    """Where a data set of the hub keeps its text: keyword arguments of ``datasets.load_dataset`` for each role.
+    """The text of a data set of the hub: keyword arguments of ``datasets.load_dataset`` for each role.
 
     ``joined`` data sets hold lines of running text, not documents: their rows become one document, joined by blank
     lines. Converted parquet files stand in where the data set itself is a script, which ``datasets`` 4 refuses.
@@ -56,14 +55,15 @@ HUB = {
 }
 
 
-def documents(name: str, role: str = "calibration") -> Sequence[str]:
-    """The documents of one source, in a fixed order.
+def documents(name: str, role: str = "calibration", tokenizer: Any = None) -> Sequence[str]:
+    """Return the documents of one source, in a fixed order.
 
     Args:
         name: ``builtin`` or ``builtin-eval`` (two halves of the reference manual that Python carries, without a shared
-            topic; the text follows the Python version), a path that ends in .txt, .jsonl, .json or .parquet, or a name
-            of :data:`HUB`. Paragraphs of a .txt file, separated by blank lines, are documents.
-        role: ``calibration`` or ``evaluation``: which split of a hub data set is read.
+            topic; the text follows the Python version), a name of :data:`HUB`, or a file, a folder or ``-``, standard
+            input (:func:`pruneengine.data.text_files.read_rows`).
+        role: ``calibration`` or ``evaluation``, for the split of a hub data set.
+        tokenizer: renders chats.
 
     Raises:
         ValueError: no such source, a file that cannot be read as text rows, or a data set without that split.
@@ -72,115 +72,61 @@ def documents(name: str, role: str = "calibration") -> Sequence[str]:
     """
     if role not in ROLES:
         raise ValueError(f"role={role!r}: expected one of {', '.join(ROLES)}")
-    check_source(name)
+    _check_name(name)
     if name in BUILTIN:
         return builtin_halves()[name == "builtin-eval"]
     if name in HUB:
         return _hub_documents(name, role)
-    path = Path(name)
-    if path.suffix == ".txt":
-        return _paragraphs(path.read_text(encoding="utf-8"))
-    return rows_to_text(_file_rows(path), name)
+    return rows_to_text(read_rows(name), name, tokenizer)
 
 
-def check_source(name: str) -> None:
-    """Whether there is such a source; nothing is read.
+def check_source(name: str, *, instructions: bool = False) -> None:
+    """Raise ValueError if there is no such source, or its file does not hold text; call it before a model is loaded.
 
-    Raises:
-        ValueError: an unknown name, or a file that does not exist.
+    Data sets of the hub are not read. A file's rows are kept for the next time that they are read.
+
+    Args:
+        name: as of :func:`documents`.
+        instructions: the rows may be read as prompts and answers (:func:`instructions`).
     """
+    _check_name(name)
     if name in BUILTIN or name in HUB:
         return
-    path = Path(name)
-    if path.suffix not in FILE_SUFFIXES:
+    rows = read_rows(name, keep=True)
+    if not (instructions and instruction_pairs(rows, name) is not None):
+        rows_to_text(rows, name)
+
+
+def _check_name(name: str) -> None:
+    if name not in BUILTIN and name not in HUB and not is_text_source(name):
         known = ", ".join((*BUILTIN, "self", *HUB))
-        raise ValueError(f"unknown text source {name!r}: expected {known}, or a {'/'.join(FILE_SUFFIXES)} file")
-    if not path.is_file():
-        raise ValueError(f"text file {name!r} does not exist")
-
-
-def alpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:
-    """Prompt and answer of a row with columns instruction, output and optionally input (Stanford Alpaca's format)."""
-    paired = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
-    context = ", paired with an input that provides further context" if paired else ""
-    prompt = (
-        f"Below is an instruction that describes a task{context}. Write a response that appropriately completes the "
-        f"request.\n\n### Instruction:\n{row['instruction']}\n\n{paired}### Response:\n"
-    )
-    return prompt, row["output"]
+        raise ValueError(f"unknown text source {name!r}: expected {known}, a folder, or a {'/'.join(KINDS)} file")
 
 
 def instructions(name: str) -> list[tuple[str, str]] | None:
-    """Prompt and answer of every row of an instruction data set; None where the source holds running text.
+    """Return prompt and answer of every row of an instruction data set; None where the source holds running text.
 
     Args:
-        name: ``alpaca``, or a .json, .jsonl or .parquet file with columns instruction, output and optionally input,
-            whatever other columns it has.
+        name: ``alpaca``, or a file or folder (:func:`pruneengine.data.text_files.read_rows`) with columns instruction,
+            output and optionally input, whatever other columns it has.
 
     Raises:
-        ValueError: no rows; columns that are neither instructions nor text (it names those found and expected); a row
-            without its instruction or output.
+        ValueError: as :func:`pruneengine.data.rows.instruction_pairs`.
         OSError, ImportError: as :func:`documents`.
     """
-    check_source(name)
-    if name != "alpaca" and (name in BUILTIN or name in HUB or Path(name).suffix == ".txt"):
+    _check_name(name)
+    if name != "alpaca" and (name in BUILTIN or name in HUB):
         return None
-    rows = _hub_rows(name, "calibration").to_list() if name in HUB else _file_rows(Path(name))
-    if not rows:
-        raise ValueError(f"{name}: no rows")
-    columns = set(rows[0]) if isinstance(rows[0], Mapping) else set()
-    # Asked first: Stanford Alpaca's own rows hold their rendered text beside the columns it is made of.
-    if not {"instruction", "output"} <= columns:
-        if isinstance(rows[0], str) or columns & set(TEXT_COLUMNS):
-            return None
-        raise ValueError(
-            f"{name}: columns {', '.join(sorted(columns)) or 'none'}; expected instruction, output and optionally "
-            f"input, or text in one of {', '.join(TEXT_COLUMNS)}"
-        )
-    for number, row in enumerate(rows, 1):
-        values = [row.get(column) for column in ("instruction", "output")] if isinstance(row, Mapping) else [None]
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{name}: row {number} has no instruction and output like row 1")
-    return [alpaca_prompt(row) for row in rows]
-
-
-def rows_to_text(rows: Sequence[Any], name: str) -> Sequence[str]:
-    """One document a row: the row itself if it is a string, a text column, or the rendered alpaca columns.
-
-    Where a row holds both, the text column is running text as its author wrote it; only where prompts are told from
-    answers (:func:`instructions`) do the columns win.
-
-    Raises:
-        ValueError: no rows, no known column, or a row whose text is missing or not a string; the message names the row.
-    """
-    if not len(rows):
-        raise ValueError(f"{name}: no rows")
-    first = rows[0]
-    if isinstance(first, str):
-        texts = list(rows)
-    elif not isinstance(first, Mapping):
-        raise ValueError(f"{name}: row 1 is {type(first).__name__}, expected an object or a string")
-    elif column := next((column for column in TEXT_COLUMNS if column in first), None):
-        texts = [row.get(column) if isinstance(row, Mapping) else None for row in rows]
-    elif {"instruction", "output"} <= set(first):
-        complete = [isinstance(row, Mapping) and {"instruction", "output"} <= set(row) for row in rows]
-        texts = ["".join(alpaca_prompt(row)) if ok else None for row, ok in zip(rows, complete, strict=True)]
-    else:
-        raise ValueError(
-            f"{name}: columns {sorted(first)}, expected one of {', '.join(TEXT_COLUMNS)} or instruction and output"
-        )
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str):
-            raise ValueError(f"{name}: row {number} has no text like row 1")
-    return texts
+    rows = _hub_rows(name, "calibration").to_list() if name in HUB else read_rows(name)
+    return instruction_pairs(rows, name)
 
 
 @cache
 def builtin_halves() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Calibration and evaluation half of Python's reference manual (``pydoc_data.topics``), split by whole topics.
+    """Return calibration and evaluation half of Python's reference manual, split by whole topics.
 
-    The manual repeats itself: a topic that shares a long line with a longer kept one is left out, so that no passage
-    stands in both halves, or twice in one.
+    The manual (``pydoc_data.topics``) repeats itself. So a topic that shares a long line with a longer topic is left
+    out, and no passage stands in both halves, or twice in one.
     """
     try:
         from pydoc_data.topics import topics
@@ -202,55 +148,13 @@ def builtin_halves() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _unwrap(text: str) -> str:
-    """Markup text without heading underlines, its plain paragraphs unwrapped to one line each."""
+    """Return markup text without heading underlines, with each plain paragraph unwrapped to one line."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = [line.rstrip() for line in paragraph.splitlines() if line.strip("*=-~^ ")]
         indented = any(line.startswith(" ") for line in lines)
         paragraphs.append(("\n" if indented else " ").join(lines))
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-
-
-def _paragraphs(text: str) -> list[str]:
-    blocks: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if line.strip():
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    return ["\n".join(block) for block in blocks if block]
-
-
-def _file_rows(path: Path) -> list[Any]:
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
-
-
-def _read_json(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            if "\n" not in text.strip():
-                raise ValueError(f"{path}: not JSON: {error}") from error
-        else:
-            return rows if isinstance(rows, list) else [rows]
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Any]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(f"{path}: reading parquet needs pyarrow: pip install 'pruneengine[data]'") from error
-    return parquet.read_table(path).to_pylist()
 
 
 def _hub_documents(name: str, role: str) -> Sequence[str]:
@@ -261,19 +165,19 @@ def _hub_documents(name: str, role: str) -> Sequence[str]:
 
 
 def _hub_rows(name: str, role: str) -> Any:
-    """The rows as a ``datasets.Dataset``."""
+    """Load the rows of a hub data set as a ``datasets.Dataset``."""
     source = HUB[name]
-    where = source.calibration if role == "calibration" else source.evaluation
-    if where is None:
+    arguments = source.calibration if role == "calibration" else source.evaluation
+    if arguments is None:
         raise ValueError(f"{name} has no evaluation split: evaluate on wikitext2, c4, ptb, builtin-eval or a file")
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(f"text source {name!r} needs datasets: pip install 'pruneengine[data]'") from error
     try:
-        return load_dataset(source.path, **where)
+        return load_dataset(source.path, **arguments)
     except Exception as error:  # datasets raises a dozen types for "no network"
-        tried = ", ".join(f"{key} {value}" for key, value in where.items())
+        tried = ", ".join(f"{key} {value}" for key, value in arguments.items())
         reason = str(error).strip().split("\n")[0]
         raise OSError(
             f"{name}: {source.path} ({tried}) could not be loaded: {type(error).__name__}: {reason}; "

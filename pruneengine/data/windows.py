@@ -1,7 +1,7 @@
-"""Text to token batches: calibration samples and evaluation windows.
+"""Token windows from text: calibration samples and evaluation windows.
 
-A spec names the text: one source of :func:`documents`, ``self`` (text sampled from the model), or a
-mix with sample counts, ``"c4:64,alpaca.jsonl:64"``.
+A spec names the text: one source of :func:`pruneengine.data.sources.documents`, ``self`` (text sampled from the model),
+or a mix with sample counts, ``"c4:64,alpaca.jsonl:64"``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples, check_overlap
-from pruneengine.data.sources import ROLES, check_source, documents
+from pruneengine.data.sources import ROLES, documents
+from pruneengine.data.specs import check_spec, parse_spec
 
 __all__ = [
     "Samples",
@@ -45,23 +46,24 @@ def load_samples(
     model: nn.Module | None = None,
     role: str = "calibration",
 ) -> Samples:
-    """Samples of exactly ``seqlen`` tokens, without special tokens added except those named here.
+    """Load samples of exactly ``seqlen`` tokens, without special tokens added except those named here.
 
     Args:
-        spec: which text; a mix is composed in the order written.
+        spec: name of the text; a mix is composed in the order written.
         tokenizer: a transformers tokenizer.
-        nsamples: how many; None takes the counts of the spec, or with ``role="evaluation"`` all windows in order.
-        seqlen: tokens a sample, at least 2.
-        seed: of the random choice; the same for every source of a mix.
+        nsamples: number of samples; None takes the counts of the spec, or with ``role="evaluation"`` all windows in
+            order.
+        seqlen: tokens per sample, at least 2.
+        seed: random seed of the choice; the same for every source of a mix.
         pack: True joins documents (in random order, the tokenizer's EOS between them), cuts non-overlapping windows
             and draws ``nsamples`` of them without repetition. False takes one random crop from each of ``nsamples``
             random documents that are long enough (LLM-Pruner's sampling).
-        model: the causal language model that ``self`` samples from, at temperature 1 and without top-k: its BOS (or a
-            random token) and ``seqlen - 1`` sampled ones; text goes on after a sampled EOS.
-        role: ``calibration`` or ``evaluation``: which split of a hub data set.
+        model: the causal language model that ``self`` samples from, at temperature 1 and without top-k. A sample is
+            its BOS (or a random token) and ``seqlen - 1`` sampled tokens; text goes on after a sampled EOS.
+        role: ``calibration`` or ``evaluation``, for the split of a hub data set.
 
     Raises:
-        ValueError: a bad argument, or too little text; the message says what there is and what is needed.
+        ValueError: a bad argument, or too little text; the message gives the number of windows and the number needed.
     """
     _check_window(seqlen)
     if role not in ROLES:
@@ -74,8 +76,12 @@ def load_samples(
         if name == "self":
             windows, report = _generate(model, tokenizer, count, seqlen, seed)
         else:
-            draw = _pack if pack else _crop
-            windows, report = draw(name, documents(name, role), tokenizer, count, seqlen, seed)
+            texts = documents(name, role, tokenizer)
+            if pack:
+                windows, report = _pack(name, texts, tokenizer, count, seqlen, seed)
+            else:
+                assert count is not None  # without a count only packed text is read
+                windows, report = _crop(name, texts, tokenizer, count, seqlen, seed)
         tokens.append(windows)
         reports.append({"source": name, **report})
     settings = {"spec": spec, "role": role, "seqlen": seqlen, "seed": seed, "pack": pack}
@@ -83,27 +89,27 @@ def load_samples(
 
 
 def all_windows(name: str, tokenizer: Any, seqlen: int) -> Samples:
-    """Every window of one source's calibration text, in order, the tokenizer's EOS between documents.
+    """Return every window of one source's calibration text, in order, with the tokenizer's EOS between documents.
 
     Raises:
         ValueError: a bad argument, or too little text for one window.
     """
     _check_window(seqlen)
-    windows, report = _pack(name, documents(name), tokenizer, None, seqlen, seed=0)
+    windows, report = _pack(name, documents(name, tokenizer=tokenizer), tokenizer, None, seqlen, seed=0)
     return _compose([windows], [{"source": name, **report}], {"spec": name, "role": "calibration", "seqlen": seqlen})
 
 
 def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None = None) -> Samples:
-    """The standard perplexity windows: documents joined by blank lines, one token stream, no BOS, cut in order.
+    """Return the standard perplexity windows: documents joined by blank lines, one token stream, no BOS, cut in order.
 
     The tail shorter than ``seqlen`` is dropped and counted in the report. This is GPTQ's WikiText-2 protocol except
     that no BOS is added.
 
     Args:
-        spec: which text (evaluation split of a hub data set); ``self`` is not evaluation text.
+        spec: name of the text (evaluation split of a hub data set); ``self`` is not evaluation text.
         tokenizer: a transformers tokenizer.
-        seqlen: tokens a window, at least 2.
-        limit: only the first windows; None for all.
+        seqlen: tokens per window, at least 2.
+        limit: number of first windows to take; None for all.
 
     Raises:
         ValueError: a bad argument, or fewer than ``limit`` windows.
@@ -113,7 +119,7 @@ def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None
     for name, count in parse_spec(spec, limit):
         if name == "self":
             raise ValueError("evaluation text 'self': a model's own samples measure nothing; name a file or data set")
-        texts = documents(name, "evaluation")
+        texts = documents(name, "evaluation", tokenizer)
         stream = torch.tensor(_encode(tokenizer, "\n\n".join(texts)), dtype=torch.int64)
         pool = _cut(stream, seqlen)
         chosen = pool if count is None else pool[:count]
@@ -123,59 +129,6 @@ def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None
             {"source": name, "documents": len(texts), **_count_tokens(stream, pool, chosen), "windows": len(pool)}
         )
     return _compose(tokens, reports, {"spec": spec, "role": "evaluation", "seqlen": seqlen})
-
-
-def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | None]]:
-    """Sources and sample counts of a spec, ``"a:64,b:64"``; the count of a single source may be left to ``nsamples``.
-
-    Raises:
-        ValueError: an empty or repeated source, a missing count in a mix, a count below 1, or counts that do not add
-            up to ``nsamples``.
-    """
-    if nsamples is not None and nsamples < 1:
-        raise ValueError(f"nsamples={nsamples}: expected at least 1")
-    parts: list[tuple[str, int | None]] = []
-    for part in spec.split(","):
-        name, colon, count = part.strip().rpartition(":")
-        if not colon:
-            name, count = count, ""
-        if not name or (colon and not (count.isdecimal() and int(count))):
-            raise ValueError(f"spec {spec!r}: expected 'source' or 'source:count,source:count' with counts from 1")
-        parts.append((name, int(count) if colon else None))
-    names = [name for name, _ in parts]
-    if len(set(names)) < len(names):
-        raise ValueError(f"spec {spec!r} names a source twice")
-    counts = [count for _, count in parts if count is not None]
-    if nsamples is None and not counts:
-        return parts
-    if len(parts) == 1 and not counts:
-        return [(names[0], nsamples)]
-    if len(counts) < len(parts):
-        raise ValueError(f"spec {spec!r}: expected a count for every source of a mix, as in 'a:64,b:64'")
-    if nsamples is not None and sum(counts) != nsamples:
-        raise ValueError(f"spec {spec!r} counts {sum(counts)} samples, nsamples={nsamples}")
-    return parts
-
-
-def check_spec(spec: str, count: int | None, default: int) -> int | None:
-    """Check a spec before a model is loaded, and settle how many samples it stands for.
-
-    Args:
-        spec: which text.
-        count: the number asked for, if any.
-        default: the number where neither ``count`` nor the spec gives one.
-
-    Returns:
-        What to pass as ``nsamples`` or ``limit``: None where the spec has counts of its own.
-
-    Raises:
-        ValueError: as :func:`parse_spec`, or a source that does not exist.
-    """
-    parts = parse_spec(spec, count)
-    for name, _ in parts:
-        if name != "self":
-            check_source(name)
-    return default if len(parts) == 1 and parts[0][1] is None else count
 
 
 def _check_window(seqlen: int) -> None:
@@ -205,9 +158,9 @@ def _count_tokens(stream: Tensor, pool: Tensor, chosen: Tensor) -> dict[str, int
     }
 
 
-def _require(name: str, found: int, needed: int, what: str, tokens: int, texts: int) -> None:
-    if found < needed:
-        raise ValueError(f"{name}: {found} {what}, {needed} needed ({tokens} tokens in {texts} documents)")
+def _require(name: str, count: int, needed: int, what: str, tokens: int, texts: int) -> None:
+    if count < needed:
+        raise ValueError(f"{name}: {count} {what}, {needed} needed ({tokens} tokens in {texts} documents)")
 
 
 def _pack(

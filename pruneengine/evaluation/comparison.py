@@ -1,4 +1,4 @@
-"""Results side by side: differences to the first, with standard errors, and only where the same thing was measured."""
+"""Comparison of results: differences to the first, with standard errors, wherever the same thing was measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from pruneengine.evaluation.results import Beside, Results, TextResult
+from pruneengine.evaluation.speed import SpeedResult
 from pruneengine.evaluation.zero_shot import TaskResult, mean_accuracy
+
+Measured = TypeVar("Measured", TextResult, TaskResult)
 
 
 @dataclass(frozen=True)
@@ -16,14 +21,14 @@ class Cell:
     """One measurement of one model.
 
     Attributes:
-        value: None where it was not measured.
-        standard_error: of the value.
-        difference: from the first column: of the loss in nats for a perplexity, of the metric for a task, relative
-            for sizes and speeds. None in the first column and where ``note`` says why not.
-        difference_error: its standard error, or None.
-        paired: whether that error is of the paired differences of windows or items, whose own difficulty cancels; else
-            the two errors are taken for independent.
-        note: why there is no difference, or what to know about it.
+        value: measured value, None if it was not measured.
+        standard_error: standard error of the value, or None.
+        difference: difference from the first column: of the loss in nats for a perplexity, of the metric for a task,
+            relative for sizes and speeds. None in the first column and where ``note`` gives the reason.
+        difference_error: standard error of the difference, or None.
+        paired: whether ``difference_error`` comes from paired differences of windows or items, whose own difficulty
+            cancels; otherwise the two errors count as independent.
+        note: reason why there is no difference, or a remark on it.
     """
 
     value: float | None
@@ -36,13 +41,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line.
+    """One line of a comparison.
 
     Attributes:
-        name: what was measured.
+        name: name of the measurement.
         kind: count, bytes, perplexity, accuracy (of a task, 0 to 1), score (another metric of a task), rate or ratio.
-        cells: one for each model.
-        main: it enters the mean of the tasks.
+        cells: one cell per model.
+        main: whether the row enters the mean of the tasks.
     """
 
     name: str
@@ -52,10 +57,10 @@ class Row:
 
 
 def compare(results: Sequence[Results]) -> list[Row]:
-    """Every measurement that any of the results has, a row each.
+    """Return one row per measurement that any of the results has.
 
     Raises:
-        ValueError: no results.
+        ValueError: there are no results.
     """
     if not results:
         raise ValueError("nothing to compare: expected at least one results.json")
@@ -74,93 +79,100 @@ def _relative(name: str, kind: str, values: Sequence[float | None], notes: Seque
     first, *others = values
     cells = [Cell(first)]
     for value, note in zip(others, notes or [""] * len(others), strict=True):
-        known = not note and first and value is not None
-        cells.append(Cell(value, difference=value / first - 1 if known else None, note=note))
+        difference = None if note or not first or value is None else value / first - 1
+        cells.append(Cell(value, difference=difference, note=note))
     return Row(name, kind, tuple(cells))
 
 
 def _texts(results: Sequence[Results]) -> list[Row]:
-    def cell(found: TextResult | None, first: TextResult | None) -> Cell:
-        if found is None:
-            return Cell(None)
-        plain = Cell(found.perplexity)
-        if first is None:
-            return plain
-        if found.samples != first.samples:
-            return replace(plain, note="other text or tokenizer")
-        difference, error = _paired(found.per_window, first.per_window)
-        note = _other(found, first, "dtype")
-        return Cell(found.perplexity, difference=difference, difference_error=error, paired=True, note=note)
-
     names = dict.fromkeys(name for r in results for name in r.texts)
     return [
-        Row(f"perplexity, {name}", "perplexity", _against_first([r.texts.get(name) for r in results], cell))
+        Row(f"perplexity, {name}", "perplexity", _against_first([r.texts.get(name) for r in results], _text_cell))
         for name in names
     ]
+
+
+def _text_cell(text: TextResult | None, first: TextResult | None) -> Cell:
+    if text is None:
+        return Cell(None)
+    plain = Cell(text.perplexity)
+    if first is None:
+        return plain
+    if text.samples != first.samples:
+        return replace(plain, note="other text or tokenizer")
+    difference, error = _paired(text.per_window, first.per_window)
+    note = _other(text, first, "dtype")
+    return Cell(text.perplexity, difference=difference, difference_error=error, paired=True, note=note)
 
 
 def _tasks(results: Sequence[Results]) -> list[Row]:
     rows = []
     for task in dict.fromkeys(name for r in results for name in r.tasks):
-        held = [r.tasks.get(task) for r in results]
-        known = next(found for found in held if found is not None)
+        columns = [r.tasks.get(task) for r in results]
+        known = next(result for result in columns if result is not None)
         for metric in known.metrics:
-            cells = _against_first(held, lambda found, first, metric=metric: _task_cell(found, first, metric))
+            cells = _against_first(columns, partial(_task_cell, metric=metric))
             shares = all(cell.value is None or 0 <= cell.value <= 1 for cell in cells)
             kind = "accuracy" if shares else "score"
             rows.append(Row(f"{task}, {metric}", kind, cells, main=metric == known.main))
-    # A mean of other tasks is another quantity, so it is over those that all results hold.
+    # The mean is over the tasks that all results have, because a mean of other tasks is another quantity.
     common = [name for name in results[0].tasks if all(name in r.tasks for r in results)]
     mains = [row for row in rows if row.main and row.name.partition(",")[0] in common]
     if len(mains) > 1:
-        cells = [_mean_cell(results[i], common, [row.cells[i] for row in mains]) for i in range(len(results))]
-        rows.append(Row(f"mean of {len(mains)} tasks (*)", "accuracy", tuple(cells)))
+        means = [_mean_cell(results[i], common, [row.cells[i] for row in mains]) for i in range(len(results))]
+        rows.append(Row(f"mean of {len(mains)} tasks (*)", "accuracy", tuple(means)))
     return rows
 
 
-def _task_cell(found: TaskResult | None, first: TaskResult | None, metric: str) -> Cell:
-    if found is None or metric not in found.metrics:
+def _task_cell(task: TaskResult | None, first: TaskResult | None, metric: str) -> Cell:
+    if task is None or metric not in task.metrics:
         return Cell(None)
-    here = found.metrics[metric]
+    here = task.metrics[metric]
     plain = Cell(here.value, here.standard_error)
     if first is None or metric not in first.metrics:
         return plain
     for name in ("version", "limit", "shots", "questions"):
-        ours, theirs = getattr(found, name), getattr(first, name)
-        if ours != theirs and not (name == "limit" and found.questions == first.questions):
+        ours, theirs = getattr(task, name), getattr(first, name)
+        if ours != theirs and not (name == "limit" and task.questions == first.questions):
             return replace(plain, note="other questions" if name == "questions" else f"{name} {ours}, not {theirs}")
     there = first.metrics[metric]
-    note = "; ".join(filter(None, (_other(found, first, "lm_eval", "lm-eval "), _other(found, first, "dtype"))))
-    if here.is_mean and there.is_mean:
+    note = "; ".join(filter(None, (_other(task, first, "lm_eval", "lm-eval "), _other(task, first, "dtype"))))
+    if here.per_item and there.per_item and here.is_mean and there.is_mean:
         difference, error = _paired(here.per_item, there.per_item)
         return replace(plain, difference=difference, difference_error=error, paired=True, note=note)
-    errors = (here.standard_error, there.standard_error)
-    error = None if None in errors else math.hypot(*errors)
+    error = _joint_error([here.standard_error, there.standard_error])
     return replace(plain, difference=here.value - there.value, difference_error=error, note=note)
 
 
 def _mean_cell(results: Results, tasks: Sequence[str], cells: Sequence[Cell]) -> Cell:
     mean = mean_accuracy(results.tasks[name] for name in tasks)
     plain = Cell(mean.value, mean.standard_error)
-    differences = [cell.difference for cell in cells]
-    if None in differences:
+    differences = [cell.difference for cell in cells if cell.difference is not None]
+    if len(differences) < len(cells):
         noted = next((cell.note for cell in cells if cell.difference is None), "")
         return replace(plain, note=noted)
     note = next((cell.note for cell in cells if cell.note), "")
-    errors = [cell.difference_error for cell in cells]
-    error = None if None in errors else math.hypot(*errors) / len(cells)
-    paired = all(cell.paired for cell in cells)
-    return replace(plain, difference=statistics.mean(differences), difference_error=error, paired=paired, note=note)
+    joint = _joint_error([cell.difference_error for cell in cells])
+    return replace(
+        plain,
+        difference=statistics.mean(differences),
+        difference_error=None if joint is None else joint / len(cells),
+        paired=all(cell.paired for cell in cells),
+        note=note,
+    )
 
 
 def _speeds(results: Sequence[Results]) -> list[Row]:
-    """Speeds of separate runs differ with the machine's load too; only ``dense`` was measured in turn."""
+    """Return rows of speeds of separate runs, which differ with the machine's load too.
+
+    Only ``dense`` was measured in turn, see :func:`_beside`.
+    """
     if not any(r.speed for r in results):
         return []
     first = results[0].speed
     notes = []
-    for found in (r.speed for r in results[1:]):
-        same = found is None or first is None or _setting(found) == _setting(first)
+    for speed in (r.speed for r in results[1:]):
+        same = speed is None or first is None or _setting(speed) == _setting(first)
         notes.append("" if same else "other device, dtype or lengths")
     rows = []
     for name in ("prefill", "decode"):
@@ -170,15 +182,15 @@ def _speeds(results: Sequence[Results]) -> list[Row]:
 
 
 def _beside(results: Sequence[Results]) -> list[Row]:
-    """Every result as a multiple of the dense model that was measured in turn with it."""
+    """Return rows of every result as a multiple of the dense model that was measured in turn with it."""
     if not any(r.dense for r in results):
         return []
     measures: dict[str, Callable[[Results | Beside], float]] = {
         "parameters": lambda side: side.model.parameters,
         "weights": lambda side: side.model.weight_bytes,
         "KV cache": lambda side: side.model.kv_bytes_per_token,
-        "prefill": lambda side: side.speed.prefill,
-        "decode": lambda side: side.speed.decode,
+        "prefill": lambda side: _speed(side).prefill,
+        "decode": lambda side: _speed(side).decode,
     }
     return [
         Row(
@@ -190,18 +202,31 @@ def _beside(results: Sequence[Results]) -> list[Row]:
     ]
 
 
-def _setting(speed) -> tuple:
+def _speed(side: Results | Beside) -> SpeedResult:
+    assert side.speed is not None, "a dense model is measured only beside the speed of the other"
+    return side.speed
+
+
+def _setting(speed: SpeedResult) -> tuple[str, str, int, int]:
     return speed.device, speed.dtype, speed.prompt_tokens, speed.new_tokens
 
 
-def _other(found: TextResult | TaskResult, first: TextResult | TaskResult, name: str, label: str = "") -> str:
-    """What both were measured with, where it differs, the first column's first."""
-    ours, theirs = getattr(found, name), getattr(first, name)
+def _other(result: Measured, first: Measured, name: str, label: str = "") -> str:
+    """Return the values of a setting, the first column's first, if they differ."""
+    ours, theirs = getattr(result, name), getattr(first, name)
     return "" if ours == theirs else f"{label}{theirs} and {ours}"
 
 
-def _against_first(held: Sequence, cell: Callable) -> tuple[Cell, ...]:
-    return cell(held[0], None), *(cell(found, held[0]) for found in held[1:])
+def _against_first(
+    columns: Sequence[Measured | None], cell: Callable[[Measured | None, Measured | None], Cell]
+) -> tuple[Cell, ...]:
+    return cell(columns[0], None), *(cell(result, columns[0]) for result in columns[1:])
+
+
+def _joint_error(errors: Sequence[float | None]) -> float | None:
+    """Return the standard error of a sum of independent values, None if one of their errors is not known."""
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) if len(known) == len(errors) else None
 
 
 def _paired(values: Sequence[float], first: Sequence[float]) -> tuple[float, float | None]:

@@ -1,6 +1,6 @@
-"""lm-eval around a model in memory: nothing is reloaded, nothing is printed but our own progress.
+"""Adapter of lm-eval to a model in memory: nothing is reloaded, and only our own progress is printed.
 
-Whether data sets may come from the network is left to the environment (``HF_HUB_OFFLINE``); the model never does.
+The environment decides whether data sets may come from the network (``HF_HUB_OFFLINE``); the model never does.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pruneengine.common.progress import track
 
 
 def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> Any:
-    """lm-eval's task manager that knows all ``names``: tasks, groups or tags.
+    """Return a task manager of lm-eval that knows all ``names``: tasks, groups or tags.
 
-    The folder is read first, and lm-eval's own thousands of task files (some seconds) only for names it lacks.
+    The folder is read first, lm-eval's own thousands of task files (some seconds) only for names that the folder lacks.
 
     Args:
-        names: of lm-eval, or of task files in ``include_path``.
+        names: names of lm-eval, or of task files in ``include_path``.
         include_path: a folder of task files; functions that they name are run.
 
     Raises:
-        ValueError: no name, or one that does not exist; the message has the nearest that do.
+        ValueError: no name, or a name that does not exist; the message has the nearest names.
         FileNotFoundError: ``include_path`` is no folder.
         ImportError: the extra ``eval`` is not installed.
     """
@@ -60,34 +60,34 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
 
 
 def load_tasks(manager: Any, names: Sequence[str]) -> dict[str, Any]:
-    """lm-eval's task objects with their data, those of a group one by one, by name.
+    """Load lm-eval's task objects with their data, by name, with the tasks of a group one by one.
 
     Raises:
-        OSError: a task's data cannot be read; the message is its reason.
+        OSError: a task's data cannot be read; the message has the reason.
     """
-    found: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
     for name in dict.fromkeys(names):
         with quiet():
             try:
-                found |= manager.load([name])["tasks"]
+                tasks |= manager.load([name])["tasks"]
             # A data set's script or a task file's function may raise anything.
             except Exception as error:
                 reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 raise OSError(f"task {name!r} cannot be loaded: {reason}") from error
-    return found
+    return tasks
 
 
 def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.dtype | None = None) -> Any:
-    """lm-eval's Hugging Face model around ours; log-probabilities are taken in float32.
+    """Wrap a model as lm-eval's Hugging Face model; log-probabilities are taken in float32.
 
     Args:
-        model: a transformers causal language model, on any device; it stays as it is.
-        tokenizer: of transformers; lm-eval sets its padding, so it gets a copy.
-        batch_size: sequences a forward; "auto" or "auto:N" leaves it to lm-eval.
+        model: a transformers causal language model, on any device; it is not changed.
+        tokenizer: a tokenizer of transformers; it is copied, because lm-eval sets its padding.
+        batch_size: sequences per forward pass; "auto" or "auto:N" leaves the number to lm-eval.
         dtype: half precision to run a float32 model under autocast, or None.
 
     Raises:
-        ValueError: neither the tokenizer nor the model's config names a token to begin or end a text with.
+        ValueError: neither the tokenizer nor the model's config names a token that begins or ends a text.
     """
     with require_extra("eval"):
         from lm_eval.models.huggingface import HFLM
@@ -95,7 +95,8 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
     class Loaded(HFLM):
         label = "zero-shot"
         truncated = 0
-        _steps: Iterator[int] = iter(())
+        batch_schedule: Any
+        _steps: Any = iter(())
 
         def loglikelihood(self, requests, disable_tqdm=True):
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -111,7 +112,7 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
             if longest > self.max_length:
                 raise ValueError(f"{self.label}: an answer of {longest} tokens; the model reads {self.max_length}")
             self.truncated += sum(len(prompt) + len(answer) > self.max_length + 1 for _, prompt, answer in requests)
-            # Of "auto:N": lm-eval divides the requests by N, and then by zero where they are fewer.
+            # For "auto:N", lm-eval divides the requests by N, and then by zero if there are fewer than N.
             schedule, self.batch_schedule = self.batch_schedule, min(self.batch_schedule, max(len(requests), 1))
             self._steps = track(range(len(requests)), self.label)
             try:
@@ -121,7 +122,7 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
                 self.batch_schedule = schedule
 
         def _detect_batch_size(self, requests=None, pos=0):
-            """Its forwards are trials, no progress."""
+            """Detect the batch size without progress, because its forward passes are trials."""
             steps, self._steps = self._steps, iter(())
             try:
                 return super()._detect_batch_size(requests, pos)
@@ -134,7 +135,7 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
             return super()._model_call(inps, *args, **kwargs)
 
         def get_model_info(self):
-            """Nothing: the original asks the hub about the model's name."""
+            """Return nothing; the original asks the hub about the model's name."""
             return {}
 
     precision = {} if dtype is None else {"mixed_precision_dtype": dtype}
@@ -146,7 +147,7 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
 
 
 def _prefix(model: nn.Module, tokenizer: Any) -> int | None:
-    """The token that stands for an empty context: None leaves it to lm-eval, which asks only the tokenizer."""
+    """Return the token for an empty context; None leaves it to lm-eval, which asks only the tokenizer."""
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
         return None
     for name in ("bos_token_id", "eos_token_id"):
@@ -157,11 +158,10 @@ def _prefix(model: nn.Module, tokenizer: Any) -> int | None:
 
 
 def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
-    """What lm-eval's ``evaluate`` returns for one task object; no seed of this process is set.
+    """Return the output of lm-eval's ``evaluate`` for one task object, without setting a seed of this process.
 
-    ``simple_evaluate`` would do the same after seeding torch and numpy, and then list the packages of this machine,
-    which takes longer than a small task. ``wrapped.truncated`` counts the prompts that were too long for the model and
-    lost their beginning.
+    ``simple_evaluate`` would also seed torch and numpy and list the packages of this machine, which takes longer than a
+    small task. ``wrapped.truncated`` counts the prompts that were too long for the model and lost their beginning.
     """
     import lm_eval
     from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -176,7 +176,7 @@ def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval and datasets without bars, without notes below errors, and without what they print."""
+    """Silence lm-eval and datasets within the context: no bars, no messages below errors, no prints."""
     import datasets
     from tqdm import std
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pruneengine.data.windows import Samples
-from pruneengine.evaluation.perplexity import PerplexityResult, SpeedResult, model_size, perplexity
+from pruneengine.evaluation.perplexity import PerplexityResult, model_size, perplexity
+from pruneengine.evaluation.speed import SpeedResult
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a pruned model is worth: perplexity, paired loss difference, size and, from :mod:`speed`, speed."""
+"""Perplexity, paired loss difference and size of a model, and the dtype to measure in."""
 
 from __future__ import annotations
 
@@ -13,25 +13,10 @@ from torch import Tensor, nn
 
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
-from pruneengine.evaluation.speed import SpeedResult, measure_speed, measure_speed_pair
 from pruneengine.model import Structure
-from pruneengine.model.decoder import autocast, causal_parts, inference
+from pruneengine.model.decoder import autocast, causal_parts, hidden_states, inference
 from pruneengine.model.loss import token_nll
 from pruneengine.structured.plan import Plan
-
-__all__ = [
-    "ModelSize",
-    "PairedDifference",
-    "PerplexityResult",
-    "SpeedResult",
-    "best_dtype",
-    "kv_cache_bytes",
-    "measure_speed",
-    "measure_speed_pair",
-    "model_size",
-    "paired_difference",
-    "perplexity",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +28,7 @@ class PerplexityResult:
         nll: mean over all predicted tokens, nats.
         tokens: predicted tokens, ``N * (L - 1)``.
         per_window: mean nll of each window, float64 ``[N]``.
-        dtype: what the forward computed in, e.g. ``"bfloat16"``.
+        dtype: dtype of the forward computation, e.g. ``"bfloat16"``.
         seconds: wall-clock time.
         samples: hash of the windows, :attr:`Samples.hash`.
     """
@@ -65,7 +50,7 @@ class PairedDifference(NamedTuple):
 
 
 class ModelSize(NamedTuple):
-    """Parameters and their bytes; a tied parameter counts once."""
+    """Number of parameters and their bytes; a tied parameter counts once."""
 
     parameters: int
     bytes: int
@@ -74,14 +59,15 @@ class ModelSize(NamedTuple):
 def perplexity(
     model: nn.Module, samples: Samples | Tensor, batch_size: int = 4, dtype: torch.dtype | None = None
 ) -> PerplexityResult:
-    """exp of the mean nll of tokens 1..L-1 of every window, each predicted from the tokens before it in its window.
+    """Measure perplexity: exp of the mean nll of tokens 1..L-1 of every window.
 
-    The decoder body runs on whole batches; the logits exist only a chunk at a time.
+    Each token is predicted from the tokens before it in its window. The decoder body runs on whole batches; the logits
+    exist only a chunk at a time.
 
     Args:
-        model: a transformers causal language model; its training mode is left as found.
+        model: a transformers causal language model; its training mode is unchanged afterwards.
         samples: the windows, or token ids int64 ``[N, L]``.
-        batch_size: windows a forward.
+        batch_size: windows per forward pass.
         dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
 
     Raises:
@@ -89,7 +75,7 @@ def perplexity(
         FloatingPointError: a window's loss is not finite (the message names the first), or the perplexity overflows.
     """
     samples = as_samples(samples)
-    body, head, options = causal_parts(model)
+    _, head, options = causal_parts(model)
     weight = next(model.parameters())
     cast = autocast(weight, dtype)
     if not len(samples) or samples.tokens.shape[1] < 2:
@@ -103,8 +89,7 @@ def perplexity(
         batches = list(samples.batches(batch_size))
         for batch in track(batches, "perplexity"):
             ids = batch.to(weight.device)
-            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-            nll = token_nll(hidden[:, :-1], head, ids[:, 1:], **options).double().mean(1).cpu()
+            nll = token_nll(hidden_states(model, ids)[:, :-1], head, ids[:, 1:], **options).double().mean(1).cpu()
             _require_finite(nll, batch_size * len(windows), samples)
             windows.append(nll)
     per_window = torch.cat(windows)
@@ -123,7 +108,7 @@ def perplexity(
 
 
 def paired_difference(dense: PerplexityResult, pruned: PerplexityResult) -> PairedDifference:
-    """How much loss pruning costs on the same windows; the windows' own difficulty cancels.
+    """Return the loss that pruning costs on the same windows; the windows' own difficulty cancels.
 
     Raises:
         ValueError: results of different windows, or of fewer than two.
@@ -138,20 +123,21 @@ def paired_difference(dense: PerplexityResult, pruned: PerplexityResult) -> Pair
 
 
 def model_size(model: nn.Module) -> ModelSize:
-    """Number of parameters and bytes they take."""
+    """Return the number of parameters and their bytes."""
     parameters = list(model.parameters())
     return ModelSize(sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
 
 
 def kv_cache_bytes(structure: Structure, itemsize: int, plan: Plan | None = None) -> int:
-    """Bytes that the cache of keys and values grows by with every token of a sequence.
+    """Return the bytes by which the cache of keys and values grows with every token of a sequence.
 
-    Sum over the layers of ``2 * key-value heads * head_dim * itemsize``; a sliding window bounds the cache, not this.
+    Sum over the layers of ``2 * key-value heads * head_dim * itemsize``. A sliding window bounds the whole cache, not
+    this growth.
 
     Args:
-        structure: of the model, of any widths.
+        structure: structure of the model, of any widths.
         itemsize: bytes of one entry, e.g. 2 for a cache in bfloat16.
-        plan: of that model: the bytes that remain once it is carried out.
+        plan: plan for that model, for the bytes after pruning; None for the model itself.
     """
     groups = structure.of_kind(("heads",))
     heads = sum(group.units if plan is None else len(plan.keep.get(group.name, ())) for group in groups)
@@ -159,7 +145,7 @@ def kv_cache_bytes(structure: Structure, itemsize: int, plan: Plan | None = None
 
 
 def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware (a GPU that says so, AVX512-BF16 or AMX), else float32."""
+    """Return bfloat16 if the device multiplies it in hardware (a GPU that says so, AVX512-BF16, AMX), else float32."""
     device = torch.device(device)
     if device.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -177,17 +163,17 @@ def _cpu_flags() -> set[str]:
 
 
 def _check_head(model: nn.Module, ids: Tensor) -> None:
-    """A family that changes its logits in a way :func:`logit_options` does not know must not pass unseen."""
-    body, head, options = causal_parts(model)
+    """Raise ValueError if the model changes its head's logits in a way that :func:`logit_options` does not know."""
+    _, head, options = causal_parts(model)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    found = token_nll(hidden, head, ids[:, 1:], **options).flatten()
-    # What is not finite is for the windows to say.
-    both = found.isfinite() & expected.isfinite()
-    if not torch.allclose(found[both], expected[both], rtol=1e-2, atol=1e-2):
+    actual = token_nll(hidden_states(model, ids)[:, :-1], head, ids[:, 1:], **options).flatten()
+    # Losses that are not finite are errors of the windows that have them.
+    both = actual.isfinite() & expected.isfinite()
+    if not torch.allclose(actual[both], expected[both], rtol=1e-2, atol=1e-2):
         raise ValueError(
-            f"{type(model).__name__}: loss {found.mean():.4f} from body and head, {expected.mean():.4f} from its logits"
+            f"{type(model).__name__}: loss {actual.mean():.4f} from body and head, "
+            f"{expected.mean():.4f} from its logits"
         )
 
 

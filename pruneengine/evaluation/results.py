@@ -1,4 +1,4 @@
-"""What was measured on one model, as a value and as ``results.json``."""
+"""Results of one model, as a value and as ``results.json``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,27 @@ from pruneengine.model import find_groups, model_fingerprint
 
 SCHEMA = "pruneengine.results/1"
 FILE_NAME = "results.json"
+# Types of JSON values by the name of a field's type; other fields are checked where they are built.
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "Mapping": (dict,),
+    "tuple": (list,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+}
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model without its weights.
+    """Identity and sizes of a model.
 
     Attributes:
-        source: the folder, file or hub name.
-        fingerprint: of the weights, :func:`pruneengine.model.model_fingerprint`.
-        parameters: their number; a tied one counts once.
-        weight_bytes: what they take in ``dtype``.
-        kv_bytes_per_token: what the cache grows by with each token, in ``dtype``.
-        dtype: of the weights.
+        source: folder, file or hub name of the model.
+        fingerprint: fingerprint of the weights, :func:`pruneengine.model.model_fingerprint`.
+        parameters: number of parameters; a tied one counts once.
+        weight_bytes: bytes of the parameters in ``dtype``.
+        kv_bytes_per_token: bytes by which the cache grows per token, in ``dtype``.
+        dtype: dtype of the weights.
     """
 
     source: str
@@ -67,20 +75,20 @@ class TextResult:
     samples: str
 
     @classmethod
-    def of(cls, text: str, seqlen: int, found: PerplexityResult) -> TextResult:
-        values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-        values["per_window"] = tuple(found.per_window.tolist())
-        return cls(text=text, seqlen=seqlen, windows=len(found.per_window), **values)
+    def of(cls, text: str, seqlen: int, result: PerplexityResult) -> TextResult:
+        values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+        values["per_window"] = tuple(result.per_window.tolist())
+        return cls(text=text, seqlen=seqlen, windows=len(result.per_window), **values)
 
     @property
     def name(self) -> str:
-        """What was measured: other windows of the same text are another measurement."""
+        """Name of the measurement: other windows of the same text are another measurement."""
         return f"{self.text}, {self.windows:,} windows of {self.seqlen}"
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Another model's speed, measured in turn with this one's: only such a pair says which is faster."""
+    """Speed of another model, measured in turn with this one: only such a pair tells which is faster."""
 
     model: ModelFacts
     speed: SpeedResult
@@ -88,14 +96,15 @@ class Beside:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything measured on one model; what was not is empty or None.
+    """Everything measured on one model; measurements that were not made are empty or None.
 
     Attributes:
         texts: perplexity by :attr:`TextResult.name`.
-        tasks: by name.
-        speed: tokens per second, and ``dense`` of the model it was measured beside.
-        versions: of what the last measurement depended on.
-        date: of that measurement, ISO.
+        tasks: results of tasks by name.
+        speed: tokens per second of the model.
+        dense: speed of the model that was measured in turn with it.
+        versions: versions of the packages of the last measurement.
+        date: date of the last measurement, ISO.
     """
 
     model: ModelFacts
@@ -106,21 +115,21 @@ class Results:
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: date.today().isoformat())
 
-    def with_text(self, found: TextResult) -> Results:
-        return replace(self, texts={**self.texts, found.name: found})
+    def with_text(self, result: TextResult) -> Results:
+        return replace(self, texts={**self.texts, result.name: result})
 
-    def with_task(self, found: TaskResult) -> Results:
-        return replace(self, tasks={**self.tasks, found.task: found})
+    def with_task(self, result: TaskResult) -> Results:
+        return replace(self, tasks={**self.tasks, result.task: result})
 
     def same_model(self, other: Results) -> bool:
-        """Whether both are of the same weights in the same dtype."""
+        """Return True if both results are of the same weights in the same dtype."""
         ours, theirs = self.model, other.model
         return (ours.fingerprint, ours.dtype) == (theirs.fingerprint, theirs.dtype)
 
     def difference(self, other: Results) -> str:
-        """What ``other`` is of, in words, where it is not :meth:`same_model`.
+        """Return a phrase on the model of ``other``, for results that are not of the :meth:`same_model`.
 
-        Another dtype has another fingerprint, so there the name and the size tell whether it is the same model.
+        Another dtype has another fingerprint, so name and size tell whether it is the same model.
         """
         ours, theirs = self.model, other.model
         if ours.dtype != theirs.dtype and (ours.source, ours.parameters) == (theirs.source, theirs.parameters):
@@ -128,7 +137,7 @@ class Results:
         return f"other weights ({theirs.source}, {theirs.dtype})"
 
     def after(self, earlier: Results) -> Results:
-        """These, and what ``earlier`` has and these lack; nothing of it if it is of another model or dtype."""
+        """Return these results, completed by those of ``earlier`` unless it is of another model or dtype."""
         if not self.same_model(earlier):
             return self
         pair = (self.speed, self.dense) if self.speed is not None else (earlier.speed, earlier.dense)
@@ -142,7 +151,7 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str, where: str = "results") -> Results:
-        """The inverse of :meth:`to_json`.
+        """Read results from the text of :meth:`to_json`.
 
         Raises:
             ValueError: no JSON, another schema, or a field that is missing or unknown; ``where`` names the origin.
@@ -154,19 +163,19 @@ class Results:
         schema = values.pop("schema", None) if isinstance(values, dict) else None
         if schema != SCHEMA:
             raise ValueError(f"{where}: schema {schema!r}, expected {SCHEMA!r}")
-        found = _build(cls, values, where)
-        dense = found.dense
+        results = _build(cls, values, where)
+        dense = results.dense
         if dense is not None:
             dense = _build(Beside, dense, f"{where}: dense")
             dense = Beside(
                 _build(ModelFacts, dense.model, f"{where}: dense"), _build(SpeedResult, dense.speed, f"{where}: dense")
             )
         return replace(
-            found, model=_build(ModelFacts, found.model, f"{where}: model"),
-            # By their own names: earlier versions called them otherwise.
-            texts={text.name: text for text in (_text(v, f"{where}: texts: {k}") for k, v in found.texts.items())},
-            tasks={name: _task(value, f"{where}: tasks: {name}") for name, value in found.tasks.items()},
-            speed=None if found.speed is None else _build(SpeedResult, found.speed, f"{where}: speed"), dense=dense,
+            results, model=_build(ModelFacts, results.model, f"{where}: model"), dense=dense,
+            # By the texts' own names, because earlier versions used other keys.
+            texts={text.name: text for text in (_text(v, f"{where}: texts: {k}") for k, v in results.texts.items())},
+            tasks={name: _task(value, f"{where}: tasks: {name}") for name, value in results.tasks.items()},
+            speed=None if results.speed is None else _build(SpeedResult, results.speed, f"{where}: speed"),
         )  # fmt: skip
 
     def write(self, path: str | Path) -> None:
@@ -174,11 +183,11 @@ class Results:
 
 
 def read_results(path: str | Path) -> Results:
-    """The results in a file, or in the ``results.json`` of a folder.
+    """Read the results in a file, or in the ``results.json`` of a folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it holds something else; the message names the file and the field.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else; the message names the file and the field.
     """
     file = Path(path).expanduser()
     file = file / FILE_NAME if file.is_dir() else file
@@ -188,21 +197,21 @@ def read_results(path: str | Path) -> Results:
 
 
 def _text(value: Any, where: str) -> TextResult:
-    found = _build(TextResult, value, where)
-    return replace(found, per_window=tuple(found.per_window))
+    result = _build(TextResult, value, where)
+    return replace(result, per_window=tuple(result.per_window))
 
 
 def _task(value: Any, where: str) -> TaskResult:
-    found = _build(TaskResult, value, where)
-    metrics = {name: _build(Metric, metric, f"{where}: {name}") for name, metric in found.metrics.items()}
+    result = _build(TaskResult, value, where)
+    metrics = {name: _build(Metric, metric, f"{where}: {name}") for name, metric in result.metrics.items()}
     for name, metric in metrics.items():
         if metric.per_item is not None:
             metrics[name] = replace(metric, per_item=tuple(metric.per_item))
-    return replace(found, metrics=metrics)
+    return replace(result, metrics=metrics)
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from JSON: exactly its fields."""
+    """Build a dataclass from a JSON object that has exactly its fields; ValueError otherwise."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {type(values).__name__}, expected an object")
     names = {f.name for f in dataclasses.fields(cls)}
@@ -211,13 +220,7 @@ def _build(cls: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: field {odd!r} is {'missing' if odd in names else 'unknown'}")
     for f in dataclasses.fields(cls):
         kind = str(f.type)
-        value, wanted = values[f.name], None
-        if kind.startswith("Mapping"):
-            wanted = dict
-        elif kind.startswith("tuple"):
-            wanted = list
-        elif kind in ("int", "float", "str"):
-            wanted = {"int": int, "float": (int, float), "str": str}[kind]
-        if wanted is not None and not isinstance(value, wanted):
+        value, types = values[f.name], JSON_TYPES.get(kind.partition("[")[0], (object,))
+        if not isinstance(value, types):
             raise ValueError(f"{where}: field {f.name!r} is {value!r}, expected {kind}")
     return cls(**values)

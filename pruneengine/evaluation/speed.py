@@ -1,4 +1,4 @@
-"""Throughput of a causal language model: reading a prompt, and generating with a KV cache."""
+"""Throughput of a causal language model: prefill of a prompt, and decoding with a KV cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pruneengine.model.decoder import causal_parts, inference
 
 @dataclass(frozen=True)
 class SpeedResult:
-    """Median throughput in tokens per second: reading the prompt, and generating with a KV cache."""
+    """Median throughput in tokens per second: prefill of the prompt, and decoding with a KV cache."""
 
     prefill: float
     decode: float
@@ -30,14 +30,14 @@ class SpeedResult:
 def measure_speed(
     model: nn.Module, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, batch_size: int = 1
 ) -> SpeedResult:
-    """Prefill and decode throughput of greedy generation on random tokens, after one warm-up run.
+    """Measure prefill and decode throughput of greedy generation on random tokens, after one warm-up run.
 
     Args:
         model: a transformers causal language model.
-        prompt_tokens: tokens read at once, per sequence.
+        prompt_tokens: tokens per sequence that are read at once.
         new_tokens: decode steps timed after the prompt.
-        repeats: timed runs; the median counts.
-        batch_size: sequences at once; throughput counts the tokens of all.
+        repeats: timed runs; the result is their median.
+        batch_size: sequences at once; throughput counts the tokens of all of them.
     """
     return _measure([model], prompt_tokens, new_tokens, repeats, batch_size)[0]
 
@@ -50,13 +50,13 @@ def measure_speed_pair(
     repeats: int = 3,
     batch_size: int = 1,
 ) -> tuple[SpeedResult, SpeedResult]:
-    """:func:`measure_speed` of two models, run by run in turn, so that a busy machine slows both alike."""
+    """Measure the speed of two models as :func:`measure_speed`, run by run in turn, so load slows both alike."""
     first, second = _measure([dense, pruned], prompt_tokens, new_tokens, repeats, batch_size)
     return first, second
 
 
 def _greedy(model: nn.Module, ids: Tensor, new_tokens: int) -> Iterator[Tensor]:
-    """Logits ``[B, V]`` after the prompt ``ids`` ``[B, T]``, then after each of ``new_tokens`` greedy tokens."""
+    """Yield logits ``[B, V]`` after the prompt ``ids`` ``[B, T]``, then after each of ``new_tokens`` greedy tokens."""
     body, head, options = causal_parts(model)
     cache = None
     for _ in range(new_tokens + 1):

@@ -20,9 +20,9 @@ from torch import nn
 from pruneengine.evaluation import lm_eval_adapter as harness
 from pruneengine.model.decoder import autocast, inference
 
-# What LLM-Pruner's averages, and those of the papers that follow its protocol, are taken over. The repository does not
-# say; a reproduction in its issue 25 matches the published numbers with exactly these, as does the dense row of its
-# tables (LLaMA-7B: openbookqa 42.40 is acc_norm, arc_easy 67.45 is acc).
+# Metrics of the averages of LLM-Pruner and of the papers that follow its protocol. The repository does not name them. A
+# reproduction in its issue 25 matches the published numbers with exactly these metrics, and so does the dense row of
+# its tables (LLaMA-7B: openbookqa 42.40 is acc_norm, arc_easy 67.45 is acc).
 MAIN = MappingProxyType({
     "boolq": "acc",
     "piqa": "acc",
@@ -39,9 +39,9 @@ class Metric:
     """One number of a task.
 
     Attributes:
-        value: the task's aggregate, e.g. the fraction that is right.
-        standard_error: of ``value`` over the items; None where lm-eval gives none.
-        per_item: what it was taken over, in the task's order; None where an item is no single number.
+        value: the task's aggregate, e.g. the fraction of right answers.
+        standard_error: standard error of ``value`` over the items; None if lm-eval gives none.
+        per_item: values of the items, in the task's order; None if an item is not a single number.
     """
 
     value: float
@@ -50,26 +50,28 @@ class Metric:
 
     @property
     def is_mean(self) -> bool:
-        """Whether ``value`` is the mean of ``per_item``: a perplexity's items are log-likelihoods."""
-        return bool(self.per_item) and math.isclose(statistics.fmean(self.per_item), self.value, abs_tol=1e-9)
+        """True if ``value`` is the mean of ``per_item``; a perplexity is not, as its items are log-likelihoods."""
+        if not self.per_item:
+            return False
+        return math.isclose(statistics.fmean(self.per_item), self.value, abs_tol=1e-9)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task.
+    """Results of one task.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         version: lm-eval's version of the task file.
-        items: how many were asked, from the first on.
-        available: how many there are.
-        limit: what was asked for; None for all.
+        items: number of items asked, from the first on.
+        available: number of items of the task.
+        limit: requested number of items; None for all.
         shots: examples in the prompt, 0 unless the task file says otherwise.
-        truncated: prompts (several an item) that were too long for the model and lost their beginning.
-        questions: sha256 of the items, their prompts and their answers: equal exactly when the questions are.
-        metrics: by name, e.g. ``acc`` and ``acc_norm``; with the filter's name where it is not ``none``.
-        lm_eval: its version.
-        dtype: what the forward computed in.
+        truncated: prompts (several per item) that were too long for the model and lost their beginning.
+        questions: sha256 of the items, their prompts and their answers, equal exactly when the questions are equal.
+        metrics: metrics by name, e.g. ``acc`` and ``acc_norm``; with the filter's name unless it is ``none``.
+        lm_eval: version of lm-eval.
+        dtype: dtype of the forward computation.
         seconds: wall-clock time.
     """
 
@@ -88,21 +90,21 @@ class TaskResult:
 
     @property
     def main(self) -> str | None:
-        """The metric that enters a mean over tasks, :func:`main_metric`."""
+        """Metric that enters a mean over tasks, :func:`main_metric`."""
         return main_metric(self.task, self.metrics)
 
 
 def main_metric(task: str, metrics: Iterable[str]) -> str | None:
-    """Which of a task's metrics stands for it: :data:`MAIN`'s, else acc_norm, else acc, else none.
+    """Return the metric that stands for a task: that of :data:`MAIN`, else acc_norm, else acc, else None.
 
     A task is known by the beginning of its name: ``piqa_local`` is ``piqa``.
     """
-    known = next((MAIN[name] for name in MAIN if f"{task}_".startswith(f"{name}_")), None)
-    return next((name for name in (known, "acc_norm", "acc") if name in metrics), None)
+    known = [MAIN[name] for name in MAIN if f"{task}_".startswith(f"{name}_")][:1]
+    return next((name for name in (*known, "acc_norm", "acc") if name in metrics), None)
 
 
 def mean_accuracy(results: Iterable[TaskResult]) -> Metric:
-    """Mean of the tasks' main metrics, each task counting once; the tasks' errors are independent.
+    """Return the mean of the tasks' main metrics; each task counts once, and the tasks' errors are independent.
 
     Raises:
         ValueError: no task has a main metric.
@@ -110,8 +112,8 @@ def mean_accuracy(results: Iterable[TaskResult]) -> Metric:
     mains = [result.metrics[result.main] for result in results if result.main is not None]
     if not mains:
         raise ValueError("no task with acc or acc_norm: there is no mean accuracy")
-    errors = [metric.standard_error for metric in mains]
-    error = None if None in errors else math.sqrt(sum(e * e for e in errors)) / len(mains)
+    errors = [metric.standard_error for metric in mains if metric.standard_error is not None]
+    error = None if len(errors) < len(mains) else math.sqrt(sum(e * e for e in errors)) / len(mains)
     return Metric(sum(metric.value for metric in mains) / len(mains), error)
 
 
@@ -132,19 +134,19 @@ def zero_shot(
     All tasks are loaded before the first is asked.
 
     Args:
-        model: a transformers causal language model of any widths; its training mode is left as found.
-        tokenizer: of transformers.
+        model: a transformers causal language model of any widths; its training mode is unchanged afterwards.
+        tokenizer: a tokenizer of transformers.
         tasks: names of tasks, groups or tags.
         include_path: folder of further task files.
-        limit: only the first items of each task; None for all.
-        batch_size: sequences a forward; "auto" for as many as lm-eval finds to fit (at most 64), "auto:N" to find
-            out N times as the sequences get shorter.
+        limit: number of first items of each task to ask; None for all.
+        batch_size: sequences per forward pass; "auto" for the largest number that lm-eval finds to fit (at most 64),
+            "auto:N" to determine it N times as the sequences get shorter.
         dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
-        manager: from :func:`find_tasks`, where the names were checked before the model was loaded.
-        done: called with each task's result, so that none is lost.
+        manager: task manager of :func:`find_tasks`, if the names were checked before the model was loaded.
+        done: called with each task's result as soon as it is there, so that none is lost.
 
     Returns:
-        The results by task name, in order; of a group's tasks one by one.
+        The results by task name, in order, with the tasks of a group one by one.
 
     Raises:
         ValueError: an unknown task (with the nearest names), or a bad argument.
@@ -164,20 +166,20 @@ def zero_shot(
         wrapped = harness.wrap(model, tokenizer, batch_size, cast)
         for name, task in loaded.items():
             start = time.perf_counter()
-            found = harness.measure(wrapped, task, limit)
-            results[name] = _read(name, found, limit, computed, wrapped.truncated, time.perf_counter() - start)
+            output = harness.measure(wrapped, task, limit)
+            results[name] = _read(name, output, limit, computed, wrapped.truncated, time.perf_counter() - start)
             done(results[name])
     return results
 
 
 def check_limit(limit: int | None) -> None:
-    """ValueError unless ``limit`` is None or a positive whole number."""
+    """Raise ValueError unless ``limit`` is None or a positive whole number."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit={limit!r}: expected a positive number of items, or None for all")
 
 
 def check_batch_size(batch_size: int | str) -> None:
-    """ValueError unless ``batch_size`` is a positive whole number, "auto" or "auto:N"."""
+    """Raise ValueError unless ``batch_size`` is a positive whole number, "auto" or "auto:N"."""
     if isinstance(batch_size, str):
         legal = re.fullmatch(r"auto(:[1-9]\d*)?", batch_size) is not None
     else:
@@ -187,9 +189,9 @@ def check_batch_size(batch_size: int | str) -> None:
 
 
 def _read(
-    name: str, found: Mapping[str, Any], limit: int | None, dtype: str, truncated: int, seconds: float
+    name: str, output: Mapping[str, Any], limit: int | None, dtype: str, truncated: int, seconds: float
 ) -> TaskResult:
-    samples, values = found["samples"][name], found["results"][name]
+    samples, values = output["samples"][name], output["results"][name]
     metrics = {}
     for key in values:
         metric, _, chosen = key.partition(",")
@@ -203,11 +205,11 @@ def _read(
             standard_error=float(error) if isinstance(error, (int, float)) else None,
             per_item=tuple(map(float, items)) if scalar else None,
         )
-    counts = found["n-samples"][name]
+    counts = output["n-samples"][name]
     parts = "".join(s[part] for s in samples for part in ("doc_hash", "prompt_hash", "target_hash"))
     questions = hashlib.sha256(parts.encode()).hexdigest()
     return TaskResult(
-        task=name, version=str(found["versions"][name]), items=counts["effective"], available=counts["original"],
-        limit=limit, shots=found["n-shot"][name], truncated=truncated, questions=questions,
+        task=name, version=str(output["versions"][name]), items=counts["effective"], available=counts["original"],
+        limit=limit, shots=output["n-shot"][name], truncated=truncated, questions=questions,
         metrics=metrics, lm_eval=importlib.metadata.version("lm_eval"), dtype=dtype, seconds=seconds,
     )  # fmt: skip

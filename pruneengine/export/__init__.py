@@ -1,4 +1,4 @@
-"""Export: a checkpoint rewritten for runtimes that do not open it as it is."""
+"""Export: checkpoints rewritten for runtimes that do not open them unchanged."""
 
 from pruneengine.export.outcome import Exported, Written
 from pruneengine.export.run import FORMATS, export

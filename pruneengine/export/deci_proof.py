@@ -1,20 +1,22 @@
-"""A DeciLM checkpoint reopened from its files alone, its fields read as vLLM's loader reads them."""
+"""Reopening of a DeciLM checkpoint from its files alone, with its fields read as vLLM's loader reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from pruneengine.model.edit import cast_parameters, replace_bias
 from pruneengine.model.modeling_pruned import resize_layer
 
 
 def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of ``folder``: a Llama whose layers take their widths from ``block_configs``.
+    """Return the model of ``folder``: a Llama whose layers take their widths from ``block_configs``.
 
     Raises:
-        RuntimeError: tensors are missing, too many, or of other shapes than the fields say.
+        RuntimeError: tensors are missing, unexpected, or of other shapes than the fields say.
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
@@ -39,8 +41,7 @@ def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
     )
     model = LlamaForCausalLM(llama).eval()
     # Not model.to(dtype): frequencies of the positions stay float32.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    cast_parameters(model, dtype)
     for layer, block in zip(model.model.layers, config.block_configs, strict=True):
         kv_heads = heads // block.attention.n_heads_in_group
         resize_layer(layer, heads, kv_heads, block.ffn.intermediate_size)
@@ -52,7 +53,7 @@ def reopen(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _drop_biases(layer: nn.Module, config) -> None:
+def _drop_biases(layer: Any, config: Any) -> None:
     attention, mlp = layer.self_attn, layer.mlp
     flags = {
         "qkv_bias": (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -62,4 +63,4 @@ def _drop_biases(layer: nn.Module, config) -> None:
     for flag, linears in flags.items():
         if not getattr(config, flag):
             for linear in linears:
-                linear.bias = None
+                replace_bias(linear, None)

@@ -1,4 +1,4 @@
-"""What an export says of itself: how to open it, what it was verified with, what was not tried."""
+"""Result of an export: the call that opens it, the checks it passed, and the checks that were not made."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ EXPORT_FILE = "export.json"
 
 @dataclass(frozen=True)
 class Written:
-    """One format's account of what it wrote.
+    """Account of one written format.
 
     Attributes:
-        opens_with: the call or command that opens it.
-        verified: what was done to check it, and what that gave, a sentence each.
-        remarks: what the reader must know: what was not tried, what it costs.
+        opens_with: call or command that opens it.
+        verified: one sentence per check, with its result.
+        remarks: further facts for the reader, such as checks that were not made and the cost of the format.
     """
 
     opens_with: str
@@ -27,13 +27,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export.
+    """Finished export.
 
     Attributes:
         path: its folder, absolute.
         format: "gguf", "deci" or "pad".
         bytes: size of all its files.
-        written: the format's own account.
+        written: account of the format.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Exported:
 
 
 def describe(folder: Path, format: str, source: str, title: str, written: Written) -> None:
-    """Put ``export.json`` into ``folder`` and a section into its ``README.md``."""
+    """Write ``export.json`` into ``folder`` and append a section to its ``README.md``."""
     values: dict[str, Any] = {"format": format, "source": source} | asdict(written)
     (folder / EXPORT_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     card = folder / "README.md"

@@ -1,4 +1,4 @@
-"""The verb export: open a checkpoint, write it in another format, check it, and only then let it appear."""
+"""Export of a checkpoint: opened, written in another format, and verified before the result appears."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pruneengine.checkpoint.equivalent_class import as_written, split_fused_linears
+from pruneengine.checkpoint.equivalent_class import model_to_save, split_fused_linears
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.reload_proof import fixed_tokens
 from pruneengine.checkpoint.write import check_output, complete_or_nothing, share
@@ -19,14 +19,17 @@ from pruneengine.common.validation import require_choice
 from pruneengine.export import deci, pad
 from pruneengine.export.compare_logits import agree, logits
 from pruneengine.export.gguf import file as gguf_file
-from pruneengine.export.layout import ModelShape, model_shape
+from pruneengine.export.model_shape import ModelShape, model_shape
 from pruneengine.export.outcome import EXPORT_FILE, Exported, Written, describe
 
-# format: (writes it, refuses what it cannot hold, the model or the twin of it that is written)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# format: (writer; check that raises ValueError for a shape it cannot hold; model or equivalent that is written)
 FORMATS: dict[str, tuple[Callable[..., Written], Callable[[ModelShape], Any], Callable[[nn.Module], nn.Module]]] = {
     "gguf": (gguf_file.write, gguf_file.check, split_fused_linears),
     "deci": (deci.write, deci.check, split_fused_linears),
-    "pad": (pad.write, pad.check, as_written),
+    "pad": (pad.write, pad.check, model_to_save),
 }
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -47,7 +50,7 @@ def export(
         source: a model folder, or whatever else :func:`pruneengine.checkpoint.load.load_model` takes.
         out: the folder to create.
         format: "gguf" (llama.cpp), "deci" (vLLM's DeciLM) or "pad" (zeros up to the widest layer).
-        dtype: of the matrices of a GGUF file, "float16" or "float32"; the other formats keep the checkpoint's.
+        dtype: dtype of the matrices of a GGUF file, "float16" or "float32"; the other formats keep the checkpoint's.
         overwrite: replace an earlier export.
         proof: read the result back and compare it with the checkpoint before it appears.
         trust_remote_code: run modelling code that comes with the model.
@@ -57,7 +60,7 @@ def export(
             the checkpoint itself, or is a GGUF file's name.
         FileExistsError, PermissionError: as :func:`pruneengine.checkpoint.write.check_output`.
         OSError: not enough space.
-        ReloadError: the result does not give what the checkpoint gives; nothing was written.
+        ReloadError: the result gives other logits than the checkpoint; nothing was written.
     """
     require_choice("format", format, FORMATS)
     require_choice("dtype", dtype, DTYPES)
@@ -66,14 +69,14 @@ def export(
     _check_apart(source, out)
     path = check_output(out, overwrite, mark=EXPORT_FILE)
     write, check, equivalent_of = FORMATS[format]
-    layout = model_shape(load_skeleton(source, trust_remote_code))
-    check(layout)
+    shape = model_shape(load_skeleton(source, trust_remote_code))
+    check(shape)
     model, tokenizer = load_model(source, dtype=_stored_dtype(source), trust_remote_code=trust_remote_code)
-    twin = equivalent_of(model)
-    layout = model_shape(twin)
-    same = [_same(twin, model, layout)] if proof and twin is not model else []
+    equivalent = equivalent_of(model)
+    shape = model_shape(equivalent)
+    same = [_same(equivalent, model, shape)] if proof and equivalent is not model else []
     with complete_or_nothing(path) as folder:
-        written = write(twin, tokenizer, layout, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
+        written = write(equivalent, tokenizer, shape, folder, name=path.name, dtype=DTYPES[dtype], proof=proof)
         written = replace(written, verified=(*same, *written.verified))
         describe(folder, format, _name(source), path.name, written)
         share(folder)
@@ -82,23 +85,23 @@ def export(
 
 
 def _check_apart(source: str | Path, out: str | Path) -> None:
-    """ValueError where the checkpoint would go with what ``out`` replaces."""
-    held, path = Path(source).expanduser().resolve(), Path(out).expanduser().resolve()
-    if held.exists() and path in (held, *held.parents):
-        what = "is" if path == held else "holds"
+    """Raise ValueError if replacing ``out`` would delete the checkpoint."""
+    checkpoint, path = Path(source).expanduser().resolve(), Path(out).expanduser().resolve()
+    if checkpoint.exists() and path in (checkpoint, *checkpoint.parents):
+        what = "is" if path == checkpoint else "holds"
         raise ValueError(f"output folder {path} {what} the checkpoint itself; choose another")
 
 
 def _name(source: str | Path) -> str:
-    """A folder's own name, also of "."; a hub name as it is."""
+    """Return a folder's own name, also for "."; a hub name unchanged."""
     path = Path(source).expanduser()
     return path.resolve().name if path.exists() else str(source)
 
 
-def _same(twin: nn.Module, model: nn.Module, layout: ModelShape) -> str:
-    tokens = fixed_tokens(twin.config.vocab_size, layout.window)
-    what = f"as a {twin.config.model_type}, shared linears split"
-    return agree(what, logits(twin, tokens), logits(model, tokens))
+def _same(equivalent: PreTrainedModel, model: nn.Module, shape: ModelShape) -> str:
+    tokens = fixed_tokens(equivalent.config.vocab_size, shape.window)
+    what = f"as a {equivalent.config.model_type}, shared linears split"
+    return agree(what, logits(equivalent, tokens), logits(model, tokens))
 
 
 def _stored_dtype(source: str | Path) -> torch.dtype:

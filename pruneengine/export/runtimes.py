@@ -1,23 +1,23 @@
-"""Which programs open a model of a given layout, as it is or exported, and why the others do not."""
+"""Runtimes: the programs that open a model of a given shape, unchanged or exported, and the reasons of the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pruneengine.export.layout import ModelShape
+from pruneengine.export.model_shape import ModelShape
 
 ATTENTION_INPUTS = frozenset(f"self_attn.{name}_proj" for name in "qkv")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One way to open a model.
+    """One program and one way to open a model with it.
 
     Attributes:
         name: the program.
-        how: what to do with the checkpoint: "as it is", or the export it takes.
-        opens: whether the program opens the result; None where that is not known.
-        why: what makes it possible, or impossible.
+        how: treatment of the checkpoint: "as it is", or the necessary export.
+        opens: whether the program opens the result; None if that is not known.
+        why: reason why it does or does not.
     """
 
     name: str
@@ -26,98 +26,101 @@ class Runtime:
     why: str
 
 
-def gguf_architecture(layout: ModelShape) -> str:
-    """llama.cpp's architecture for a layout: "llama", "deci" (widths of its own a layer), "qwen2" or "qwen3".
+def gguf_architecture(shape: ModelShape) -> str:
+    """Return llama.cpp's architecture for a shape: "llama", "deci" (per-layer widths), "qwen2" or "qwen3".
 
-    llama.cpp's "qwen2" takes no head count that leaves the hidden size; such a model is a "llama" with biases.
+    llama.cpp's "qwen2" needs heads that fill the hidden size; a model with other head counts is a "llama" with biases.
 
     Raises:
-        ValueError: none of them computes this model, with the reason.
+        ValueError: none of these architectures computes this model, with the reason.
     """
-    if layout.unlike_llama:
-        raise ValueError(f"what is written is computed as a Llama, which this is not: {layout.unlike_llama}")
-    if layout.activation != "silu":
-        raise ValueError(f"llama.cpp has these architectures with the activation silu, not {layout.activation!r}")
-    if layout.rope not in ("default", "linear", "llama3"):
-        raise ValueError(f"rotary positions of type {layout.rope!r} are not written")
-    if layout.query_norms:
-        if not layout.uniform:
+    if shape.unlike_llama:
+        raise ValueError(f"what is written is computed as a Llama, which this is not: {shape.unlike_llama}")
+    if shape.activation != "silu":
+        raise ValueError(f"llama.cpp has these architectures with the activation silu, not {shape.activation!r}")
+    if shape.rope not in ("default", "linear", "llama3"):
+        raise ValueError(f"rotary positions of type {shape.rope!r} are not written")
+    if shape.query_norms:
+        if not shape.uniform:
             raise ValueError("layers differ in width, and llama.cpp's deci has no norms of queries and keys")
-        if layout.biases or layout.rope != "default":
+        if shape.biases or shape.rope != "default":
             raise ValueError("llama.cpp's qwen3 has no biases and no scaled positions")
         return "qwen3"
-    if not layout.uniform:
+    if not shape.uniform:
         return "deci"
     if (
-        layout.family == "qwen2"
-        and _heads_fill_hidden(layout)
-        and layout.biases == ATTENTION_INPUTS
-        and layout.rope == "default"
+        shape.family == "qwen2"
+        and _heads_fill_hidden(shape)
+        and shape.biases == ATTENTION_INPUTS
+        and shape.rope == "default"
     ):
         return "qwen2"
     return "llama"
 
 
-def _heads_fill_hidden(layout: ModelShape) -> bool:
-    return layout.heads[0] * layout.head_dim == layout.hidden
+def _heads_fill_hidden(shape: ModelShape) -> bool:
+    return shape.heads[0] * shape.head_dim == shape.hidden
 
 
-def check_deci(layout: ModelShape) -> None:
-    """ValueError if a DeciLM checkpoint with ``block_configs`` cannot hold this model, with the reason."""
-    if layout.unlike_llama:
-        raise ValueError(f"DeciLM is a Llama, which this is not: {layout.unlike_llama}")
-    if layout.activation != "silu":
-        raise ValueError(f"DeciLM's MLP has the activation silu, not {layout.activation!r}")
-    if layout.query_norms:
+def check_deci(shape: ModelShape) -> None:
+    """Raise ValueError, with the reason, if a DeciLM checkpoint with ``block_configs`` cannot hold this model."""
+    if shape.unlike_llama:
+        raise ValueError(f"DeciLM is a Llama, which this is not: {shape.unlike_llama}")
+    if shape.activation != "silu":
+        raise ValueError(f"DeciLM's MLP has the activation silu, not {shape.activation!r}")
+    if shape.query_norms:
         raise ValueError("DeciLM has no norms of queries and keys")
-    if layout.rope == "longrope":
+    if shape.rope == "longrope":
         raise ValueError("rotary positions of type 'longrope' are not written: they read more of the config")
 
 
-def check_pad(layout: ModelShape) -> None:
-    """ValueError if there is nothing to pad, or padding does not suffice for a plain loader, with the reason."""
-    if layout.uniform and not layout.unsaved_kinds:
+def check_pad(shape: ModelShape) -> None:
+    """Raise ValueError, with the reason, if there is nothing to pad or a plain loader would refuse the padded model."""
+    if shape.uniform and not shape.unsaved_kinds:
         raise ValueError("every layer has the same width already: there is nothing to pad")
-    if layout.experts:
+    if shape.experts:
         raise ValueError("experts are not padded")
-    widest = {name: (max(getattr(layout, name)),) * len(layout.heads) for name in ("heads", "kv_heads", "channels")}
-    if reason := replace(layout, unsaved_kinds=(), **widest).not_plain:
+    heads, kv_heads, channels = (
+        (max(widths),) * len(widths) for widths in (shape.heads, shape.kv_heads, shape.channels)
+    )
+    padded = replace(shape, heads=heads, kv_heads=kv_heads, channels=channels, unsaved_kinds=())
+    if reason := padded.not_plain:
         raise ValueError(f"padded, it would still need the modelling file: {reason}")
 
 
-def runtimes(layout: ModelShape) -> tuple[Runtime, ...]:
-    """Every known way to open a checkpoint of this layout, the plainest first."""
-    reason = layout.not_plain
-    found = [
+def runtimes(shape: ModelShape) -> tuple[Runtime, ...]:
+    """Return every known way to open a checkpoint of this shape, the plainest first."""
+    reason = shape.not_plain
+    ways = [
         Runtime("transformers", "as it is", reason is None, reason or "proved after every save"),
         Runtime(
             "transformers, trust_remote_code=True", "as it is", True,
             "the modelling file is in the checkpoint; proved" if reason else "nothing more is needed",
         ),
-        _vllm(layout),
-        _llama_cpp(layout),
-        _deci(layout),
+        _vllm(shape),
+        _llama_cpp(shape),
+        _deci(shape),
     ]  # fmt: skip
-    if not layout.uniform or layout.unsaved_kinds:
-        found.append(_pad(layout))
-    return tuple(found)
+    if not shape.uniform or shape.unsaved_kinds:
+        ways.append(_pad(shape))
+    return tuple(ways)
 
 
-def _vllm(layout: ModelShape) -> Runtime:
-    if layout.not_plain:
-        return Runtime("vLLM", "as it is", False, layout.not_plain)
-    if layout.unlike_llama:
+def _vllm(shape: ModelShape) -> Runtime:
+    if shape.not_plain:
+        return Runtime("vLLM", "as it is", False, shape.not_plain)
+    if shape.unlike_llama:
         # Some of its classes take hidden size over heads for a head's size, or 4 times the hidden size for the MLP.
         return Runtime("vLLM", "as it is", None, "if its class of this family reads these widths from the config")
-    if layout.family == "qwen2" and not _heads_fill_hidden(layout):
+    if shape.family == "qwen2" and not _heads_fill_hidden(shape):
         return Runtime("vLLM", "as it is", None, "if its Qwen2 reads head_dim from the config; not all versions do")
     return Runtime("vLLM", "as it is", True, "the same files as transformers; not run here")
 
 
-def _llama_cpp(layout: ModelShape) -> Runtime:
+def _llama_cpp(shape: ModelShape) -> Runtime:
     how = "export --format gguf"
     try:
-        architecture = gguf_architecture(layout)
+        architecture = gguf_architecture(shape)
     except ValueError as error:
         return Runtime("llama.cpp", how, False, str(error))
     return Runtime(
@@ -128,20 +131,20 @@ def _llama_cpp(layout: ModelShape) -> Runtime:
     )
 
 
-def _deci(layout: ModelShape) -> Runtime:
+def _deci(shape: ModelShape) -> Runtime:
     name, how = "vLLM (DeciLM, trust_remote_code)", "export --format deci"
     try:
-        check_deci(layout)
+        check_deci(shape)
     except ValueError as error:
         return Runtime(name, how, False, str(error))
     return Runtime(name, how, True, "block_configs give each layer's widths; not run here")
 
 
-def _pad(layout: ModelShape) -> Runtime:
+def _pad(shape: ModelShape) -> Runtime:
     name, how = "any that opens the unpruned model", "export --format pad"
     try:
-        check_pad(layout)
+        check_pad(shape)
     except ValueError as error:
         return Runtime(name, how, False, str(error))
-    goal = "the unpruned model's width" if layout.unsaved_kinds else "the widest layer"
+    goal = "the unpruned model's width" if shape.unsaved_kinds else "the widest layer"
     return Runtime(name, how, True, f"zeros up to {goal}: the same function, larger; proved")

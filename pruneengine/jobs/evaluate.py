@@ -16,8 +16,9 @@ from pruneengine.common.files import check_writable
 from pruneengine.data import windows as data
 from pruneengine.evaluation import lm_eval_adapter as harness
 from pruneengine.evaluation import zero_shot as zeroshot
-from pruneengine.evaluation.perplexity import measure_speed, measure_speed_pair, perplexity
+from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
+from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
 from pruneengine.jobs.versions import versions
 
 

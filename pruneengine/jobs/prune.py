@@ -17,7 +17,8 @@ from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.files import check_writable
 from pruneengine.data.windows import Samples, check_spec
 from pruneengine.evaluation.measures import Measures
-from pruneengine.evaluation.perplexity import best_dtype, measure_speed_pair
+from pruneengine.evaluation.perplexity import best_dtype
+from pruneengine.evaluation.speed import measure_speed_pair
 from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
 from pruneengine.jobs.checks import check_evaluation, check_out
 from pruneengine.jobs.options import JobOptions

@@ -1,6 +1,7 @@
-"""What can be removed from a model: its units, the slices that go with each, and the inputs they read.
+"""Structure of a model, its layer-by-layer runner, and the only code that changes a model.
 
-This is the only package that knows model families. Everything after it works on :class:`Structure`.
+:func:`find_groups` turns a model of a known family into a :class:`Structure`: units, their slices, and the inputs of
+their linears. Everything after it works on that value.
 """
 
 from pathlib import Path

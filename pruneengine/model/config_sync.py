@@ -1,4 +1,4 @@
-"""The widths that a model's layers really have, and a config that says the same."""
+"""Widths of a model's layers, and its config in step with them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import nn
 
 from pruneengine.model import Structure, find_groups, get_linear, text_config
 from pruneengine.model.experts import unfuse_experts
+from pruneengine.model.finder import decoder_layers, module_list
 
 
 def layer_widths(structure: Structure) -> list[dict[str, int]]:
-    """Heads, key-value heads and MLP channels of every decoder layer, by their config names.
+    """Return heads, key-value heads and MLP channels of every decoder layer, by their config names.
 
     Mixtures of experts have ``num_experts`` and ``moe_intermediate_size``, the channels of the widest, and
     ``intermediate_size`` only for an MLP that all tokens share.
@@ -32,7 +33,7 @@ def layer_widths(structure: Structure) -> list[dict[str, int]]:
 
 
 def layer_counts(structure: Structure) -> list[dict[str, int]]:
-    """Numbers about heads that the modules of every decoder layer hold beside their weights, by path in the layer."""
+    """Return the numbers of heads that modules of every decoder layer hold beside their weights, by path in it."""
     if structure.heads_reason:
         return [{} for _ in range(structure.num_layers)]
     counts = []
@@ -40,7 +41,7 @@ def layer_counts(structure: Structure) -> list[dict[str, int]]:
         kv_heads = structure.by_name[f"layers.{layer}.heads"].units
         heads = kv_heads * structure.queries_per_kv
         values = {"heads": heads, "kv_heads": kv_heads, "head_rows": heads * structure.head_dim}
-        counts.append({path: values[of] for path, of in structure.family.counts})
+        counts.append({path: values[count] for path, count in structure.family.counts})
     return counts
 
 
@@ -57,11 +58,13 @@ def sync_config(model: nn.Module) -> None:
         ValueError: as :func:`find_groups`; or the removed layers' attention types cannot be told.
     """
     structure = find_groups(model)
-    config, widths, family = text_config(model.config), layer_widths(structure), structure.family
+    causal: Any = model
+    config, widths, family = text_config(causal.config), layer_widths(structure), structure.family
     config.num_hidden_layers = structure.num_layers
     if family.heads_name:
         config.head_dim = structure.head_dim
-    model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head, embeddings = causal.get_output_embeddings(), causal.get_input_embeddings()
+    causal.config.tie_word_embeddings = head.weight is embeddings.weight
     _sync_layer_types(model, structure)
     names = {
         "num_attention_heads": family.heads_name,
@@ -81,7 +84,10 @@ def sync_config(model: nn.Module) -> None:
 
 
 def by_config_alone(model: nn.Module) -> nn.Module:
-    """What transformers builds from the names that it knows, on the meta device; the config must be in step."""
+    """Return the model that transformers builds from the config names that it knows, on the meta device.
+
+    The config must be in step with the model.
+    """
     config = copy.deepcopy(model.config)
     for name in ("pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"):
         text_config(config).__dict__.pop(name, None)
@@ -89,8 +95,8 @@ def by_config_alone(model: nn.Module) -> nn.Module:
         return unfuse_experts(type(model)(config))
 
 
-def _unlike_config(model: nn.Module, structure: Structure, plain: nn.Module) -> list[dict[str, dict]] | None:
-    """Shapes and counts of every layer, unless the config alone gives a model of these shapes."""
+def _unlike_config(model: nn.Module, structure: Structure, plain: nn.Module) -> list[dict[str, Any]] | None:
+    """Return shapes and counts of every layer; None where the config alone gives a model of these shapes."""
     shapes = [_shapes(model, structure, layer) for layer in range(structure.num_layers)]
     if shapes == [_shapes(plain, structure, layer) for layer in range(structure.num_layers)]:
         return None
@@ -99,12 +105,14 @@ def _unlike_config(model: nn.Module, structure: Structure, plain: nn.Module) -> 
 
 
 def _shapes(model: nn.Module, structure: Structure, layer: int) -> dict[str, Any]:
-    module, experts = model.get_submodule(structure.layer_path(layer)), structure.family.experts
-    shapes = {path: list(module.get_submodule(path).weight.shape) for path in structure.linears(layer)}
-    return {"linears": shapes} | ({"experts": len(module.get_submodule(experts.path))} if experts else {})
+    path = structure.layer_path(layer)
+    shapes = {name: list(get_linear(model, f"{path}.{name}").weight.shape) for name in structure.linears(layer)}
+    if (experts := structure.family.experts) is None:
+        return {"linears": shapes}
+    return {"linears": shapes, "experts": len(module_list(model, f"{path}.{experts.path}"))}
 
 
-def _set(config: Any, name: str, value: list | None) -> None:
+def _set(config: Any, name: str, value: list[Any] | None) -> None:
     if value:
         setattr(config, name, value)
     else:
@@ -115,11 +123,11 @@ def _unflagged_biases(model: nn.Module, structure: Structure) -> list[str]:
     family = structure.family
     ends = [group.members[-1].module for group in structure.groups]
     biased = dict.fromkeys(structure.within(path) for path in ends if get_linear(model, path).bias is not None)
-    found = [path for path in biased if family.bias_flag(path)[0] is None]
-    if not found or family.by_widths or not family.own_class:
-        return found
+    unflagged = [path for path in biased if family.bias_flag(path)[0] is None]
+    if not unflagged or family.by_widths or not family.own_class:
+        return unflagged
     plain = by_config_alone(model).get_submodule(structure.layer_path(0))
-    return [path for path in found if plain.get_submodule(path).bias is None]
+    return [path for path in unflagged if get_linear(plain, path).bias is None]
 
 
 def _sync_layer_types(model: nn.Module, structure: Structure) -> None:
@@ -128,7 +136,7 @@ def _sync_layer_types(model: nn.Module, structure: Structure) -> None:
     if not types:
         return
     if len(types) != structure.num_layers:
-        layers = model.get_submodule(structure.family.layers)
+        layers = decoder_layers(model, structure.family)
         known = [getattr(layer.self_attn, "layer_type", None) for layer in layers]
         if None in known and len(set(types)) > 1:
             raise ValueError(f"config.layer_types has {len(types)} entries for {structure.num_layers} layers; trim it")

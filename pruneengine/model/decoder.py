@@ -1,21 +1,22 @@
-"""A transformers causal language model as body and head, ready to run."""
+"""Body and head of a transformers causal language model, and the contexts it runs in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruneengine.model.loss import logit_options
+from pruneengine.model.loss import LogitOptions, logit_options
 
 # The largest block whose release still raises glibc's threshold (mallopt(3), M_MMAP_THRESHOLD): just below 32 MiB.
 WARM_UP_BYTES = 32 * 2**20 - 2**16
 
 
-def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, float | None]]:
-    """Body, head and logit options of a model.
+def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Linear, LogitOptions]:
+    """Return body, head and logit options of a model.
 
     Returns:
         ``(body, head, options)``: ``body(input_ids=...)`` gives ``last_hidden_state`` ``[B, T, H]``, ``head`` is the
@@ -24,12 +25,31 @@ def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, floa
     Raises:
         TypeError: not a transformers causal language model.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    causal: Any = model
+    head = causal.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # get_decoder looks through a LoRA wrapper, where base_model is only the wrapper's inside.
-    body = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", model)
+    body = causal.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", model)
     if head is None or body is model:
         raise TypeError(f"model: {type(model).__name__}, expected a transformers causal language model")
     return body, head, logit_options(model.config)
+
+
+def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the hidden states that the head reads, ``[B, T, H]``, with a graph where gradients are enabled.
+
+    The one way of a whole batch through the body. It is the model's own forward and not the layer runner, because
+    training runs through it (gradient checkpointing, adapters), because families without an entry have no other, and
+    because the runner asks for the arguments of its layers by a forward pass besides.
+
+    Args:
+        model: a transformers causal language model.
+        tokens: token ids, int64 ``[B, T]``, on the model's device.
+
+    Raises:
+        TypeError: as :func:`causal_parts`.
+    """
+    body, _head, _options = causal_parts(model)
+    return body(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 def keep_freed_memory() -> None:
@@ -42,8 +62,8 @@ def keep_freed_memory() -> None:
     torch.empty(WARM_UP_BYTES, dtype=torch.uint8)
 
 
-def autocast(weight: Tensor, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Return the context in which a model computes in ``dtype``.
+def autocast(weight: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return the context in which a model computes in another dtype than its own.
 
     Args:
         weight: one of the model's weights, for its dtype and device.
@@ -63,7 +83,7 @@ def autocast(weight: Tensor, dtype: torch.dtype | None) -> AbstractContextManage
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the training mode is put back at the end."""
+    """Set evaluation mode without gradients within the context; afterwards the training mode is back."""
     keep_freed_memory()
     training = model.training
     model.eval()
@@ -76,7 +96,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with weights that ask for no gradient; both are put back at the end."""
+    """Set evaluation mode with weights that ask for no gradient within the context; afterwards both are back."""
     keep_freed_memory()
     training = model.training
     required = [(p, p.requires_grad) for p in model.parameters()]

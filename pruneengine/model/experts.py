@@ -1,55 +1,42 @@
-"""Mixtures of experts: from one parameter for all experts of a layer to linears that each expert has of its own."""
+"""Mixtures of experts with linears per expert, in place of one parameter for all experts of a layer."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
 
-import torch
 from torch import nn
 
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Family, family_of
+from pruneengine.model.finder import decoder_layers
+from pruneengine.model.prunable import check_prunable
 
 
 def unfuse_experts(model: nn.Module) -> nn.Module:
     """Give every expert of a model its own linears, in place; a model without fused experts stays as it is.
 
     The model computes the same: each expert sees the tokens that the router sends it, sample by sample as
-    ``[b, longest, H]`` with zeros behind the tokens of a sample that has fewer. So whatever is known of a linear
-    (groups, statistics, masks, adapters) holds for an expert's, and rows of zeros add nothing to any sum.
+    ``[b, longest, H]`` with zeros behind the tokens of a sample that has fewer. So groups,
+    statistics, masks and adapters work on an expert's linears as on any other, and rows of zeros add nothing to a sum.
 
     Memory: the model, and the experts of one layer once more.
 
     Raises:
-        ValueError: a family that is not known.
+        ValueError: a family that is not known, or a model that cannot be pruned (:func:`check_prunable`).
     """
+    check_prunable(model, weights=False)
     family = family_of(getattr(model.config, "model_type", None), type(model).__name__)
     if family.experts is None:
         return model
     with require_extra("hf"):
         from pruneengine.model.modeling_pruned import unfuse
-    for layer in model.get_submodule(family.layers):
+    for layer in decoder_layers(model, family):
         unfuse(layer)
     return model
 
 
 def plain_name(tensor: str, family: Family) -> str:
-    """What a tensor of a model with unfused experts is called where such models are published."""
+    """Return the name that a tensor of a model with unfused experts has where such models are published."""
     for pattern, replacement in family.experts.saved if family.experts else ():
         tensor = re.sub(pattern, replacement, tensor)
     return tensor
-
-
-@contextlib.contextmanager
-def choose_among(router: nn.Module, experts: Sequence[int]) -> Iterator[None]:
-    """Within the context a router sends no token to any other than these experts (ascending indices)."""
-    weight = router.weight
-    index = torch.tensor(experts, device=weight.device)
-    router.weight = nn.Parameter(weight.detach()[index], requires_grad=weight.requires_grad)
-    try:
-        with router.register_forward_hook(lambda _module, _args, out: (*out[:-1], index[out[-1]])):
-            yield
-    finally:
-        router.weight = weight

@@ -1,4 +1,7 @@
-"""Where each architecture keeps its parts: one entry a family. Nothing else in the package names a model."""
+"""Paths and peculiarities of every known architecture: one entry per family.
+
+No other module of the package names an architecture (``export`` knows those of other programs).
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,15 @@ from dataclasses import dataclass
 class Experts:
     """Experts of a layer, of which a router chooses some for every token: each an MLP of Llama's layout.
 
-    Models of transformers keep them fused, until :func:`unfuse_experts` has given each its own
-    linears.
+    Models of transformers keep experts fused, until :func:`unfuse_experts` has given each its own linears.
 
     Attributes:
-        width_name, count_name, chosen_name: what the config calls an expert's channels, the experts of a layer, and how
-            many of them a token gets.
+        width_name, count_name, chosen_name: config names of an expert's channels, the experts of a layer, and the
+            number of experts per token.
         saved: (pattern, replacement): names of tensors in a checkpoint that transformers opens plainly, from those of
             the model.
-        path, router: the list of experts and their router, from a layer.
-        fused: where the dense model has the fused ones, from a layer.
+        path, router: paths of the list of experts and of their router, from a layer.
+        fused: path of the dense model's fused experts, from a layer.
         mlp_in, mlp_out: linears of one expert.
     """
 
@@ -33,6 +35,9 @@ class Experts:
     mlp_out: str = "down_proj"
 
 
+_MLP_OUT = "mlp.down_proj"
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture. Paths of linears are relative to one decoder layer.
@@ -41,28 +46,29 @@ class Family:
         model_types: ``config.model_type`` of the models that look like this.
         layers, final_norm: paths from the model.
         query, key, value: the same path three times where one linear gives all three; see ``fused``.
-        mlp_in: what reads the MLP's input; the same path twice where one linear gives gate and up, one behind the
-            other. None where all channels belong to experts that a router chooses from.
-        experts: those, where a layer has any.
-        fused: how the rows of a shared query, key and value linear are laid out: "stacked" (all queries, all keys, all
+        mlp_in: linears that read the MLP's input; the same path twice where one linear gives gate and up, one behind
+            the other. Empty where all channels belong to experts that a router chooses from.
+        mlp_out: the MLP's last linear; None where all channels belong to experts.
+        experts: experts of a layer, or None.
+        fused: layout of the rows of a shared query, key and value linear: "stacked" (all queries, all keys, all
             values) or "interleaved" (for every key-value head its queries, its key, its value).
         bias_flags: (config flag, linears that it gives a bias).
-        heads_name, kv_heads_name, mlp_name: what the config calls the widths; None where it has no say in them and
-            always builds the dense model's. Heads without a name keep their size in the config as well.
+        heads_name, kv_heads_name, mlp_name: config names of the widths; None where the config has no say in a width
+            and always builds the dense model's. Heads without a name keep their size in the config as well.
         counts: (attribute of a layer, "heads", "kv_heads" or "head_rows"): numbers that a layer's forward reads beside
             its weights; head_rows are the rows of all query heads together.
-        layer_lists: what the config has an entry of for every layer.
+        layer_lists: config names of lists with one entry per layer.
         layer_gives_tuple: a layer returns a tuple that starts with the hidden states.
-        rows_per_head: arguments of a layer with a row for every sample and head, not for every sample.
+        rows_per_head: arguments of a layer with one row per sample and head, not per sample.
         parts_add_residual: attention and MLP return their output with the residual already added.
-        whole_heads: why the heads of a layer cannot go one by one, as (config attribute, its value, reason): they are
-            one unit where the config says so. The attribute None holds for every model of the family.
+        whole_heads: (config attribute, its value, reason): the heads of a layer are one unit, and cannot be removed one
+            by one, where the config says so. The attribute None holds for every model of the family.
         requires: (config attribute, its value, reason): models whose config says otherwise are refused.
         requires_modules: (path from the model, class, reason): models without such a module there are refused.
-        unlike_llama: what its layers compute otherwise than Llama's although their linears are laid out as Llama's;
-            None where the function is the same but for biases, norms of queries and keys, and a window.
+        unlike_llama: difference between its layers' function and Llama's although their linears are laid out as
+            Llama's; None where the function is the same but for biases, norms of queries and keys, and a window.
         equivalent: a model type with Llama's linears that computes the same once fused linears are split, or None.
-        own_class: transformers has a class for it; without, it is saved as its twin.
+        own_class: transformers has a class for it; without one, it is saved as its equivalent.
         auto_class: the class of transformers that opens such a checkpoint.
     """
 
@@ -74,7 +80,7 @@ class Family:
     value: str = "self_attn.v_proj"
     attention_out: str = "self_attn.o_proj"
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    mlp_out: str | None = "mlp.down_proj"
+    mlp_out: str | None = _MLP_OUT
     experts: Experts | None = None
     fused: str = "stacked"
     bias_flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -95,7 +101,10 @@ class Family:
     auto_class: str = "AutoModelForCausalLM"
 
     def bias_flag(self, linear: str) -> tuple[str | None, tuple[str, ...]]:
-        """The config flag that gives a linear its bias, and all that it gives one; None and itself without a flag."""
+        """Return the config flag that gives a linear its bias, and all linears under that flag.
+
+        Without a flag: None and the linear itself.
+        """
         return next(((flag, paths) for flag, paths in self.bias_flags if linear in paths), (None, (linear,)))
 
     @property
@@ -112,21 +121,23 @@ class Family:
         return tuple(path for path in dict.fromkeys(paths) if path)
 
     def mlps(self, experts: int) -> tuple[tuple[str, tuple[str, ...], str], ...]:
-        """The MLPs of a layer with so many experts: where their names begin, what reads their input, and their end."""
-        found = [("", self.mlp_in, self.mlp_out)] if self.mlp_out else []
-        for index in range(experts):
-            of, at = self.experts, f"{self.experts.path}.{index}"
-            found.append((f"experts.{index}.", tuple(f"{at}.{path}" for path in of.mlp_in), f"{at}.{of.mlp_out}"))
-        return tuple(found)
+        """Return (name prefix, input linears, output linear) of each MLP in a layer with that number of experts."""
+        mlps = [("", self.mlp_in, self.mlp_out)] if self.mlp_out else []
+        if self.experts is not None:
+            for index in range(experts):
+                expert = f"{self.experts.path}.{index}"
+                inputs = tuple(f"{expert}.{path}" for path in self.experts.mlp_in)
+                mlps.append((f"experts.{index}.", inputs, f"{expert}.{self.experts.mlp_out}"))
+        return tuple(mlps)
 
     @property
     def by_widths(self) -> bool:
-        """Whether the widths of a layer say all about it, as in Llama's layout."""
+        """True where the widths of a layer say all about it, as in Llama's layout."""
         return self.experts is None and self.linears == Family(()).linears
 
 
 _ATTENTION_BIAS = ("attention_bias", (Family.query, Family.key, Family.value, Family.attention_out))
-_MLP_BIAS = ("mlp_bias", (*Family.mlp_in, Family.mlp_out))
+_MLP_BIAS = ("mlp_bias", (*Family.mlp_in, _MLP_OUT))
 
 _ALIBI = "gives every layer one slope for each of the dense model's heads (ALiBi)"
 
@@ -292,14 +303,19 @@ FAMILIES = (
     ),
 )
 
+# transformers refuses a number of heads that does not divide the hidden size in configs of the first type, even with
+# head_dim given. The other type takes any number and computes the same function, but has no biases.
+EVEN_HEADS_TYPE = "llama"
+ANY_HEADS_TYPE, ANY_HEADS_CLASS = "mistral", "MistralForCausalLM"
+
 
 def auto_class(model_type: str | None) -> str:
-    """The class of transformers that opens models of a type, also of one without an entry."""
+    """Return the class of transformers that opens models of a type, also of one without an entry."""
     return next((f.auto_class for f in FAMILIES if model_type in f.model_types), Family.auto_class)
 
 
 def family_of(model_type: str | None, class_name: str) -> Family:
-    """The entry of a model type; ValueError with the known ones where there is none."""
+    """Return the entry of a model type; ValueError with the known types where there is none."""
     family = next((f for f in FAMILIES if model_type in f.model_types), None)
     if family is None:
         known = ", ".join(t for f in FAMILIES for t in f.model_types)

@@ -1,4 +1,4 @@
-"""From a model and its family's entry to the groups and sites of every layer."""
+"""Search for the groups and sites of every layer, from a model and its family's entry."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from pruneengine.model.families import Family, family_of
+from pruneengine.model.prunable import check_prunable
 from pruneengine.model.structure import Group, Member, Site, Structure
 
 
@@ -20,6 +21,7 @@ def find_groups(model: nn.Module) -> Structure:
         ValueError: the architecture is unknown, or a part it should have is absent; the message names it. Or experts
             are fused: :func:`pruneengine.model.experts.unfuse_experts` comes first.
     """
+    check_prunable(model, weights=False)
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     family = family_of(model_type, type(model).__name__)
@@ -30,9 +32,10 @@ def find_groups(model: nn.Module) -> Structure:
     for path, kind, reason in family.requires_modules:
         if not _is_a(model, path, kind):
             raise ValueError(f"{model_type} without a {kind} at {path} is not supported: {reason}")
-    layers = _module(model, family.layers, model_type)
+    assert isinstance(model_type, str)  # as in every family's entry
+    layers = decoder_layers(model, family)
     head_dim = _head_dim(text, layers, family)
-    reason = _heads_reason(family, text)
+    heads_reason = _heads_reason(family, text)
     groups: list[Group] = []
     sites: list[Site] = []
     expert_params: list[tuple[int, ...]] = []
@@ -41,12 +44,12 @@ def find_groups(model: nn.Module) -> Structure:
         mlps = family.mlps(_experts(layer, prefix, family))
         paths = [*family.linears, *(path for _, ins, out in mlps for path in (*ins, out))]
         linears = {path: _linear(layer, path, prefix) for path in dict.fromkeys(paths)}
-        groups.append(_heads_group(index, prefix, linears, family, head_dim, reason is not None))
+        groups.append(_heads_group(index, prefix, linears, family, head_dim, heads_reason is not None))
         sites.extend(_attention_sites(index, prefix, linears, family))
         for name, ins, out in mlps:
             groups.append(_mlp_group(index, prefix, linears, name, ins, out))
             sites.extend(_mlp_sites(index, prefix, linears, name, ins, out))
-        expert_params.append(_expert_params(layer, family))
+        expert_params.append(_expert_params(layer, prefix, family))
     return Structure(
         model_type=model_type,
         family=family,
@@ -56,19 +59,19 @@ def find_groups(model: nn.Module) -> Structure:
         sites=tuple(sites),
         layer_params=tuple(sum(p.numel() for p in layer.parameters()) for layer in layers),
         total_params=sum(p.numel() for p in model.parameters()),
-        heads_reason=reason,
+        heads_reason=heads_reason,
         expert_params=tuple(expert_params),
         experts_per_token=getattr(text, family.experts.chosen_name) if family.experts else 0,
     )
 
 
 def text_config(config: Any) -> Any:
-    """The part of a model's config that is about its decoder: the config itself unless other parts have their own."""
+    """Return the part of a model's config for its decoder: the config itself unless other parts have their own."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _heads_reason(family: Family, config: Any) -> str | None:
-    """Why the heads of such a model cannot go one by one; None where they can."""
+    """Return the reason why heads of such a model cannot be removed one by one; None where they can."""
     if family.whole_heads is None:
         return None
     name, value, reason = family.whole_heads
@@ -76,7 +79,24 @@ def _heads_reason(family: Family, config: Any) -> str | None:
 
 
 def get_linear(model: nn.Module, path: str) -> nn.Linear:
-    return model.get_submodule(path)
+    """Return the linear at a path; TypeError if the module there is none."""
+    module = model.get_submodule(path)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{path}: expected torch.nn.Linear, found {type(module).__name__}")
+    return module
+
+
+def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
+    """Return the decoder layers of a model; ValueError if the family's path does not lead to a list of modules."""
+    return module_list(model, family.layers, getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def module_list(root: nn.Module, path: str, where: str = "") -> nn.ModuleList:
+    """Return the list of modules at a path; ValueError with the place ``where`` if there is none."""
+    modules = _module(root, path, where or type(root).__name__)
+    if not isinstance(modules, nn.ModuleList):
+        raise ValueError(f"{where}: expected torch.nn.ModuleList at {path!r}, found {type(modules).__name__}")
+    return modules
 
 
 def _module(root: nn.Module, path: str, where: str) -> nn.Module:
@@ -101,38 +121,39 @@ def _linear(layer: nn.Module, path: str, where: str) -> nn.Linear:
 
 
 def _experts(layer: nn.Module, where: str, family: Family) -> int:
-    """How many experts a layer has, each with linears of its own."""
-    of = family.experts
-    if of is None:
+    """Return the number of experts of a layer, each with linears of its own."""
+    experts = family.experts
+    if experts is None:
         return 0
-    if (fused := _found(layer, of.fused)) is not None and hasattr(fused, "gate_up_proj"):
-        raise ValueError(f"{where}.{of.fused}: the experts are fused; call pruneengine.unfuse_experts(model) first")
-    if _found(layer, of.path) is None:
+    if hasattr(_if_any(layer, experts.fused), "gate_up_proj"):
+        path = f"{where}.{experts.fused}"
+        raise ValueError(f"{path}: the experts are fused; call pruneengine.unfuse_experts(model) first")
+    if _if_any(layer, experts.path) is None:
         raise ValueError(f"{where} has no experts: models of which only some layers have any are not supported")
-    return len(_module(layer, of.path, where))
+    return len(module_list(layer, experts.path, where))
 
 
-def _expert_params(layer: nn.Module, family: Family) -> tuple[int, ...]:
-    """What goes with each expert of a layer, its row of the router included."""
+def _expert_params(layer: nn.Module, where: str, family: Family) -> tuple[int, ...]:
+    """Return the number of parameters that go with each expert of a layer, its row of the router included."""
     if family.experts is None:
         return ()
-    row = layer.get_submodule(family.experts.router).weight.shape[1]
-    experts = layer.get_submodule(family.experts.path)
+    row = layer.get_submodule(family.experts.router).get_parameter("weight").shape[1]
+    experts = module_list(layer, family.experts.path, where)
     return tuple(row + sum(p.numel() for p in expert.parameters()) for expert in experts)
 
 
-def _found(root: nn.Module, path: str) -> nn.Module | None:
+def _if_any(root: nn.Module, path: str) -> nn.Module | None:
     try:
         return root.get_submodule(path)
     except AttributeError:
         return None
 
 
-def _head_dim(config: Any, layers: nn.Module, family: Family) -> int:
+def _head_dim(config: Any, layers: nn.ModuleList, family: Family) -> int:
     attention = layers[0].get_submodule(family.query.rsplit(".", 1)[0]) if len(layers) else None
-    found = (getattr(attention, name, None) for name in ("head_dim", "head_size"))
+    sizes = (getattr(attention, name, None) for name in ("head_dim", "head_size"))
     return (
-        next(filter(None, found), None)
+        next(filter(None, sizes), None)
         or getattr(config, "head_dim", None)
         or (config.hidden_size // config.num_attention_heads)
     )
@@ -152,15 +173,16 @@ def _heads_group(
     if rest or query_width % head_dim:
         raise ValueError(f"{prefix}: {queries} query rows do not spread over {kv_heads} heads of {head_dim}")
     site, out_site = f"layers.{index}.attn_in", f"layers.{index}.o_in"
+    rows: Sequence[tuple[str, int, range | None]]
     if one_unit:
         kv_heads, query_width = 1, queries
         paths = dict.fromkeys((family.query, family.key, family.value))
         rows = [(path, linears[path].weight.shape[0], None) for path in paths]
     else:
         widths = (query_width, head_dim, head_dim)
-        starts = _starts(widths, kv_heads, family.fused) if shared else (None, None, None)
+        starts = _starts(widths, kv_heads, family.fused if shared else None)
         rows = list(zip((family.query, family.key, family.value), widths, starts, strict=True))
-    members = [Member(f"{prefix}.{path}", 0, width, site, each) for path, width, each in rows]
+    members = [Member(f"{prefix}.{path}", 0, width, site, start) for path, width, start in rows]
     members.append(Member(f"{prefix}.{family.attention_out}", 1, query_width, out_site))
     # The root comes first: LLM-Pruner starts from q_proj under MHA and from k_proj under GQA.
     if query_width != head_dim and not one_unit:
@@ -169,14 +191,17 @@ def _heads_group(
     return Group(f"layers.{index}.heads", "heads", index, kv_heads, params, head_dim, tuple(members))
 
 
-def _starts(widths: Sequence[int], units: int, fused: str) -> list[range]:
-    """Where the units of members begin that share one linear's rows."""
-    found, start, together = [], 0, sum(widths)
+def _starts(widths: Sequence[int], units: int, fused: str | None) -> list[range | None]:
+    """Return the first rows of the units of members that share one linear; None for each where none is shared."""
+    starts: list[range | None] = []
+    if fused is None:
+        return [None for _ in widths]
+    start, together = 0, sum(widths)
     for width in widths:
         step = together if fused == "interleaved" else width
-        found.append(range(start, start + units * step, step))
+        starts.append(range(start, start + units * step, step))
         start += width if fused == "interleaved" else units * width
-    return found
+    return starts
 
 
 def _mlp_group(
@@ -185,9 +210,9 @@ def _mlp_group(
     site, out_site = f"layers.{index}.{name}mlp_in", f"layers.{index}.{name}down_in"
     channels = linears[out].weight.shape[1]
     shared = len(set(paths)) < len(paths)
-    starts = _starts([1] * len(paths), channels, "stacked") if shared else [None] * len(paths)
+    starts = _starts([1] * len(paths), channels, "stacked" if shared else None)
     members = (
-        *(Member(f"{prefix}.{path}", 0, 1, site, each) for path, each in zip(paths, starts, strict=True)),
+        *(Member(f"{prefix}.{path}", 0, 1, site, start) for path, start in zip(paths, starts, strict=True)),
         Member(f"{prefix}.{out}", 1, 1, out_site),
     )
     params = _unit_params(members, linears, prefix)

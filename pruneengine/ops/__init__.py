@@ -1,12 +1,13 @@
-"""The public ops: one function each, which checks its arguments and runs on the backend for their device.
+"""Public ops: one function each, which checks its arguments and runs on the backend for their device.
 
 Backends: ``cuda`` and ``cpp`` (the compiled extension), ``triton`` and ``reference`` (plain PyTorch, the specification
 in :mod:`reference`). On CUDA tensors the order is cuda, triton, reference; on CPU tensors cpp, reference;
 ``use_backend`` forces one. Every op is also ``torch.ops.pruneengine.<name>`` with a fake implementation, so that
-``torch.compile`` keeps it whole. No op is differentiable: arguments are detached. NaN is not looked for.
+``torch.compile`` keeps it whole. No op is differentiable: arguments are detached. NaN is not
+checked for.
 
-Sums are accumulated in float32 (``block_moments`` in float64), in an order that follows from the shapes alone: a second
-run gives the same bits, and in C++ so does another number of threads, but where a docstring says otherwise.
+Sums are accumulated in float32 (``block_moments`` in float64), in an order that follows from the shapes alone. So a
+second run gives the same bits, and in C++ so does another number of threads. Exceptions are in the docstrings.
 """
 
 from pruneengine.ops.activations import activation_stats, gate_scores

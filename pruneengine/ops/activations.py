@@ -32,7 +32,7 @@ _gate_scores = register(
 
 
 def activation_stats(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, sum of squares and largest magnitude over tokens, per sample and channel.
+    """Return the sum, sum of squares and largest magnitude over tokens, per sample and channel.
 
     Args:
         x: activations ``[N, T, C]``, float32, float16 or bfloat16, any strides.
@@ -48,14 +48,14 @@ def activation_stats(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gate_scores(x: Tensor, dx: Tensor) -> Tensor:
-    """Sum over tokens of ``x * dL/dx``, per sample and channel: float32 ``[N, C]``.
+    """Return the sum over tokens of ``x * dL/dx``, per sample and channel: float32 ``[N, C]``.
 
-    It is minus the first-order change of the loss when the channel is gated to zero; at a linear layer's output it
+    The sum is minus the first-order change of the loss when the channel is gated to zero. At a linear layer's output it
     equals the row sums of ``W * dL/dW``, at its input the column sums (LLM-Pruner's ``vectorize``, Ma et al. 2023).
 
     Args:
         x: activations ``[N, T, C]``, float32, float16 or bfloat16, any strides.
-        dx: the gradient of the loss at ``x``, same shape and dtype.
+        dx: gradient of the loss at ``x``, same shape and dtype.
 
     Raises:
         TypeError: another dtype, or two different ones.

@@ -1,6 +1,6 @@
-"""Which backend runs an op: what is available here, what was asked for, and what is the default for a device.
+"""Backends of the ops: those available here, the one asked for, and the default for each device.
 
-Nothing of a GPU, a driver or Triton is touched before the first call.
+No GPU, driver or Triton is touched before the first call.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,19 +57,19 @@ def _why_not_triton() -> str | None:
 
 
 def available_backends() -> dict[str, str]:
-    """Every backend by name: "available", or the reason why it is not."""
+    """Return every backend by name: "available", or the reason why it is not."""
     return {backend: _why_not(backend) or "available" for backend in BACKENDS}
 
 
 class use_backend:  # noqa: N801 - a verb, used as a call or in a with statement
-    """Run every op on one backend, until the end of the ``with`` block or, as a plain call, from here on.
+    """Choice of one backend for every op, until the end of the ``with`` block or, as a plain call, from here on.
 
     Args:
         name: "cuda", "cpp", "triton", "reference", or "auto" for the default order.
 
     Raises:
         ValueError: the name is unknown.
-        RuntimeError: the backend is missing here; the message says why.
+        RuntimeError: the backend is missing here; the message has the reason.
     """
 
     def __init__(self, name: str) -> None:
@@ -91,8 +92,8 @@ class use_backend:  # noqa: N801 - a verb, used as a call or in a with statement
         _forced = self._before
 
 
-def _has(backend: str, op: str, on_cuda: bool) -> str | None:
-    """None where the backend can run the op on such a tensor, else the reason."""
+def _why_unfit(backend: str, op: str, on_cuda: bool) -> str | None:
+    """Return None if the backend can run the op on a tensor of the device, else the reason."""
     if backend == "cpp" and on_cuda:
         return "it takes CPU tensors"
     if backend == "cuda" and not on_cuda:
@@ -107,7 +108,7 @@ def _has(backend: str, op: str, on_cuda: bool) -> str | None:
 
 
 @functools.cache
-def _function(backend: str, op: str) -> Callable:
+def _function(backend: str, op: str) -> Callable[..., object]:
     if backend == "reference":
         return getattr(reference, op)
     if backend == "triton":
@@ -118,24 +119,25 @@ def _function(backend: str, op: str) -> Callable:
 @functools.cache
 def _default(op: str, on_cuda: bool) -> str:
     order = ("cuda", "triton", "reference") if on_cuda else ("cpp", "reference")
-    return next(name for name in order if not _has(name, op, on_cuda) and not _why_not(name))
+    return next(name for name in order if not _why_unfit(name, op, on_cuda) and not _why_not(name))
 
 
 def first_tensor(arguments: Sequence[object]) -> Tensor | None:
-    """The tensor whose device decides: the first argument, or the first of a sequence; None if that is empty."""
-    first = arguments[0]
+    """Return the tensor whose device decides: the first argument, or the first of a sequence; None if that is empty."""
+    first: Any = arguments[0]
     return first if isinstance(first, Tensor) else next(iter(first), None)
 
 
 def run(op: str, *arguments: object) -> object:
-    """Call the op on the backend for its first argument's device; on nothing, the reference answers.
+    """Run the op on the backend for its first argument's device; on an empty tensor, run the reference.
 
     Raises:
         ValueError: the backend asked for with :class:`use_backend` cannot run this op on this device.
     """
     tensor = first_tensor(arguments)
+    assert tensor is not None  # no op takes an empty sequence
     backend = _forced or _default(op, tensor.is_cuda)
-    reason = _has(backend, op, tensor.is_cuda)
+    reason = _why_unfit(backend, op, tensor.is_cuda)
     if reason:
         raise ValueError(f"{op} on {tensor.device}: backend {backend!r} cannot run it, {reason}")
     function = _function("reference" if arguments[0] is tensor and tensor.numel() == 0 else backend, op)

@@ -1,4 +1,4 @@
-"""What the ops ask of their arguments; each error carries the value and what was expected."""
+"""Argument checks of the ops; each error carries the value and what was expected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def require_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *mor
 
 
 def require_matrix(name: str, tensor: Tensor) -> None:
-    """A float ``[R, C]`` whose rows are contiguous and whose columns an int32 can count."""
+    """Raise an error unless it is a float ``[R, C]`` with contiguous rows, and columns that an int32 can count."""
     require_float(name, tensor, "[R, C]")
     require_rows(name, tensor)
     if tensor.shape[1] >= 2**31:
@@ -57,7 +57,7 @@ def require_matrix(name: str, tensor: Tensor) -> None:
 
 
 def require_norm(norm: Tensor | None, matrix_name: str, matrix: Tensor, name: str = "norm") -> None:
-    """One float32 factor per column, or none."""
+    """Raise an error unless the norm is None or has one float32 factor per column."""
     if norm is None:
         return
     require_dtype(name, norm, torch.float32)
@@ -76,7 +76,7 @@ def require_unit(name: str, unit: int, size: int) -> None:
 
 
 def require_range(index: Tensor, bound: int) -> None:
-    # On a GPU the look would wait for the device; there the kernels stop on a bad index themselves.
+    # On a GPU reading the index would wait for the device; there the kernels stop on a bad index themselves.
     if index.is_cuda or index.numel() == 0:
         return
     low, high = (int(value) for value in index.aminmax())

@@ -1,7 +1,7 @@
-"""The C++/CUDA extension behind the reference's signatures: tensors in, raw pointers to ``pruneengine._C``.
+"""Calls into the C++/CUDA extension ``pruneengine._C``: the reference's signatures, tensors passed as raw pointers.
 
-Nothing is checked here: :mod:`pruneengine.ops` does that before it calls. The gathers take ``out``, a view with rows of
-its own stride, so that compaction can write into a buffer that already exists.
+Arguments are not checked here: :mod:`pruneengine.ops` does that before it calls. The gathers take ``out``, a view whose
+rows have their own stride, so that compaction can write into an existing buffer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CUDA_OPS = (
 
 @functools.cache
 def load() -> ModuleType | str:
-    """The compiled module, or why there is none."""
+    """Return the compiled module, or the reason why there is none."""
     try:
         return importlib.import_module("pruneengine._C")
     except ModuleNotFoundError:
@@ -39,19 +39,22 @@ def load() -> ModuleType | str:
 
 @functools.cache
 def build_info() -> dict[str, str]:
-    """What setup.py recorded: the mode and, for ``cpu`` and ``cuda``, "built" or the reason why not; {} if nothing."""
+    """Return the record of setup.py: the mode and, for ``cpu`` and ``cuda``, "built" or the reason why not.
+
+    Without a record it is {}.
+    """
     record = Path(__file__).parents[1] / "_build_info.json"
     return json.loads(record.read_text()) if record.is_file() else {}
 
 
 def why_not_cpp() -> str | None:
-    """None where the C++ ops can run, else the reason."""
+    """Return None if the C++ ops can run, else the reason."""
     module = load()
     return f"no C++ extension: {module}" if isinstance(module, str) else None
 
 
 def why_not_cuda() -> str | None:
-    """None where the CUDA ops can run, else the reason."""
+    """Return None if the CUDA ops can run, else the reason."""
     module = load()
     if isinstance(module, str):
         return f"no C++ extension: {module}"
@@ -62,15 +65,21 @@ def why_not_cuda() -> str | None:
     return None
 
 
+def _module() -> ModuleType:
+    module = load()
+    assert isinstance(module, ModuleType), module
+    return module
+
+
 def _dtype(tensor: Tensor) -> object:
-    return getattr(load().Dtype, str(tensor.dtype).removeprefix("torch."))
+    return getattr(_module().Dtype, str(tensor.dtype).removeprefix("torch."))
 
 
 def _on(tensor: Tensor) -> tuple[ModuleType, tuple[int, ...]]:
-    """The module for the tensor's device, and the arguments every function of it ends with."""
+    """Return the module for the tensor's device, and the last arguments of every function in it."""
     if not tensor.is_cuda:
-        return load().cpu, (torch.get_num_threads(),)
-    return load().cuda, (tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream)
+        return _module().cpu, (torch.get_num_threads(),)
+    return _module().cuda, (tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
 def _matrix(tensor: Tensor) -> tuple[object, ...]:
@@ -129,7 +138,7 @@ def taylor_scores(weight: Tensor, gradient: Tensor, absolute_only: bool = False)
 
 
 def taylor_scores_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
-    """One scratch tile of the gradient at a time: torch multiplies, the first form reduces."""
+    """Form the gradient in one scratch tile at a time: torch multiplies, :func:`taylor_scores` reduces."""
     delta, x = delta.float(), x.float()
     if not per_sample:
         delta, x = delta.flatten(0, 1)[None], x.flatten(0, 1)[None]
@@ -199,17 +208,17 @@ def select_mask_global(
 
 
 def _global_scratch(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """The device memory that the CUDA side asks for; the CPU side takes its own."""
+    """Return the scratch memory that the CUDA side needs; the CPU side allocates its own."""
     if not matrices[0].is_cuda:
         return []
-    size = load().cuda.global_scratch_bytes(len(matrices))
+    size = _module().cuda.global_scratch_bytes(len(matrices))
     return [torch.empty(size, dtype=torch.uint8, device=matrices[0].device)]
 
 
 def _blocks(
     matrices: Sequence[Tensor], norms: Sequence[Tensor] | None, masks: Sequence[Tensor] | None
 ) -> tuple[list[tuple[int, ...]], list[Tensor] | None]:
-    """(data, stride, rows, columns, norm, mask) per matrix, and the tensors that must outlive the call."""
+    """Return (data, stride, rows, columns, norm, mask) per matrix, and the tensors that must outlive the call."""
     norms = None if norms is None else [norm.contiguous() for norm in norms]
     return [
         (m.data_ptr(), m.stride(0), *m.shape, norms[i].data_ptr() if norms else 0, masks[i].data_ptr() if masks else 0)
@@ -218,7 +227,7 @@ def _blocks(
 
 
 def empty_mask(scores: Tensor, bits: bool) -> Tensor:
-    """Where a mask of ``scores`` goes: bool ``[R, C]``, or packed uint8 ``[R, ceil(C / 8)]``."""
+    """Return an empty mask for ``scores``: bool ``[R, C]``, or packed uint8 ``[R, ceil(C / 8)]``."""
     if bits:
         return torch.empty(scores.shape[0], (scores.shape[1] + 7) // 8, dtype=torch.uint8, device=scores.device)
     return torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
@@ -281,9 +290,9 @@ def compact_layer(
 
 
 def _part(weight: Tensor, index: Tensor, axis: int, out: int, out_stride: int) -> tuple[int, ...]:
-    """(data, stride, element bytes, axis, other, bound, index, kept, out, out stride).
+    """Return (data, stride, element bytes, axis, other, bound, index, kept, out, out stride).
 
-    ``bound`` is the length of the axis that the index runs over, ``other`` of the one that stays whole.
+    ``bound`` is the length of the axis that the index runs over, ``other`` that of the axis that stays whole.
     """
     table = weight if weight.dim() == 2 else weight[:, None]
     data = table.data_ptr(), table.stride(0), table.element_size()

@@ -1,4 +1,4 @@
-"""Ops that move what is kept: rows, columns, and all of a layer into one buffer."""
+"""Ops that gather kept rows and columns, and a whole layer into one buffer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pruneengine.ops.checks import require_beside, require_dims, require_dtype, require_range, require_rows
 from pruneengine.ops.registry import register
 
-ALIGNMENT = 64  # bytes: a cache line, and any vector load
+ALIGNMENT = 64  # bytes: a cache line, and enough for any vector load
 
 
 def _check_gather(weight: Tensor, index: Tensor, *shapes: str) -> None:
@@ -68,7 +68,7 @@ def _shapes(weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence
 
 
 def _offsets(weights: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Where each result starts in the arena, in bytes, and where the last one ends."""
+    """Return the start of each result in the arena, in bytes, and the end of the last one."""
     offsets = [0]
     for weight, shape in zip(weights, shapes, strict=True):
         offsets.append(offsets[-1] + -(-math.prod(shape) * weight.element_size() // ALIGNMENT) * ALIGNMENT)
@@ -99,7 +99,7 @@ _compact_layer = register(
 
 
 def gather_rows(weight: Tensor, index: Tensor) -> Tensor:
-    """The rows of ``weight`` named by ``index``, as a new contiguous tensor of the same dtype.
+    """Return the rows of ``weight`` named by ``index``, as a new contiguous tensor of the same dtype.
 
     Args:
         weight: ``[R, C]`` (or ``[R]``, a bias), any dtype of 1, 2, 4 or 8 bytes, rows contiguous.
@@ -108,13 +108,13 @@ def gather_rows(weight: Tensor, index: Tensor) -> Tensor:
     Raises:
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or on a CPU an index out of range (on a GPU
-            that stops the kernel, as in torch).
+            it stops the kernel, as in torch).
     """
     return _gather_rows(weight, index)
 
 
 def gather_columns(weight: Tensor, index: Tensor) -> Tensor:
-    """The columns of ``weight`` named by ``index``, as a new contiguous tensor of the same dtype.
+    """Return the columns of ``weight`` named by ``index``, as a new contiguous tensor of the same dtype.
 
     Args:
         weight: ``[R, C]``, any dtype of 1, 2, 4 or 8 bytes, rows contiguous.
@@ -123,13 +123,13 @@ def gather_columns(weight: Tensor, index: Tensor) -> Tensor:
     Raises:
         TypeError: another dtype.
         ValueError: another shape or device, rows that are not contiguous, or on a CPU an index out of range (on a GPU
-            that stops the kernel, as in torch).
+            it stops the kernel, as in torch).
     """
     return _gather_columns(weight, index)
 
 
 def compact_bytes(weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int]) -> int:
-    """How many bytes :func:`compact_layer` needs of its arena."""
+    """Return the number of bytes that :func:`compact_layer` needs in its arena."""
     _check_parts(weights, indices, axes)
     return _offsets(weights, _shapes(weights, indices, axes))[-1]
 
@@ -137,11 +137,11 @@ def compact_bytes(weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Se
 def compact_layer(
     weights: Sequence[Tensor], indices: Sequence[Tensor], axes: Sequence[int], arena: Tensor | None = None
 ) -> list[Tensor]:
-    """The kept rows or columns of many tensors in one call: q, k, v and o, or gate, up and down, and their biases.
+    """Return the kept rows or columns of many tensors: q, k, v and o, or gate, up and down, and their biases.
 
     Args:
         weights: ``[R_i, C_i]`` (or ``[R_i]``, a bias), any dtypes of 1, 2, 4 or 8 bytes, rows contiguous.
-        indices: int64 ``[K_i]`` each, as for :func:`gather_rows` and :func:`gather_columns`; may be one tensor often.
+        indices: int64 ``[K_i]`` each, as for :func:`gather_rows` and :func:`gather_columns`; may repeat one tensor.
         axes: 0 to keep rows, 1 to keep columns, per weight.
         arena: uint8 ``[bytes]``, at least :func:`compact_bytes`, starting at a multiple of 64 bytes; a search reuses
             one for every candidate. None allocates it. None of ``weights`` may lie in it.

@@ -1,8 +1,8 @@
-"""Ops that select the smallest scores exactly, without a sort: a row at a time, or over whole matrices.
+"""Ops that select the smallest scores exactly, without a sort: per row, or over whole matrices.
 
-Scores are the values given or, with a norm, ``|value| * norm`` in float32: Wanda's metric (Sun et al. 2024, eq. 1),
-never materialised. The k smallest are selected; of equal scores at the border the first in the order of matrices, rows
-and columns are. ``-0.0`` and ``0.0`` are equal.
+Scores are the given values or, with a norm, ``|value| * norm`` in float32: Wanda's metric (Sun et al. 2024, eq. 1),
+never materialised. The k smallest are selected. Of equal scores at the border, the first in the order of matrices, rows
+and columns are selected. ``-0.0`` and ``0.0`` are equal.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _select_mask_global = register(
 )
 
 
-# From here a row of its own is worth all of a device, and not one block or thread of it.
+# From this length on a single row gets the whole device, not one block or thread of it.
 LONG_ROW = 1 << 18
 
 
@@ -76,7 +76,7 @@ def _is_one_long_row(scores: Tensor) -> bool:
 
 
 def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
-    """The k-th smallest score of each row: float32 ``[R]``; a zero comes back as ``0.0``.
+    """Return the k-th smallest score of each row: float32 ``[R]``; a zero comes back as ``0.0``.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN.
@@ -94,11 +94,11 @@ def kth_value(scores: Tensor, k: int, norm: Tensor | None = None) -> Tensor:
 
 
 def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool = False) -> Tensor:
-    """True at exactly the k smallest scores of each row: bool ``[R, C]``.
+    """Return True at exactly the k smallest scores of each row: bool ``[R, C]``.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN.
-        k: how many a row, ``0 <= k <= C``.
+        k: number of scores to select per row, ``0 <= k <= C``.
         norm: None, or one non-negative float32 factor per column ``[C]``: the scores are ``|scores| * norm``.
         bits: pack the mask into uint8 ``[R, ceil(C / 8)]``: column ``8 j + i`` is bit ``i`` (value ``2^i``) of byte
             ``j``, and the bits past ``C`` are zero.
@@ -114,7 +114,7 @@ def select_mask(scores: Tensor, k: int, norm: Tensor | None = None, bits: bool =
 
 
 def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None) -> Tensor:
-    """The k-th smallest score over all matrices together: float32 ``[1]``; one matrix is a sequence of one.
+    """Return the k-th smallest score over all matrices together: float32 ``[1]``; one matrix is a sequence of one.
 
     Args:
         matrices: ``[R_i, C_i]`` each, all of one dtype (float32, float16 or bfloat16), rows contiguous, without NaN.
@@ -131,11 +131,11 @@ def kth_value_global(matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor]
 def select_mask_global(
     matrices: Sequence[Tensor], k: int, norms: Sequence[Tensor] | None = None, bits: bool = False
 ) -> list[Tensor]:
-    """True at exactly the k smallest scores of all matrices together: a mask per matrix.
+    """Return True at exactly the k smallest scores of all matrices together: a mask per matrix.
 
     Args:
         matrices: ``[R_i, C_i]`` each, all of one dtype (float32, float16 or bfloat16), rows contiguous, without NaN.
-        k: how many in all, from 0 to the number of scores.
+        k: number of scores to select in all, from 0 to the number of scores.
         norms: None, or a non-negative float32 ``[C_i]`` per matrix: the scores are ``|matrix| * norm``.
         bits: pack the masks as :func:`select_mask` does.
 

@@ -1,6 +1,6 @@
-"""Ops for sparse weights: n:m masks, and masks of any sparsity from one byte a weight.
+"""Ops for sparse weights: n:m masks, and masks of any sparsity from one byte per weight.
 
-Scores are the values given or, with a norm, ``|value| * norm`` in float32, never materialised.
+Scores are the given values or, with a norm, ``|value| * norm`` in float32, never materialised.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ _masked_copy = register(
 
 
 def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tensor:
-    """True at the m - n smallest scores of every m consecutive columns, so that n of m are left: bool ``[R, C]``.
+    """Return True at the m - n smallest scores of every m consecutive columns: bool ``[R, C]``.
+
+    A weight that is set to zero there keeps n of every m.
 
     2:4 is ``n=2, m=4``. Of equal scores at the border those with the lowest column index are selected; ``-0.0`` and
     ``0.0`` are equal.
@@ -92,7 +94,7 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN; for magnitude pruning
             ``weight.abs()``.
-        n: how many of a group are kept, ``0 <= n <= m``.
+        n: number of weights kept per group, ``0 <= n <= m``.
         m: size of a group, at most 32; divides ``C``.
         norm: None, or one non-negative float32 factor per column ``[C]``: the scores are ``|scores| * norm``.
 
@@ -104,16 +106,16 @@ def nm_mask(scores: Tensor, n: int, m: int, norm: Tensor | None = None) -> Tenso
 
 
 def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """The weight with the m - n smallest of every m consecutive columns set to zero, in one read and one write.
+    """Return the weight with the m - n smallest of every m consecutive columns set to zero.
 
-    Scores are ``|weight| * norm``, and ``|weight|`` where there is no norm; ties as in :func:`nm_mask`.
+    One read and one write. Scores are ``|weight| * norm``, or ``|weight|`` without a norm; ties as in :func:`nm_mask`.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN.
-        n: how many of a group are kept, ``0 <= n <= m``.
+        n: number of weights kept per group, ``0 <= n <= m``.
         m: size of a group, at most 32; divides ``C``.
         norm: None for 1, or one non-negative float32 factor per column ``[C]``.
-        out: where the result goes: contiguous, of the weight's shape and dtype; may be ``weight`` itself, not a part of
+        out: buffer for the result: contiguous, of the weight's shape and dtype; may be ``weight`` itself, not a part of
             it. None for a new tensor.
 
     Returns:
@@ -130,11 +132,11 @@ def nm_apply(weight: Tensor, n: int, m: int, norm: Tensor | None = None, out: Te
 
 
 def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
-    """One byte a weight that holds the masks of all sparsities: uint8 ``[R, C]``.
+    """Return one byte per weight that holds the masks of all sparsities: uint8 ``[R, C]``.
 
-    The code of the score with ascending rank r in its row (counted from 0, equal scores by column) is
-    ``floor(256 r / C)``, so ``codes < level`` are exactly the ``ceil(level C / 256)`` smallest scores of a row: the
-    mask of sparsity ``level / 256``, rounded up to whole weights.
+    The code of a score is ``floor(256 r / C)``, r being its ascending rank in its row, counted from 0. Equal scores
+    rank by column. So ``codes < level`` selects exactly the ``ceil(level C / 256)`` smallest scores of a row. That is
+    the mask of sparsity ``level / 256``, rounded up to whole weights.
 
     Args:
         scores: ``[R, C]``, float32, float16 or bfloat16, rows contiguous, without NaN. One row compares a whole matrix:
@@ -149,7 +151,7 @@ def quantile_codes(scores: Tensor, norm: Tensor | None = None) -> Tensor:
 
 
 def masked_copy(weight: Tensor, codes: Tensor, level: int, out: Tensor) -> Tensor:
-    """``out = weight where codes >= level, else 0``: the weight at sparsity ``level / 256``, into a given buffer.
+    """Write the weight at sparsity ``level / 256`` into a buffer: ``out = weight where codes >= level, else 0``.
 
     Args:
         weight: ``[R, C]``, any dtype of 1, 2, 4 or 8 bytes, rows contiguous.

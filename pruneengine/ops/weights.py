@@ -1,4 +1,4 @@
-"""Ops that read weights: sums and moments of their scores, nothing of a weight's size materialised."""
+"""Ops that read weights: sums and moments of their scores, without a temporary of the weight's size."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def _check_block_moments(
 
 
 def _fake_outer(weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
-    samples = x.shape[0] if per_sample else 1
-    return tuple(floats(weight, samples, len(FORMS), size) for size in weight.shape)
+    samples, (rows, columns) = x.shape[0] if per_sample else 1, weight.shape
+    return floats(weight, samples, len(FORMS), rows), floats(weight, samples, len(FORMS), columns)
 
 
 _weight_scores = register(
@@ -119,7 +119,7 @@ def _check_units(weight: Tensor, row_unit: int, column_unit: int) -> None:
 
 
 def _units(sums: Tensor, unit: int) -> Tensor:
-    """Sums over consecutive rows or columns: ``[..., size]`` to ``[..., size / unit]``."""
+    """Return sums over consecutive rows or columns: ``[..., size]`` to ``[..., size / unit]``."""
     return sums if unit == 1 else sums.unflatten(-1, (-1, unit)).sum(-1)
 
 
@@ -131,7 +131,7 @@ def weight_scores(
     row_unit: int = 1,
     column_unit: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Row and column sums of ``|W|^power * norm^norm_power``; with the norms of the inputs, Wanda's score summed.
+    """Return row and column sums of ``|W|^power * norm^norm_power``: with input norms, sums of Wanda's score.
 
     Several exponents, or several norms, give several scores from one read of ``W``.
 
@@ -153,11 +153,11 @@ def weight_scores(
             differ, or a unit that does not divide.
     """
     _check_units(weight, row_unit, column_unit)
-    given = [len(value) for value in (power, norm_power) if isinstance(value, Sequence)]
-    given += [norm.shape[0]] if norm is not None and norm.dim() == 2 else []
-    if len(set(given)) > 1 or 0 in given:
-        raise ValueError(f"power, norm_power and norm have {given} scores; expected the same number, at least 1")
-    count = given[0] if given else 1
+    counts = [len(value) for value in (power, norm_power) if isinstance(value, Sequence)]
+    counts += [norm.shape[0]] if norm is not None and norm.dim() == 2 else []
+    if len(set(counts)) > 1 or 0 in counts:
+        raise ValueError(f"power, norm_power and norm have {counts} scores; expected the same number, at least 1")
+    count = counts[0] if counts else 1
     powers, norm_powers = (
         [float(v) for v in (value if isinstance(value, Sequence) else [value] * count)] for value in (power, norm_power)
     )
@@ -165,18 +165,18 @@ def weight_scores(
         norm = norm.expand(count, *norm.shape) if norm.dim() == 1 else norm
     rows, columns = _weight_scores(weight, norm, powers, norm_powers)
     rows, columns = _units(rows, row_unit), _units(columns, column_unit)
-    return (rows, columns) if given else (rows[0], columns[0])
+    return (rows, columns) if counts else (rows[0], columns[0])
 
 
 def taylor_scores(
     weight: Tensor, gradient: Tensor, forms: Sequence[str] = FORMS, row_unit: int = 1, column_unit: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Row and column sums of ``W * G``: signed, absolute and squared, in one read of both.
+    """Return row and column sums of ``W * G``: signed, absolute and squared, in one read of both.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
         gradient: ``[R, C]``, float32 or the weight's dtype, rows contiguous.
-        forms: which of ``signed`` (``sum(w*g)``), ``absolute`` (``sum(|w*g|)``) and ``squared`` (``sum((w*g)^2)``).
+        forms: some of ``signed`` (``sum(w*g)``), ``absolute`` (``sum(|w*g|)``) and ``squared`` (``sum((w*g)^2)``).
         row_unit: sum this many consecutive rows into one; divides ``R``.
         column_unit: the same of columns; divides ``C``.
 
@@ -202,17 +202,18 @@ def taylor_scores(
 def taylor_scores_outer(
     weight: Tensor, delta: Tensor, x: Tensor, per_sample: bool = False, row_unit: int = 1, column_unit: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """:func:`taylor_scores` of a linear layer from what its gradient is made of, the gradient never stored.
+    """Return the :func:`taylor_scores` of a linear layer from its input and output gradient.
 
-    ``G = sum over tokens of outer(delta, x)``, the weight gradient of ``y = x W^T`` with ``delta = dL/dy``, is formed
-    tile by tile in float32 and reduced on the spot. The last bits may change: on a CPU, where tiles come from torch's
-    matrix product, with the number of threads; on a GPU with strides and alignment, which decide the tile.
+    The weight gradient of ``y = x W^T``, ``G = sum over tokens of outer(delta, x)`` with ``delta = dL/dy``, is never
+    stored: it is formed tile by tile in float32 and reduced on the spot. The last bits may change: on a CPU, where
+    tiles come from torch's matrix product, with the number of threads; on a GPU with strides and alignment, which
+    decide the tile.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
         delta: ``[N, T, R]``, gradient of the loss at the layer's output; float32, float16 or bfloat16, any strides.
         x: ``[N, T, C]``, the layer's input, of delta's dtype, any strides.
-        per_sample: each sample's own gradient (the terms of the diagonal Fisher), or their sum's.
+        per_sample: sums of each sample's own gradient (the terms of the diagonal Fisher), not of the gradients' sum.
         row_unit: sum this many consecutive rows into one; divides ``R``.
         column_unit: the same of columns; divides ``C``.
 
@@ -237,9 +238,10 @@ def block_moments(
     norm_power: float = 1.0,
     thresholds: Tensor | Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What an allocation function asks of the scores ``s = |W|^power * norm^norm_power`` of a matrix, in one read.
+    """Return moments, counts and a histogram of a matrix's scores ``s = |W|^power * norm^norm_power``, in one read.
 
-    All three results of several matrices add up (but for ``min`` and ``max``) to those of the block they make.
+    They are what allocation functions need. Results of several matrices add up (but for ``min`` and ``max``) to those
+    of the block that the matrices form.
 
     Args:
         weight: ``[R, C]``, float32, float16 or bfloat16, rows contiguous.
@@ -253,14 +255,14 @@ def block_moments(
         ``(moments, above, histogram)``:
 
         - ``moments``: float64 ``[12]``, named by :data:`pruneengine.ops.MOMENTS`: ``count``, ``sum``, ``sum2``,
-          ``sum3``, ``sum4`` (sums of powers), ``min``, ``max`` (inf and -inf of nothing), ``positive`` (how many are
-          > 0) and over those ``log`` (sum of ``ln s``), ``log2`` (of its square), ``slog`` (of ``s ln s``) and
+          ``sum3``, ``sum4`` (sums of powers), ``min``, ``max`` (inf and -inf of no scores), ``positive`` (number of
+          scores > 0) and over those ``log`` (sum of ``ln s``), ``log2`` (of its square), ``slog`` (of ``s ln s``) and
           ``s2log`` (of ``s^2 ln s``): the entropy of ``s / sum`` is ``ln(sum) - slog / sum``, that of ``s^2`` is
           ``ln(sum2) - 2 * s2log / sum2``. All sums are good to 1e-6 of the magnitudes
           they add; on a GPU ``sum3`` and ``sum4`` only for scores between 1e-9 and 1e9, whose powers float32 holds.
-        - ``above``: int64 ``[K]``, how many scores are > each threshold: exactly, as float32, for powers 1 and 2.
-        - ``histogram``: int64 ``[2048]``, 32 bins an octave from ``2^-44`` to ``2^20``; what lies below (zero
-          too) is in the first bin, what lies above in the last (edges: :func:`pruneengine.ops.histogram_edges`).
+        - ``above``: int64 ``[K]``, number of scores > each threshold: exactly, as float32, for powers 1 and 2.
+        - ``histogram``: int64 ``[2048]``, 32 bins per octave from ``2^-44`` to ``2^20``. Smaller scores (zero
+          too) are in the first bin, greater ones in the last (edges: :func:`pruneengine.ops.histogram_edges`).
 
     Raises:
         TypeError: another dtype.

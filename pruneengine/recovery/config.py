@@ -1,4 +1,4 @@
-"""How to recover, as a value: validated where it is made, written to and read from a recipe."""
+"""Configuration of a recovery: a value that is validated where it is made, and its form in a recipe."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ WARMUP_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class RecoverConfig:
-    """How to train LoRA adapters on a pruned model. The defaults are those of LLM-Pruner's script.
+    """Settings to train LoRA adapters on a pruned model. The defaults are those of LLM-Pruner's script.
 
     Attributes:
-        data: what to train on: a text spec as for calibration, packed into windows, or instruction data (``alpaca``,
-            or a file with columns instruction, output and optionally input), whose prompts are not trained on.
-        rows: at most this many rows or windows, chosen by ``seed``; None for all, or the counts in ``data``.
-        val_rows, val_fraction: rows kept for validation, by number or as a fraction of all; None for 2,000, capped to
-            10% of the rows (which of fewer than 10 is none). ``val_rows=0``: no validation, the last step is kept.
-        cutoff: tokens a window, and the most an instruction row keeps.
-        targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths;
-            None for every linear of the decoder layers; as one text, parted by commas
+        data: training text: a text spec as for calibration, packed into windows, or instruction data (``alpaca``, or a
+            file with columns instruction, output and optionally input), whose prompts are not trained on.
+        rows: largest number of rows or windows, chosen by ``seed``; None for all, or the counts in ``data``.
+        val_rows, val_fraction: rows kept for validation, by number or as a fraction of all rows. None for 2,000, but at
+            most 10% of the rows (no validation with fewer than 10 rows). ``val_rows=0``: no validation, the adapters of
+            the last step are kept.
+        cutoff: tokens per window, and the largest length of an instruction row.
+        targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths.
+            None for every linear of the decoder layers. One text with commas is split
             (:func:`pruneengine.common.validation.split_names`).
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is ``alpha / r`` times B A x) and dropout of x.
-        lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows a step, gradients clipped to
-            norm 1; the rate rises over ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
-        micro_batch: rows a forward pass; ``batch`` must be a multiple.
-        max_steps: exactly this many steps, whatever ``epochs`` says.
+        lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows per step, gradients clipped to
+            norm 1. The rate rises over ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
+        micro_batch: rows per forward pass; ``batch`` must be a multiple.
+        max_steps: exact number of steps, in place of ``epochs``.
         eval_every: steps between validations (and checkpoints); None for 100, or a quarter of a shorter run.
-        gradient_checkpointing: recompute activations: less memory, about a third slower.
+        gradient_checkpointing: recompute activations, which takes less memory and about a third more time.
         teacher: model whose logits are imitated too (a folder, GGUF file or hub name), see
             :mod:`pruneengine.recovery.distill`.
-        distill_weight, distill_temperature, distill_topk: share of the imitation in the loss, in [0, 1]; softening of
-            both distributions; logits of the teacher told apart, the rest is one class.
-        seed: of the adapters, the order of the rows, the dropout and the choice of rows.
+        distill_weight: share of the imitation in the loss, in [0, 1].
+        distill_temperature: softening of both distributions.
+        distill_topk: number of the teacher's likeliest tokens that are imitated one by one; the other tokens are one
+            class.
+        seed: seed of the adapters, the order of the rows, the dropout and the choice of rows.
     """
 
     data: str = "alpaca"
@@ -72,7 +75,7 @@ class RecoverConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # A command line and YAML write these as text or lists.
+        # The command line and YAML give the targets as text or lists.
         targets = split_names(self.targets) if isinstance(self.targets, str) else self.targets
         object.__setattr__(self, "targets", None if targets is None else tuple(part.strip() for part in targets))
         if not isinstance(self.data, str):
@@ -109,14 +112,14 @@ class RecoverConfig:
             raise TypeError(f"gradient_checkpointing must be bool, got {self.gradient_checkpointing!r}")
 
     def check_sources(self) -> None:
-        """Whether the text exists, before a model is loaded; ValueError if not."""
+        """Raise ValueError if there is no such text; call it before a model is loaded."""
         for name, _ in parse_spec(self.data, self.rows):
             if name != "self":
-                check_source(name)
+                check_source(name, instructions=True)
 
     def steps(self, rows: int) -> int:
-        """Optimizer steps of a run over so many training rows."""
-        # Of the whole rows that the epochs read together, as training_order rounds them.
+        """Return the optimizer steps of a run over the given number of training rows."""
+        # Rounded as in training_order: whole rows over all epochs together.
         return self.max_steps or math.ceil(max(1, round(rows * self.epochs)) / self.batch)
 
     def warmup_steps(self, steps: int) -> int:
@@ -126,7 +129,7 @@ class RecoverConfig:
         return self.eval_every or min(100, max(1, steps // 4))
 
     def validation_rows(self, rows: int) -> int:
-        """How many of all rows are kept from training."""
+        """Return the number of validation rows out of the given number of rows."""
         if self.val_rows is not None:
             count = self.val_rows
         elif self.val_fraction is not None:
@@ -138,20 +141,22 @@ class RecoverConfig:
         return count
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what a recipe holds under ``recovery: config``."""
+        """Return the plain values that a recipe holds under ``recovery: config``."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RecoverConfig:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Build a config from :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)
 
 
 def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
-    """The recovery's options in a YAML file: its keys, or those under ``recovery: config`` of a checkpoint's recipe.
+    """Read the recovery's options from a YAML file or a checkpoint's recipe.
+
+    They are the file's own keys, or those under ``recovery: config`` of a recipe.
 
     Raises:
-        ValueError: the file cannot be read as YAML keys and values, or is the recipe of a model never recovered.
+        ValueError: the file holds no YAML keys and values, or is the recipe of a model that was never recovered.
     """
     content = read_keys(path)
     if "config" in content and "recovery" not in content:

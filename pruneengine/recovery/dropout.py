@@ -1,4 +1,4 @@
-"""Dropout for CPUs: torch's draws a float64 for every element, and a LoRA step drops out the input of every linear."""
+"""Fast dropout for CPUs: torch's draws a float64 per element, and a LoRA step drops out the input of every linear."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEVELS = 2**16
 
 
 class SixteenBitDropout(nn.Module):
-    """Zeroes elements with probability ``round(65536 p) / 65536`` and scales the others up by what that leaves.
+    """Dropout with probability ``round(65536 p) / 65536``; the other elements are scaled up to keep the expectation.
 
     Four elements share one 64-bit draw from torch's default generator, whose state checkpoints keep.
     """

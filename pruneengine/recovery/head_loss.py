@@ -1,4 +1,4 @@
-"""Token loss with a gradient at the hidden states, through a head whose full logits never exist."""
+"""Token loss of a head with a gradient at the hidden states; the full logits never exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pruneengine.model.loss import token_nll_backward
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The closed-form gradient is made in the forward pass, while a chunk's logits are there, and kept for backward."""
+    """Loss whose closed-form gradient is computed in the forward pass, from the same logits, and kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Module, targets: Tensor, options: dict[str, Any]) -> Tensor:
@@ -26,10 +26,10 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(hidden: Tensor, head: nn.Module, targets: Tensor, **options: Any) -> Tensor:
-    """Sum of the negative log-likelihoods in nats, float32 scalar, differentiable in ``hidden`` alone.
+    """Return the sum of negative log-likelihoods in nats, float32 scalar, differentiable in ``hidden`` alone.
 
     Args:
-        hidden: the head's input ``[M, H]``.
+        hidden: input of the head ``[M, H]``.
         head: frozen linear layer, as in :func:`pruneengine.model.loss.token_nll`.
         targets: int64 ``[M]``, -100 ignored.
         options: ``chunk``, ``softcap`` and ``scale`` of :func:`pruneengine.model.loss.token_nll`.

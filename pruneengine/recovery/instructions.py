@@ -1,7 +1,7 @@
-"""Text to token rows: instructions with masked prompts, plain text packed into windows.
+"""Token rows of a text: instructions with masked prompts, plain text packed into windows.
 
-An instruction becomes Stanford Alpaca's prompt (:func:`alpaca_prompt`), the answer and the tokenizer's
-EOS. The prompt is read, not trained on. What goes beyond the cutoff is cut at the end.
+An instruction becomes Stanford Alpaca's prompt (:func:`pruneengine.data.sources.alpaca_prompt`), the answer and the
+tokenizer's EOS. The prompt is read, not trained on. Tokens beyond the cutoff are cut at the end.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch import nn
 
 from pruneengine.common.progress import track
 from pruneengine.data.sources import instructions
-from pruneengine.data.windows import Samples, all_windows, as_samples, load_samples, parse_spec
+from pruneengine.data.windows import all_windows, as_samples, load_samples, parse_spec
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.rows import TokenRows
 
 
 def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = None) -> TokenRows:
-    """All rows of ``config.data``, training and validation together.
+    """Load all rows of ``config.data``, training and validation together.
 
     Args:
-        config: reads ``data``, ``rows``, ``cutoff``, ``seed`` and how many rows are for validation.
+        config: its ``data``, ``rows``, ``cutoff``, ``seed`` and numbers of validation rows are read.
         tokenizer: a transformers tokenizer.
-        model: what the source ``self`` samples from.
+        model: model that the source ``self`` samples from.
 
     Raises:
-        ValueError: no rows, columns that are not known, too little text, no answer that fits the cutoff, or more rows
-            for validation than there are.
+        ValueError: no rows, unknown columns, too little text, no answer that fits the cutoff, or no rows left to train
+            on after validation.
         OSError, ImportError: as :func:`pruneengine.data.sources.documents`.
     """
     parts = []
@@ -48,21 +48,21 @@ def load_rows(config: RecoverConfig, tokenizer: Any, model: nn.Module | None = N
 
 
 def as_rows(samples: Any) -> TokenRows:
-    """Rows as they are, or token windows (:func:`as_samples`) predicted from their second token."""
+    """Return rows unchanged, or token windows (:func:`as_samples`) as rows predicted from their second token."""
     if isinstance(samples, TokenRows):
         return samples
-    samples: Samples = as_samples(samples)
-    report = samples.report.get("sources", [{"source": samples.source[0]}])[0] | {"rows": len(samples)}
-    return TokenRows(tuple(samples.tokens), (1,) * len(samples), report)
+    windows = as_samples(samples)
+    report = windows.report.get("sources", [{"source": windows.source[0]}])[0] | {"rows": len(windows)}
+    return TokenRows(tuple(windows.tokens), (1,) * len(windows), report)
 
 
 def instruction_rows(
     name: str, pairs: Sequence[tuple[str, str]], tokenizer: Any, cutoff: int, count: int | None = None, seed: int = 0
 ) -> TokenRows:
-    """Prompts and answers as rows; ``count`` of them at random, or all.
+    """Tokenise prompts and answers as rows: ``count`` random ones, or all.
 
-    The mask ends where the tokens of prompt and answer together leave those of the prompt alone, because a tokenizer
-    may join the two at their border.
+    A tokenizer may join prompt and answer at their border. So the mask ends at the first token where the tokens of both
+    together differ from those of the prompt alone.
 
     Raises:
         ValueError: fewer than ``count`` rows, or no row whose prompt leaves room for an answer in ``cutoff`` tokens.
@@ -94,6 +94,6 @@ def instruction_rows(
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common start."""
+    """Return the length of the common start."""
     pairs = zip(first, second, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

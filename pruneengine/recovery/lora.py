@@ -1,4 +1,4 @@
-"""Adapters on a model's linears, and back into its weights: peft, on the linears that the structure names."""
+"""LoRA adapters of peft, attached to the linears of a model's structure and merged back into their weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pruneengine.common.optional_imports import require_extra
@@ -16,12 +17,15 @@ from pruneengine.model import Structure, find_groups
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.dropout import SixteenBitDropout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def find_targets(structure: Structure, targets: Sequence[str] | None = None) -> list[str]:
-    """Paths of the linears that get an adapter.
+    """Return the paths of the linears that get an adapter.
 
     Args:
-        structure: of the model, whatever its layers' widths.
+        structure: structure of the model, of any widths.
         targets: ends of paths ("q_proj", "mlp.down_proj", a whole path) or ``re:`` patterns that match a whole path;
             None for every linear of every group.
 
@@ -33,19 +37,52 @@ def find_targets(structure: Structure, targets: Sequence[str] | None = None) -> 
         return paths
     chosen: set[str] = set()
     for target in targets:
-        found = [path for path in paths if _matches(path, target)]
-        if not found:
+        matches = [path for path in paths if _matches(path, target)]
+        if not matches:
             names = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths))
             near = difflib.get_close_matches(target, names, n=3, cutoff=0.5) or names
             raise ValueError(f"LoRA target {target!r} matches no linear of the model; near names: {', '.join(near)}")
-        chosen.update(found)
+        chosen.update(matches)
     return [path for path in paths if path in chosen]
 
 
-def attach(model: nn.Module, config: RecoverConfig) -> Any:
-    """The model as ``peft.PeftModel``: adapters are put into it in place, and they alone ask for gradients.
+class Adapters:
+    """Adapters of a model until they are merged or removed, both by :meth:`settle`."""
 
-    B starts at zero, so the function of the model is unchanged.
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped, self._attached = wrapped, True
+
+    def settle(self, merge: bool) -> None:
+        """Merge the adapters into the weights, or remove them; do nothing the second time."""
+        if self._attached:
+            self._attached = False
+            detach(self.wrapped, merge)
+
+
+@contextlib.contextmanager
+def adapted(model: PreTrainedModel, config: RecoverConfig) -> Iterator[Adapters]:
+    """Attach adapters for the time of the block; afterwards they, and all traces of training, are gone."""
+    required = [(p, p.requires_grad) for p in model.parameters()]
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        adapters = Adapters(attach(model, config))
+        try:
+            yield adapters
+        finally:
+            adapters.settle(merge=False)
+            if config.gradient_checkpointing:
+                model.gradient_checkpointing_disable()
+            for parameter, flag in required:
+                parameter.requires_grad_(flag)
+                parameter.grad = None
+            model.eval()
+
+
+def attach(model: PreTrainedModel, config: RecoverConfig) -> Any:
+    """Put adapters into the model, in place, and return it as ``peft.PeftModel``.
+
+    Only the adapters require gradients. B starts at zero, so the function of the model is unchanged.
 
     Raises:
         ValueError: as :func:`find_targets`, or the model carries adapters already.
@@ -61,25 +98,25 @@ def attach(model: nn.Module, config: RecoverConfig) -> Any:
         target_modules=find_targets(structure, config.targets), task_type="CAUSAL_LM",
     )  # fmt: skip
     with _ordinary(model, structure), warnings.catch_warnings():
-        # peft asks transformers by a name that is about to go.
+        # peft uses a deprecated name of transformers.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = get_peft_model(model, lora)
     if config.lora_dropout and next(model.parameters()).device.type == "cpu":
         for module in wrapped.modules():
             if hasattr(module, "lora_dropout"):
                 module.lora_dropout["default"] = SixteenBitDropout(config.lora_dropout)
-    # With a name peft asks the hub for the base model's config whenever it saves.
+    # If the base model has a name, peft asks the hub for its config on every save.
     wrapped.peft_config["default"].base_model_name_or_path = None
     return wrapped
 
 
 def detach(wrapped: Any, merge: bool) -> nn.Module:
-    """The model without adapters, the same object that :func:`attach` was given; with ``merge`` W becomes W + BA.
+    """Remove the adapters and return the model that :func:`attach` was given; with ``merge`` W becomes W + BA.
 
-    The base model's ``requires_grad`` is left off everywhere, as peft set it.
+    ``requires_grad`` of the base model stays off everywhere, as peft set it.
 
     Raises:
-        FloatingPointError: a merged weight would not be finite; the model is as it was before :func:`attach`.
+        FloatingPointError: a merged weight would not be finite; the model is as before :func:`attach`.
     """
     try:
         return wrapped.merge_and_unload(safe_merge=True) if merge else wrapped.unload()
@@ -92,10 +129,10 @@ def detach(wrapped: Any, merge: bool) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _ordinary(model: nn.Module, structure: Structure) -> Iterator[None]:
-    """Within the context peft does not know a mixture of experts by its type, and takes the targets as they are.
+def _ordinary(model: PreTrainedModel, structure: Structure) -> Iterator[None]:
+    """Hide the type of a mixture of experts from peft within the context, so that it takes the targets unchanged.
 
-    It would send those of experts to the fused parameters, which unfused ones have not.
+    By the type, peft would send targets of experts to the fused parameters, which unfused experts do not have.
     """
     if structure.family.experts is None:
         yield

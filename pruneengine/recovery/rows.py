@@ -1,4 +1,4 @@
-"""Rows of tokens to train on: a value with the number of leading tokens that are read but not predicted."""
+"""Token rows to train on, each with the number of leading tokens that are read but not predicted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pruneengine.model.loss import IGNORED
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Rows of different lengths.
+    """Token rows of different lengths.
 
     Attributes:
         tokens: int64 ``[L_i]`` each, on the CPU, with ``L_i >= 2``.
         masked: tokens at the start of each row that are not predicted: at least 1, less than ``L_i``.
-        report: what was read, used and left over, per source.
+        report: counts of text that was read, used and left over, per source.
     """
 
     tokens: tuple[Tensor, ...]
@@ -50,7 +50,7 @@ class TokenRows:
 
     @property
     def hash(self) -> str:
-        """sha256 (hex): equal exactly when tokens and masks are."""
+        """Sha256 (hex), equal exactly when tokens and masks are equal."""
         digest = hashlib.sha256()
         for row, masked in zip(self.tokens, self.masked, strict=True):
             digest.update(f"{len(row)},{masked};".encode() + row.numpy().astype("<i8").tobytes())
@@ -60,24 +60,24 @@ class TokenRows:
         return TokenRows(tuple(self.tokens[i] for i in indices), tuple(self.masked[i] for i in indices), self.report)
 
     def split(self, count: int, seed: int) -> tuple[TokenRows, TokenRows | None]:
-        """Training rows, and ``count`` random others for validation (None for 0); both in their old order."""
+        """Return training rows and ``count`` random other rows for validation (None for 0), both in their old order."""
         if not count:
             return self, None
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
         return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
 
     def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """Every row once, the longest first: what validation reads."""
+        """Yield batches of all rows, the longest first, for validation."""
         order = sorted(range(len(self)), key=lambda i: -len(self.tokens[i]))
         for start in range(0, len(order), size):
             yield collate([self[i] for i in order[start : start + size]])
 
 
 def collate(rows: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
-    """``input_ids`` and ``labels``, int64 ``[B, L]``: padded on the right, where causal attention never looks.
+    """Return ``input_ids`` and ``labels``, int64 ``[B, L]``, padded on the right, where causal attention never looks.
 
-    That is why no attention mask goes with them: it would cost the fast causal path. Labels are -100 at masked tokens
-    and padding, and stand at the token they name (they are shifted where they are used).
+    So there is no attention mask, which would rule out the fast causal path. Labels are -100 at masked tokens and
+    padding. They are not shifted: each stands at its own token.
     """
     length = max(len(row) for row, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -89,16 +89,16 @@ def collate(rows: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
 
 
 def training_order(lengths: Sequence[int], steps: int, batch: int, epochs: float | None, seed: int) -> list[int]:
-    """Row numbers of a whole run, ``batch`` a step: epoch after epoch, each in a random order of its own.
+    """Return the row numbers of a whole run, ``batch`` per step: epoch after epoch, each in its own random order.
 
-    Inside a step rows are sorted by length: its gradient is a sum over all its tokens, so that only padding changes.
+    Inside a step rows are sorted by length. A step's gradient is a sum over all its tokens, so only padding changes.
 
     Args:
         lengths: tokens of each row.
         steps: optimizer steps; with ``epochs`` the last may be smaller.
-        batch: rows a step.
+        batch: rows per step.
         epochs: passes over the rows, or None for exactly ``steps`` full steps.
-        seed: of the orders.
+        seed: seed of the orders.
     """
     total = steps * batch if epochs is None else max(1, round(len(lengths) * epochs))
     generator = torch.Generator().manual_seed(seed)

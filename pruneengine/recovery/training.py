@@ -1,6 +1,6 @@
-"""The loop: transformers' Trainer on the adapters, with our loss, our progress and checkpoints that are whole.
+"""Training loop: transformers' Trainer on the adapters, with our loss, our progress and whole checkpoints.
 
-Imported only where transformers is there.
+Imported only if transformers is installed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a loop leaves: the adapters of ``best_step`` are in the model; ``stopped`` says why it ended early."""
+    """Result of the loop: the adapters of ``best_step`` are in the model; ``stopped`` is the reason of an early end."""
 
     steps: int
     best_step: int
@@ -44,8 +44,8 @@ class Trained:
     stopped: str | None = None
 
 
-class RunRows(Dataset):
-    """The rows of a whole run in the order in which they are read."""
+class RunRows(Dataset[tuple[Tensor, int]]):
+    """Rows of a whole run, in the order of training."""
 
     def __init__(self, rows: TokenRows, order: list[int]) -> None:
         self.rows, self.order = rows, order
@@ -58,7 +58,10 @@ class RunRows(Dataset):
 
 
 class Watch(TrainerCallback):
-    """Stops at gradients that are not finite; validates and saves the last step, and saves long runs by the clock."""
+    """Callback that refuses gradients that are not finite, and validates and saves the last step.
+
+    It also saves long runs by the clock.
+    """
 
     def __init__(self, validates: bool) -> None:
         self.validates = validates
@@ -81,15 +84,18 @@ class Watch(TrainerCallback):
 class LoraTrainer(Trainer):
     """Trainer with the chunked loss summed over a step's tokens, validation by tokens and no bars of its own."""
 
+    control: Any  # Trainer's, which is untyped
+
     def __init__(self, objective: Objective, validation: TokenRows | None, micro_batches: int, **options: Any) -> None:
         super().__init__(**options)
         self.objective, self.validation = objective, validation
-        # Counts the predicted tokens of a whole step, over all its micro-batches.
+        # Makes Trainer count the predicted tokens of a whole step, over all its micro-batches.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(Watch(validation is not None))
-        self.micro_batches, self._ticks = micro_batches, None
+        self.micro_batches = micro_batches
+        self._ticks: Any = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -110,6 +116,7 @@ class LoraTrainer(Trainer):
         return super().training_step(*arguments, **options)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        assert self.validation is not None, "Trainer evaluates only if there are validation rows"
         size = self.args.per_device_train_batch_size
         total, count = 0.0, 0
         with inference(self.model):
@@ -140,21 +147,22 @@ def train(
 ) -> Trained:
     """Train the adapters of a ``peft.PeftModel``; at the end it holds those of the best step.
 
-    A loss or gradient that is not finite ends the training: where a validated step was better than the start, with it.
+    A loss or gradient that is not finite ends the training. The best validated step is then the result, if one was
+    better than the start.
 
     Args:
-        wrapped: the model with adapters, on the device it shall train on.
-        objective: its losses.
-        rows: what to train on.
-        validation: what chooses the best step, or None for the last.
-        config: how.
+        wrapped: the model with adapters, on the device to train on.
+        objective: losses of the model.
+        rows: training rows.
+        validation: rows that choose the best step, or None for the last step.
+        config: config of the recovery.
         work: folder of the checkpoints.
-        checkpoint: the one to go on from.
+        checkpoint: checkpoint to continue from, or None.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite and no validated step is better than the start; it names
-            the step, the last good state, and what to delete to begin anew.
-        OSError: a checkpoint could not be written, the earlier ones are kept; or that of the best step is gone.
+        FloatingPointError: a loss or gradient is not finite and no validated step is better than the start. The message
+            names the step, the last good state, and the folder to delete to begin anew.
+        OSError: a checkpoint could not be written (earlier ones are kept), or that of the best step is missing.
     """
     epochs = None if config.max_steps else config.epochs
     steps = config.steps(len(rows))
@@ -166,7 +174,7 @@ def train(
             model=wrapped, args=_arguments(config, steps, device, work, validation is not None, checkpoint is None),
             train_dataset=RunRows(rows, order), eval_dataset=validation, data_collator=collate,
         )  # fmt: skip
-        stopped = None
+        stopped: str | None = None
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except FloatingPointError as error:
@@ -176,7 +184,7 @@ def train(
                 trainer._ticks.close()
     done, history = trainer.state.global_step, trainer.state.log_history
     checked = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    best = min(checked, key=checked.get, default=0) if validation is not None else done
+    best = min(checked, key=lambda step: checked[step], default=0) if validation is not None else done
     if stopped is not None and (validation is None or best == 0):
         raise FloatingPointError(f"{stopped}: training stopped; {_advice(work, done, checked)}")
     if best not in (0, done):
@@ -186,9 +194,9 @@ def train(
 
 
 def _advice(work: Path, done: int, checked: Mapping[int, float]) -> str:
-    """Where the last good state lies after ``done`` steps led to a loss that is not finite, and how to begin anew.
+    """Return the place of the last good state after ``done`` steps and a loss that is not finite, and how to restart.
 
-    Good is a state that gave a finite loss itself: in validation, or in a whole later step.
+    A state is good if it gave a finite loss itself: in validation, or in a whole later step.
     """
     kept = list_checkpoints(work)
     good = [path for path in kept if step_of(path) in checked or step_of(path) < done]
@@ -198,9 +206,9 @@ def _advice(work: Path, done: int, checked: Mapping[int, float]) -> str:
 
 
 def _load_adapters(wrapped: Any, checkpoint: Path) -> None:
-    """Take the adapters of a checkpoint; FileNotFoundError where they are not.
+    """Load the adapters of a checkpoint; FileNotFoundError if it has none.
 
-    Not left to Trainer, which knows the best checkpoint by an absolute path and silently goes without one that moved.
+    Trainer knows the best checkpoint by an absolute path and silently skips one that was moved, so it is not asked.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -215,7 +223,7 @@ def _load_adapters(wrapped: Any, checkpoint: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Trainer's remarks on file times, pinned memory and the resumed scheduler, which nobody can act on."""
+    """Silence Trainer's remarks on file times, pinned memory and the resumed scheduler, which nobody can act on."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -261,7 +269,7 @@ def _arguments(
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
     )
-    # More than one GPU in sight would make Trainer copy the model to all of them.
+    # With more than one visible GPU, Trainer would copy the model to all of them.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments

@@ -1,10 +1,12 @@
-"""The folder in which a run keeps its checkpoints, so that the same command goes on where it was stopped."""
+"""Work folder of a run: its checkpoints, from which the same command continues a stopped run."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,30 +15,48 @@ from typing import Any
 from pruneengine.common.files import check_writable, in_words, write_atomically
 
 RUN_FILE = "run.json"
-# transformers' Trainer writes this file last of a checkpoint.
+# The last file of a checkpoint that transformers' Trainer writes.
 STATE_FILE = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def work_folder(out: Path) -> Path:
-    """Where a recovery into the checkpoint folder ``out`` keeps its state: beside it, on the same disk."""
+    """Return the work folder of a recovery into the checkpoint folder ``out``: beside it, on the same disk."""
     out = Path(out).expanduser().resolve()
     return out.with_name(f"{out.name}.recovery")
 
 
+@contextmanager
+def given_or_temporary(folder: str | Path | None) -> Iterator[Path]:
+    """Yield the given work folder, or a temporary one, which is kept only if the block fails after a checkpoint."""
+    if folder is not None:
+        yield Path(folder).expanduser().resolve()
+        return
+    work = Path(tempfile.mkdtemp(prefix=f"recovery-{time.strftime('%H%M%S')}-"))
+    try:
+        yield work
+    except BaseException as error:
+        if kept := list_checkpoints(work):
+            error.add_note(f"checkpoints up to step {step_of(kept[-1])} are in {work}; pass it as work_dir to go on")
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def open_work(folder: Path, run: Mapping[str, Any]) -> Path | None:
-    """Make the folder, or go on in it.
+    """Create the work folder, or open it to continue its run.
 
     Args:
         folder: the work folder.
-        run: what makes the run, flat and plain: a run with another value anywhere is another run.
+        run: values that identify the run, flat and plain; any other value makes another run.
 
     Returns:
-        The newest whole checkpoint, or None. Broken ones, left by a kill in the middle of a write, are removed.
+        The newest whole checkpoint, or None. Broken checkpoints, left by a kill during a write, are removed.
 
     Raises:
-        ValueError: the folder holds another run (it says what differs), or files that are no run at all.
-        PermissionError: it cannot be written to.
+        ValueError: the folder holds another run (the message says what differs), or files of something else.
+        PermissionError: the folder cannot be written to.
     """
     check_work(folder, run)
     whole = list_checkpoints(folder)
@@ -49,12 +69,12 @@ def open_work(folder: Path, run: Mapping[str, Any]) -> Path | None:
 
 
 def check_work(folder: Path, run: Mapping[str, Any], unknown: Collection[str] = ()) -> None:
-    """Refuse a folder that :func:`open_work` would refuse; nothing is written.
+    """Raise the error that :func:`open_work` would raise, and write nothing.
 
     Args:
         folder: the work folder.
-        run: as of :func:`open_work`.
-        unknown: names of values that are not known yet, and not compared.
+        run: as for :func:`open_work`.
+        unknown: names of values that are not known yet; they are not compared.
 
     Raises:
         ValueError, PermissionError: as :func:`open_work`.
@@ -70,9 +90,9 @@ def check_work(folder: Path, run: Mapping[str, Any], unknown: Collection[str] = 
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints, by step."""
-    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and _whole(path)]
-    return sorted(found, key=step_of)
+    """Return the whole checkpoints, sorted by step."""
+    whole = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and _whole(path)]
+    return sorted(whole, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -84,15 +104,16 @@ def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
     """Remove a checkpoint that could not be written to its end.
 
     Raises:
-        OSError: whatever the writers raise on a full disk (torch's is a RuntimeError), with what is kept.
+        OSError: the writers failed, as on a full disk (torch raises a RuntimeError there); the message names the state
+            that is kept.
     """
     try:
         yield
     except BaseException as error:
-        # It may be whole: the oldest one is removed last.
+        # The checkpoint may be whole: after it, the writer removes the oldest one.
         if not _whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
-        # safetensors has an error type of its own, known only by name where it is not installed.
+        # The error of safetensors is known by name only, because safetensors need not be installed.
         if not isinstance(error, (OSError, RuntimeError)) and type(error).__name__ != "SafetensorError":
             raise
         kept = list_checkpoints(checkpoint.parent)
@@ -105,10 +126,11 @@ def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
 
 
 def check_room(folder: Path, trained_bytes: int) -> None:
-    """Whether the checkpoints kept at a time fit: the adapters and AdamW's two moments, three times.
+    """Raise OSError if the checkpoints kept at a time do not fit: three times the adapters and AdamW's two moments.
 
-    Raises:
-        OSError: they do not.
+    Args:
+        folder: the work folder.
+        trained_bytes: bytes of the adapters.
     """
     needed, free = 9 * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
@@ -117,13 +139,13 @@ def check_room(folder: Path, trained_bytes: int) -> None:
 
 def _check_same(file: Path, plain: Mapping[str, Any], unknown: Collection[str]) -> None:
     try:
-        held = json.loads(file.read_text())
+        stored = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
-    names = (plain.keys() | held.keys()) - set(unknown)
-    differ = sorted(name for name in names if plain.get(name) != held.get(name))
+    names = (plain.keys() | stored.keys()) - set(unknown)
+    differ = sorted(name for name in names if plain.get(name) != stored.get(name))
     if differ:
-        changes = ", ".join(f"{name} {held.get(name)!r}, now {plain.get(name)!r}" for name in differ)
+        changes = ", ".join(f"{name} {stored.get(name)!r}, now {plain.get(name)!r}" for name in differ)
         raise ValueError(
             f"work folder {file.parent} holds an unfinished run with other settings: {changes}; repeat it with the "
             "same ones, or delete the folder to begin anew"

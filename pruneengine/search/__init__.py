@@ -1,6 +1,6 @@
 """Searches over plans: propose, score, allocate, plan, mask, evaluate, tell.
 
-Package and verb share their name, so the package can be called: ``pruneengine.search(model, texts, config)`` is
+Package and verb share a name, so the package can be called: ``pruneengine.search(model, texts, config)`` is
 :func:`pruneengine.search.adapruner.search.search`, or for a :class:`DsaConfig`
 :func:`pruneengine.search.dsa.search.search_dsa`.
 """
@@ -13,13 +13,14 @@ from typing import Any
 
 
 class _Verb(ModuleType):
-    def __call__(self, model: Any, texts: Any, config: Any = None, *arguments: Any, **options: Any):
+    def __call__(self, model: Any, texts: Any, config: Any = None, *arguments: Any, **options: Any) -> Any:
         from pruneengine.search.adapruner.search import search
         from pruneengine.search.dsa.config import DsaConfig
         from pruneengine.search.dsa.search import search_dsa
 
-        verb = search_dsa if isinstance(config, DsaConfig) else search
-        return verb(model, texts, config, *arguments, **options)
+        if isinstance(config, DsaConfig):
+            return search_dsa(model, texts, config, *arguments, **options)
+        return search(model, texts, config, *arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Verb

@@ -1,25 +1,54 @@
-"""Stopping early: when a trial is clearly worse than the best one."""
+"""Early stopping: the test by which a trial is clearly worse than the best one."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-def is_worse(losses: tuple[float, ...], best: tuple[float, ...], p: float) -> bool:
-    """Whether a candidate's first losses are above the best one's, by the Wilcoxon signed-rank test, segment by
-    segment; as Optuna's WilcoxonPruner decides, all segments of a piece at once.
+from pruneengine.common.optional_imports import require_extra
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def is_worse(losses: Sequence[float], best: Sequence[float], p: float, best_mean: float | None = None) -> bool:
+    """Return whether the first losses of a trial are above the best trial's, by the Wilcoxon signed-rank test.
+
+    A trial is never worse where its mean is not above the best one's, or a loss is not finite.
 
     Args:
-        losses: of the candidate so far.
-        best: of the best one, on all segments.
-        p: one-sided; never where the candidate's mean is not above the best one's on all of its segments.
+        losses: of the trial so far, block by block or segment by segment.
+        best: of the best trial, in the same order; at least as many, or none where there is no best trial.
+        p: p-value of the one-sided test below which the trial is worse.
+        best_mean: mean that the trial's mean is compared with; by default that of the best trial's same losses.
     """
     from scipy.stats import wilcoxon
 
-    if not best or len(losses) < 2 or mean(losses) <= mean(best[: len(losses)]):
+    paired = best[: len(losses)]
+    if not paired or len(losses) < 2 or not all(map(math.isfinite, (*losses, *paired))):
         return False
-    differences = [loss - least for loss, least in zip(losses, best, strict=False)]
+    if mean(losses) <= (mean(paired) if best_mean is None else best_mean):
+        return False
+    differences = [loss - least for loss, least in zip(losses, paired, strict=True)]
     return bool(wilcoxon(differences, alternative="greater", zero_method="zsplit").pvalue < p)
 
 
-def mean(losses: tuple[float, ...]) -> float:
-    """Of the losses of segments: nats."""
+def pruner(stop: float | None) -> optuna.pruners.BasePruner:
+    """Return the pruner that tests a trial against the study's best one; for ``stop`` None one that stops no trial."""
+    import optuna
+
+    from pruneengine.search.optuna_pruner import ClearlyWorsePruner
+
+    return optuna.pruners.NopPruner() if stop is None else ClearlyWorsePruner(stop)
+
+
+def mean(losses: Sequence[float]) -> float:
+    """Return the mean of losses, nats."""
     return sum(losses) / len(losses)
+
+
+def import_test() -> None:
+    """Import SciPy now rather than within the first trial that is tested."""
+    with require_extra("search"):
+        import scipy.stats  # noqa: F401

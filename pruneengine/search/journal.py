@@ -1,8 +1,8 @@
-"""The journal of a study, written for many small entries: a trial of a second makes a dozen.
+"""File journal of a study, for many small entries: a trial of one second writes a dozen.
 
-Optuna's own file journal waits for the disk after every entry, which takes longer than proposing a trial. This one
-hands every entry to the operating system at once, so a killed process loses nothing, and waits for the disk at most
-once in two seconds. What a power failure tore off is cut away when the journal is next opened.
+Optuna's own file journal waits for the disk after every entry, which takes longer than proposing a trial. This journal
+hands every entry to the operating system at once, so a killed process loses nothing. It waits for the disk at most once
+in two seconds. An entry that a power failure tore off is cut away when the journal is next opened.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SYNC_SECONDS = 2.0
 
 
 class Journal(JournalFileBackend):
-    """Optuna's file journal, of the same format, with fewer waits for the disk.
+    """Optuna's file journal in the same format, with fewer waits for the disk.
 
     Args:
-        path: of the file, in a folder that exists.
+        path: path of the file, in a folder that exists.
     """
 
     def __init__(self, path: str) -> None:
@@ -34,8 +34,9 @@ class Journal(JournalFileBackend):
         self._mend()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries, and wait for the disk where the last wait is :data:`SYNC_SECONDS` ago."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with _Held(self._owner), open(self._path, "ab") as file:
+        with _Locked(self._owner), open(self._path, "ab") as file:
             file.write(lines.encode())
             file.flush()
             if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -43,15 +44,15 @@ class Journal(JournalFileBackend):
                 self._synced = time.monotonic()
 
     def _mend(self) -> None:
-        """Cut away an entry without its end; whoever holds the lock has written whole ones."""
-        with _Held(self._owner), open(self._path, "rb+") as file:
+        """Cut away an entry without its end. No writer is in the middle of one: the lock is taken here."""
+        with _Locked(self._owner), open(self._path, "rb+") as file:
             content = file.read()
             if not content.endswith(b"\n"):
                 file.truncate(content.rfind(b"\n") + 1)
 
 
-class _Held:
-    """A lock, held."""
+class _Locked:
+    """Context in which a lock is taken."""
 
     def __init__(self, lock: JournalFileSymlinkLock) -> None:
         self._lock = lock

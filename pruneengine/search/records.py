@@ -1,4 +1,4 @@
-"""A study read back as values: its trials, and which parameters mattered."""
+"""Trials of a study as values, and the importance of its parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def trial_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
-    """All trials that were drawn, in their order."""
+    """Return all trials that were drawn, in their order."""
     return tuple(
         TrialRecord(
             number=trial.number,
@@ -32,8 +32,10 @@ def trial_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
 
 
 def importance(study: optuna.Study) -> dict[str, float]:
-    """Share of each parameter in what separates good trials from the rest, largest first (PED-ANOVA, Watanabe et al.
-    2023). Of parameters that every complete trial has; empty where there are too few trials to tell.
+    """Return each parameter's share in what separates good trials from the rest, largest first.
+
+    Computed by PED-ANOVA (Watanabe et al. 2023) for the parameters that every complete trial has; empty for fewer than
+    10 complete trials.
     """
     import optuna
 

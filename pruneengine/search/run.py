@@ -1,26 +1,30 @@
-"""How a search runs: its study and storage, its workers and time limit."""
+"""Storage, workers and time limit of a search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from pruneengine.model import model_fingerprint
 from pruneengine.search.study import MEMORY
+from pruneengine.search.texts import SearchTexts
 
 
 @dataclass(frozen=True)
 class SearchRun:
-    """How a search runs; nothing here changes what it finds, but for how long it may take.
+    """Storage, workers, time limit and dtype of a search; of these only the last two change its result.
 
     Attributes:
-        study: its name in the storage.
+        study: name of the study in the storage.
         storage: as :func:`pruneengine.search.study.open_study` takes it.
         cache: folder of the pool's statistics; None keeps them in memory only.
-        workers: processes on one study; each has its share of the threads.
-        time_limit: seconds after which no trial is begun; None for none.
-        dtype: what the objective computes in; None for the model's own.
+        workers: number of processes on the study; each has its share of the threads.
+        time_limit: seconds after which no trial begins; None for no limit.
+        dtype: dtype in which the objective computes; None for the model's own.
     """
 
     study: str = "adapruner"
@@ -37,3 +41,19 @@ class SearchRun:
             raise ValueError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
         if self.time_limit is not None and self.time_limit <= 0:
             raise ValueError(f"time limit must be positive, got {self.time_limit}")
+
+    def identity(self, model: nn.Module, texts: SearchTexts, pool: str) -> dict[str, Any]:
+        """Return what two runs of one study must share besides their config: model, texts and dtype.
+
+        Args:
+            model: the dense model.
+            texts: texts of the search.
+            pool: key of the calibration samples.
+        """
+        return {
+            "model": model_fingerprint(model),
+            pool: {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
+            "search text": texts.search.hash[:16],
+            "held-out text": texts.held_out.hash[:16],
+            "objective's dtype": str(self.dtype or model.dtype),
+        }

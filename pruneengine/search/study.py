@@ -1,4 +1,4 @@
-"""The Optuna study of a search: where it is kept, who may go on with it, what its next trial is drawn by."""
+"""Optuna study of a search: storage, identity, abandoned trials, and the sampler of the next trial."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     import optuna
 
 MEMORY = "memory"
-# Names of what a study and its trials carry.
+# Keys of the attributes of a study and of its trials.
 IDENTITY, BASELINE, HELD_OUT = "identity", "baseline: ", "held out: "
 WORKER, MASK, ORIGIN, START, SECONDS, ILLEGAL = "worker", "mask", "origin", "start", "seconds", "illegal"
 KV_BYTES = "KV bytes a token"
 AT_WORK = "at work: "
-# A trial of a process that cannot be asked is lost after so many seconds, and so many times the longest trial.
+# A trial of another machine is lost once it has run for both: these seconds, and this multiple of the longest trial.
 LEASE_SECONDS, LEASE_TRIALS = 600.0, 10
 
 
 def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Study:
-    """Create a study, or go on with the one that is there, whose abandoned trials are failed.
+    """Create a study; or open an existing one, and fail its abandoned trials.
 
     Args:
-        name: of the study in the storage.
+        name: name of the study in the storage.
         storage: ``journal:FILE``, which needs nothing and survives a killed process; the URL of a database that
             SQLAlchemy knows (``sqlite:///FILE``, ``postgresql://...``), which workers on several machines can share;
             or ``memory``, which ends with the process.
-        identity: what the study is about; the study of another model, text or space is refused.
+        identity: values that two runs of one study must share; a study of another model, text or space is refused.
 
     Raises:
-        ValueError: a storage of unknown kind, or a study of this name about something else (says what differs).
+        ValueError: a storage of unknown kind, or a study of this name about something else; the message says which
+            value differs.
         ConnectionError: the storage does not answer.
     """
     with require_extra("search"):
@@ -58,13 +59,13 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
     if known is None:
         study.set_user_attr(IDENTITY, identity)
     else:
-        _same(name, known, json.loads(json.dumps(identity)))
+        _check_same(name, known, json.loads(json.dumps(identity)))
         fail_abandoned(study)
     return study
 
 
 def reopen_study(name: str, storage: str) -> optuna.Study:
-    """A study that :func:`open_study` opened, in another process."""
+    """Return a study that :func:`open_study` opened in another process."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -72,11 +73,12 @@ def reopen_study(name: str, storage: str) -> optuna.Study:
 
 
 def fail_abandoned(study: optuna.Study) -> int:
-    """Mark trials that nobody will end as failed, so that others are drawn in their places; returns how many.
+    """Mark trials that no worker will end as failed, so that others are drawn in their places; return their number.
 
-    Of this machine those whose process is gone. Of others those that run for :data:`LEASE_SECONDS` and
-    :data:`LEASE_TRIALS` times as long as any that ended: a worker of theirs that lives all the same loses this trial,
-    and goes on. A trial that nobody has signed may be that of anybody at work: it is lost once all of them are.
+    A trial of this machine is abandoned when its process has ended. A trial of another machine is abandoned when it has
+    run for both :data:`LEASE_SECONDS` and :data:`LEASE_TRIALS` times the longest ended trial. If such a worker is in
+    fact alive, its trial is discarded and it continues with the next. A trial without a recorded worker is failed only
+    when no worker of the study is alive.
     """
     import optuna
 
@@ -89,27 +91,27 @@ def fail_abandoned(study: optuna.Study) -> int:
     for trial in running(study):
         age = (datetime.now() - trial.datetime_start).total_seconds()
         signed = trial.user_attrs.get(WORKER)
-        if all(_gone(worker, age, lease) for worker in ([signed] if signed else workers)):
+        if all(_is_lost(worker, age, lease) for worker in ([signed] if signed else workers)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
             abandoned += 1
     return abandoned
 
 
 def running(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that a process is at work on, or was when it died."""
+    """Return the trials that a process works on, or worked on when it died."""
     import optuna
 
     return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
 
 
 def this_worker() -> str:
-    """Who runs a trial: ``host:process``."""
+    """Return the name of this worker: ``host:process``."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 @contextmanager
 def at_work(study: optuna.Study) -> Iterator[None]:
-    """Within the context this process draws trials, which it may be killed before it has signed."""
+    """Record this process as a worker within the context: it may be killed before it has signed a trial."""
     study.set_user_attr(AT_WORK + this_worker(), True)
     try:
         yield
@@ -118,14 +120,14 @@ def at_work(study: optuna.Study) -> Iterator[None]:
 
 
 def ask(study: optuna.Study) -> optuna.trial.Trial:
-    """The next trial, signed by this worker."""
+    """Return the next trial, signed by this worker."""
     trial = study.ask()
     trial.set_user_attr(WORKER, this_worker())
     return trial
 
 
 def counted(study: optuna.Study) -> int:
-    """Trials that were drawn and not lost: running, stopped early or complete."""
+    """Return the number of trials that were drawn and not lost: running, stopped early or complete."""
     import optuna
 
     return sum(
@@ -135,12 +137,10 @@ def counted(study: optuna.Study) -> int:
 
 
 def sampler(kind: str, seed: int, position: int, startup: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial. A fresh one, seeded by its position in the study, so that a search that was killed and
-    resumed draws what an unbroken one would have drawn: no state lives in a process.
-    """
+    """Return the sampler of one trial, seeded by the trial's position (:func:`trial_seed`)."""
     import optuna
 
-    seeded = (seed * 1_000_003 + position) % 2**32
+    seeded = trial_seed(seed, position)
     if kind == "random":
         return optuna.samplers.RandomSampler(seed=seeded)
     with warnings.catch_warnings():
@@ -148,18 +148,13 @@ def sampler(kind: str, seed: int, position: int, startup: int) -> optuna.sampler
         return optuna.samplers.TPESampler(seed=seeded, n_startup_trials=startup, multivariate=True, group=True)
 
 
-def pruner(stop: float | None) -> optuna.pruners.BasePruner:
-    """Optuna's Wilcoxon signed-rank test against the best trial, block by block; or none."""
-    import optuna
+def trial_seed(seed: int, position: int) -> int:
+    """Return the seed of the trial at a position in the study.
 
-    if stop is None:
-        return optuna.pruners.NopPruner()
-    with require_extra("search"):
-        # Now, and not within the first trial that is tested.
-        import scipy.stats  # noqa: F401
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.pruners.WilcoxonPruner(p_threshold=stop)
+    Every trial has a fresh sampler, so that no state lives in a process. A search that was killed and resumed draws
+    what an unbroken one would have drawn.
+    """
+    return (seed * 1_000_003 + position) % 2**32
 
 
 def _storage(url: str) -> Any:
@@ -178,23 +173,23 @@ def _storage(url: str) -> Any:
     return RDBStorage(url)
 
 
-def _same(name: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in known | wanted:
-        if known.get(key) != wanted.get(key):
+def _check_same(name: str, known: dict[str, Any], identity: dict[str, Any]) -> None:
+    for key in known | identity:
+        if known.get(key) != identity.get(key):
             raise ValueError(
                 f"study {name!r} is about something else: its {key} is {known.get(key)!r}, this search's is "
-                f"{wanted.get(key)!r}; choose another --study or --storage"
+                f"{identity.get(key)!r}; choose another --study or --storage"
             )
 
 
-def _gone(worker: str, age: float, lease: float) -> bool:
-    """Whether a worker that had a trial ``age`` seconds ago is no more, or has kept it for longer than a lease."""
+def _is_lost(worker: str, age: float, lease: float) -> bool:
+    """Return whether the worker of a trial begun ``age`` seconds ago has ended, or kept it for longer than a lease."""
     host, _, process = worker.rpartition(":")
     return not _alive(int(process), age) if host == socket.gethostname() else age > lease
 
 
 def _alive(process: int, age: float) -> bool:
-    """Whether a process of this machine lives that lived ``age`` seconds ago: numbers are given again."""
+    """Return whether a process of this machine has lived for ``age`` seconds: numbers of ended ones are given again."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -206,5 +201,5 @@ def _alive(process: int, age: float) -> bool:
     except OSError:
         return True
     # The 22nd field, in ticks since the machine was started (proc(5)). A minute's grace: clocks are set, now and then.
-    lives = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return lives > age - 60
+    lifetime = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return lifetime > age - 60

@@ -1,4 +1,4 @@
-"""The texts of a search: calibration pool, objective and held-out blocks, and the proof that none is another."""
+"""Texts of a search: calibration pool, objective and held-out blocks, and the check that they do not overlap."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SearchTexts:
     """The texts of a search; none of them may be the text that results are reported on.
 
     Attributes:
-        pool: calibration samples by their length.
-        search: blocks of the objective, in the order in which they are evaluated.
+        pool: calibration samples by their length in tokens.
+        search: blocks of the objective, in the order of their evaluation.
         held_out: blocks that only finalists see.
     """
 
@@ -27,12 +27,27 @@ class SearchTexts:
 
 
 class TextConfig(Protocol):
-    """What a search's config says of its texts."""
+    """Options of a search that choose its texts."""
 
-    calibration: str
-    search_text: str
-    seqlen: int
-    seed: int
+    @property
+    def calibration(self) -> str:
+        """Name of the calibration text."""
+        ...
+
+    @property
+    def search_text(self) -> str:
+        """Name of the text of the objective."""
+        ...
+
+    @property
+    def seqlen(self) -> int:
+        """Tokens per window of the objective's text."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed by which windows are drawn."""
+        ...
 
 
 def split_windows(config: TextConfig, tokenizer: Any, searched: int, held_out: int) -> tuple[Samples, Samples]:
@@ -48,20 +63,30 @@ def split_windows(config: TextConfig, tokenizer: Any, searched: int, held_out: i
             f"{searched} to search on and {held_out} to hold out"
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
-    parts = order[:searched].tolist(), order[searched : searched + held_out].tolist()
-    return tuple(Samples(windows.tokens[part], tuple(windows.source[i] for i in part)) for part in parts)
+    to_search, to_hold_out = order[:searched].tolist(), order[searched : searched + held_out].tolist()
+    return _rows(windows, to_search), _rows(windows, to_hold_out)
 
 
 def describe(
     config: TextConfig, texts: SearchTexts, report: Samples | None = None, report_text: str | None = None
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """What each text is, and the proof that none is another: overlap is the share of windows with a run of 32 tokens
-    (or of a whole window) that an earlier text has.
+    """Return what each text is by its name, and warnings of texts that overlap.
+
+    The overlap of two texts is the share of windows with a run of 32 tokens (or of a whole window) that an earlier text
+    has.
+
+    Args:
+        config: options of the search.
+        texts: texts of the search.
+        report: windows that the result is reported on, if any.
+        report_text: name of their text.
 
     Raises:
         ValueError: the report's text was searched on.
     """
-    named = {f"calibration, {length} tokens": (config.calibration, of) for length, of in texts.pool.items()}
+    named: dict[str, tuple[str | None, Samples]] = {
+        f"calibration, {length} tokens": (config.calibration, samples) for length, samples in texts.pool.items()
+    }
     named |= {"search": (config.search_text, texts.search), "held out": (config.search_text, texts.held_out)}
     if report is not None:
         named["report"] = (report_text, report)
@@ -69,8 +94,8 @@ def describe(
     warnings = []
     for position, (name, (spec, samples)) in enumerate(named.items()):
         earlier = list(named.items())[:position]
-        found = {other: check_overlap(of, samples) for other, (_, of) in earlier}
-        shared = {other: overlap["overlap"] for other, overlap in found.items()}
+        overlaps = {other: check_overlap(known, samples) for other, (_, known) in earlier}
+        shared = {other: overlap["overlap"] for other, overlap in overlaps.items()}
         described[name] = {
             "spec": spec,
             "windows": len(samples),
@@ -85,6 +110,10 @@ def describe(
                     "results must be reported on text that the search never saw"
                 )
             if part and not (name.startswith("calibration") and other.startswith("calibration")):
-                run = found[other]["ngram"]
+                run = overlaps[other]["ngram"]
                 warnings.append(f"{part:.1%} of the {name} windows share {run} tokens or more with the {other} text")
     return described, tuple(warnings)
+
+
+def _rows(windows: Samples, rows: list[int]) -> Samples:
+    return Samples(windows.tokens[rows], tuple(windows.source[row] for row in rows))

@@ -1,54 +1,45 @@
-"""Several processes on one study: weights and statistics are shared memory, trials meet in the study's storage."""
+"""Worker processes of one study, which share weights and statistics in memory and trials in the study's storage."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
 
 import torch
 
+from pruneengine.search.loop import TrialLoop
 from pruneengine.search.study import counted, fail_abandoned, reopen_study, running
 
 
-class Loop(Protocol):
-    """Trials of one study, as a dataclass that can be sent to another process."""
-
-    study: Any
-    config: Any
-
-    def run(self, deadline: float | None, workers: int = 1, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Ask, evaluate and tell until the study has its trials, or the deadline has passed."""
-        ...
-
-
-def run_workers(loop: Loop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]) -> None:
+def run_workers(
+    loop: TrialLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]
+) -> None:
     """Run a loop here, and in ``workers - 1`` further processes.
 
-    A worker that dies costs its trial: the trial is marked as failed and another is drawn. So are trials of other
-    machines that are gone (:func:`pruneengine.search.study.fail_abandoned`).
+    A worker that dies costs its trial: the trial is marked as failed and another is drawn. The same holds for trials
+    that other machines abandoned (:func:`pruneengine.search.study.fail_abandoned`).
 
     Args:
-        loop: what every worker runs.
-        storage: of the loop's study.
-        workers: processes in all; each gets its share of the threads.
-        deadline: as of :meth:`Loop.run`.
+        loop: the loop that every worker runs.
+        storage: storage of the loop's study.
+        workers: number of processes in all; each gets its share of the threads.
+        deadline: as of :meth:`TrialLoop.run`.
         say: told of a worker that died, and of trials that others left.
     """
     if workers == 1:
         loop.run(deadline)
     else:
         _share(loop, storage, workers, deadline, say)
-    # What was lost meanwhile is drawn again.
+    # Trials that were lost meanwhile are drawn again.
     fail_abandoned(loop.study)
     if counted(loop.study) < loop.config.trials:
         loop.run(deadline)
-    if left := running(loop.study):
-        say(f"{len(left)} trial(s) of other processes still run, or were lost: what they find is not waited for")
+    if unfinished := running(loop.study):
+        say(f"{len(unfinished)} trial(s) of other processes still run, or were lost: what they find is not waited for")
 
 
-def _share(loop: Loop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]) -> None:
+def _share(loop: TrialLoop, storage: str, workers: int, deadline: float | None, say: Callable[[str], None]) -> None:
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     context = torch.multiprocessing.get_context("spawn")
@@ -74,7 +65,7 @@ def _share(loop: Loop, storage: str, workers: int, deadline: float | None, say: 
                 process.terminate()
 
 
-def _work(loop: Loop, name: str, storage: str, threads: int, deadline: float | None, parent: int) -> None:
+def _work(loop: TrialLoop, name: str, storage: str, threads: int, deadline: float | None, parent: int) -> None:
     torch.set_num_threads(threads)
     mine = replace(loop, study=reopen_study(name, storage))
-    mine.run(deadline, wanted=lambda: os.getppid() == parent)
+    mine.run(deadline, go_on=lambda: os.getppid() == parent)

@@ -1,15 +1,16 @@
-"""What to prune sparsely, validated where it is made, written to and read from a recipe."""
+"""Config of sparse pruning: options that are validated when made, written to and read from a recipe."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.recipes import plain_values
 from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, split_names
+from pruneengine.data.samples import CalibrationText
 from pruneengine.sparse.allocations.parse import read_inline, write_inline
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
@@ -22,35 +23,33 @@ _COMPARED = {"magnitude": "matrix", "wanda": "row"}
 
 
 @dataclass(frozen=True)
-class SparseConfig:
-    """How to prune single weights.
+class SparseConfig(CalibrationText):
+    """Options of pruning single weights.
 
     Attributes:
         method: "magnitude", "wanda" (Sun et al. 2024) or "sparsegpt" (Frantar & Alistarh 2023).
-        sparsity: in [0, 1): fraction of the weights of all linears in decoder layers, but for those of ``ignore``, that
-            become zero; None where an N:M pattern says it.
+        sparsity: in [0, 1): fraction of the weights of all linears in decoder layers, except those of ``ignore``, that
+            become zero. None takes it from an N:M pattern; after construction it is never None.
         pattern: "unstructured", or "N:M": N weights kept of every M consecutive ones of a row.
-        allocation: how the sparsity is spread over layers: a name
+        allocation: the spread of the sparsity over layers: a name
             (:data:`pruneengine.sparse.allocations.parse.NAMES`), an allocation function as text
             (:mod:`pruneengine.sparse.functions.grammar`), a list or mapping of sparsities per layer or linear (kept as
             JSON text), or a file: of either, or the plan of an earlier prune.
         spread: lambda of OWL and of allocation functions: sparsities span twice this (0.08, or the function's own).
-            For the other allocations the farthest that a layer may be from the mean; None for no bound.
-        outlier: M of OWL: a weight whose score is above so many means of its layer's is an outlier.
-        compare: whose weights compete for the zeros of a matrix: "row", "matrix", or "layer" (all matrices of the
+            For other allocations: the largest distance of a layer from the mean; None for no bound.
+        outlier: outlier threshold M of OWL, in multiples of the layer's mean score.
+        compare: the weights that compete for zeros: of a "row", of a "matrix", or of a "layer" (all matrices of the
             decoder layer). None: "row" for Wanda and "matrix" for magnitude, as published. SparseGPT compares within
             blocks of columns.
         mode: "sequential" (each linear's statistics behind everything that is pruned before it; a layer runs once),
             "two-pass" (a layer's statistics before any of it is pruned, as the published loops do; it runs twice), or
             "one-shot" (statistics of the dense model).
-        damp: SparseGPT's: what is added to the Hessian's diagonal, as a fraction of its mean.
-        block: SparseGPT's: columns whose errors are handed on together. None: :data:`PUBLISHED_BLOCK`, or under N:M the
-            multiple of M that is nearest to it.
-        ignore: linears that stay dense, and do not count (:func:`pruneengine.sparse.matrices.find_matrices`); as one
-            text, parted by commas (:func:`pruneengine.common.validation.split_names`).
-        calibration, nsamples, seqlen, pack, batch_size: the calibration text (:func:`load_samples`).
-            nsamples: None for the counts in ``calibration``, or 32 where it has none.
-        seed: of sampling.
+        damp: of SparseGPT: value added to the Hessian's diagonal, as a fraction of the diagonal's mean.
+        block: of SparseGPT: number of columns whose errors are handed on together. None: :data:`PUBLISHED_BLOCK`, or
+            under N:M the multiple of M that is nearest to it; after construction it is never None.
+        ignore: linears that stay dense and do not count (:func:`pruneengine.sparse.matrices.find_matrices`). One text
+            is split at commas (:func:`pruneengine.common.validation.split_names`).
+        calibration, nsamples, seqlen, pack, batch_size, seed: :class:`pruneengine.data.samples.CalibrationText`.
     """
 
     method: str = "wanda"
@@ -64,17 +63,10 @@ class SparseConfig:
     damp: float = 0.01
     block: int | None = None
     ignore: tuple[str, ...] = ()
-    calibration: str = "builtin"
-    nsamples: int | None = None
-    seqlen: int = 128
-    pack: bool = True
-    batch_size: int = 8
-    seed: int = 0
 
     def __post_init__(self) -> None:
         # A command line and YAML write these as text or lists.
-        ignore = split_names(self.ignore) if isinstance(self.ignore, str) else self.ignore
-        object.__setattr__(self, "ignore", tuple(part.strip() for part in ignore if part.strip()))
+        object.__setattr__(self, "ignore", _names(self.ignore))
         object.__setattr__(self, "allocation", _as_text(self.allocation))
         require_choice("method", self.method, METHODS)
         require_choice("mode", self.mode, MODES)
@@ -101,45 +93,40 @@ class SparseConfig:
             require_number("spread", self.spread)
             if not 0 <= self.spread <= 0.5:
                 raise ValueError(f"spread must lie in [0, 0.5], got {self.spread}")
-        if self.block is None:
-            object.__setattr__(self, "block", self._nearest_block(pattern))
-        for name in ("block", "seqlen", "batch_size"):
-            require_whole(name, getattr(self, name), 1, "a positive whole number")
-        if self.method == "sparsegpt" and pattern.grouped and self.block % pattern.m:
-            raise ValueError(f"block must be a multiple of the pattern's {pattern.m}, got {self.block}")
-        if self.nsamples is not None:
-            require_whole("nsamples", self.nsamples, 1, "a positive whole number")
-        for name, kind in (("seed", int), ("calibration", str), ("allocation", str), ("pack", bool)):
-            if type(getattr(self, name)) is not kind:
-                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+        block = self._nearest_block(pattern) if self.block is None else self.block
+        require_whole("block", block, 1, "a positive whole number")
+        if self.method == "sparsegpt" and pattern.m and block % pattern.m:
+            raise ValueError(f"block must be a multiple of the pattern's {pattern.m}, got {block}")
+        object.__setattr__(self, "block", block)
+        if type(self.allocation) is not str:
+            raise TypeError(f"allocation must be str, got {self.allocation!r}")
+        self.check_calibration_text()
 
     def _check_sparsity(self, pattern: Pattern) -> None:
-        if self.sparsity is None:
-            if not pattern.grouped:
-                raise ValueError("sparsity is missing: expected a fraction in [0, 1), or an N:M pattern that says it")
-            object.__setattr__(self, "sparsity", pattern.sparsity)
-        require_number("sparsity", self.sparsity)
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
-        if self.sparsity > MOST and self.allocation != "uniform":
+        """Settle the sparsity by the pattern; ValueError or TypeError if it is missing or contradicts the rest."""
+        sparsity = pattern.sparsity if self.sparsity is None else self.sparsity
+        if sparsity is None:
+            raise ValueError("sparsity is missing: expected a fraction in [0, 1), or an N:M pattern that says it")
+        require_number("sparsity", sparsity)
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        if sparsity > MOST and self.allocation != "uniform":
             raise ValueError(
                 f"allocations leave every layer at least {1 - MOST:.0%} of its weights: sparsity must lie in "
-                f"[0, {MOST}], or allocation be uniform, got {self.sparsity} and "
-                f"{reprlib.repr(self.allocation)}"
+                f"[0, {MOST}], or allocation be uniform, got {sparsity} and {reprlib.repr(self.allocation)}"
             )
-        if pattern.grouped and abs(self.sparsity - pattern.sparsity) > 1e-9:
-            raise ValueError(
-                f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {self.sparsity:g}; leave it out"
-            )
+        if pattern.sparsity is not None and abs(sparsity - pattern.sparsity) > 1e-9:
+            raise ValueError(f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {sparsity:g}; leave it out")
+        object.__setattr__(self, "sparsity", sparsity)
 
     def _nearest_block(self, pattern: Pattern) -> int:
-        if self.method != "sparsegpt" or not pattern.grouped:
+        if self.method != "sparsegpt" or pattern.m is None:
             return PUBLISHED_BLOCK
         return round(PUBLISHED_BLOCK / pattern.m) * pattern.m
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What else than the published numbers is taken: sentences for a report."""
+        """Sentences for a report on numbers that differ from the published ones."""
         pattern = Pattern.parse(self.pattern)
         nearest = self._nearest_block(pattern)
         if self.method != "sparsegpt" or self.block != nearest or nearest == PUBLISHED_BLOCK:
@@ -151,24 +138,30 @@ class SparseConfig:
 
     @property
     def compared(self) -> str:
-        """Whose weights compete, as asked or as published; "block" for SparseGPT and "group" under N:M."""
+        """The weights that compete, as asked or as published; "block" for SparseGPT and "group" under N:M."""
         if Pattern.parse(self.pattern).grouped:
             return "group"
         return self.compare or _COMPARED.get(self.method, "block")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what a recipe holds under ``sparse``."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return the plain values that a recipe holds under ``sparse``."""
+        plain = plain_values(self)
         written = read_inline(self.allocation)
         return plain if written is None else plain | {"allocation": written}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SparseConfig:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Read :meth:`to_dict`'s values; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    """Return names from one text, split at commas, or from a sequence."""
+    names = split_names(value) if isinstance(value, str) else value
+    return tuple(name.strip() for name in names if name.strip())
+
+
 def _as_text(allocation: Any) -> Any:
-    """Sparsities as one JSON text, however they were written; what else there is as it is."""
+    """Return sparsities as one JSON text, however they were written, and any other allocation as it is."""
     values = read_inline(allocation) if isinstance(allocation, str) else allocation
     return write_inline(values) if isinstance(values, list | tuple | Mapping) else allocation

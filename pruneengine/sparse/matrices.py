@@ -1,4 +1,4 @@
-"""The matrices that sparse pruning works on: every linear of every decoder layer."""
+"""Matrices of sparse pruning: the weight of every linear in every decoder layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Matrix:
 
     Attributes:
         name: module path of the linear.
-        layer: its decoder layer.
-        site: the input that it reads (:class:`pruneengine.model.Site`).
+        layer: index of its decoder layer.
+        site: name of the input that it reads (:class:`pruneengine.model.Site`).
     """
 
     name: str
@@ -29,11 +29,12 @@ class Matrix:
 
     @property
     def numel(self) -> int:
+        """Number of weights."""
         return self.rows * self.columns
 
 
 def find_matrices(model: nn.Module, structure: Structure, ignore: Sequence[str] = ()) -> tuple[Matrix, ...]:
-    """The matrices in the order in which the model computes them; embeddings and the head are not among them.
+    """Return the matrices in the order in which the model computes them, without embeddings and the head.
 
     Args:
         model: may be on the meta device.
@@ -41,27 +42,27 @@ def find_matrices(model: nn.Module, structure: Structure, ignore: Sequence[str] 
         ignore: linears that stay dense: module paths, their endings, or regular expressions after ``re:``.
 
     Raises:
-        ValueError: an ``ignore`` that matches nothing, or all.
+        ValueError: an entry of ``ignore`` matches nothing, or together they match everything.
     """
-    found = []
+    matrices = []
     for site in structure.sites:
         layer = layer_of(site.name)
         for name in site.consumers:
             rows, columns = get_linear(model, name).weight.shape
-            found.append(Matrix(name, layer, site.name, rows, columns))
-    left = {matrix.name for matrix in found}
-    for wanted in ignore:
-        matching = {matrix.name for matrix in found if _matches(wanted, matrix.name)}
+            matrices.append(Matrix(name, layer, site.name, rows, columns))
+    remaining = {matrix.name for matrix in matrices}
+    for pattern in ignore:
+        matching = {matrix.name for matrix in matrices if _matches(pattern, matrix.name)}
         if not matching:
-            raise ValueError(f"ignore {wanted!r} matches none of the linears, such as {found[0].name}")
-        left -= matching
-    if not left:
+            raise ValueError(f"ignore {pattern!r} matches none of the linears, such as {matrices[0].name}")
+        remaining -= matching
+    if not remaining:
         raise ValueError(f"ignore {', '.join(ignore)} leaves no linear to prune")
-    return tuple(matrix for matrix in found if matrix.name in left)
+    return tuple(matrix for matrix in matrices if matrix.name in remaining)
 
 
 def of_layers(matrices: Iterable[Matrix]) -> dict[int, tuple[Matrix, ...]]:
-    """The matrices of each decoder layer that has any."""
+    """Return the matrices of each decoder layer that has any, by its index."""
     layers: dict[int, tuple[Matrix, ...]] = {}
     for matrix in matrices:
         layers[matrix.layer] = (*layers.get(matrix.layer, ()), matrix)
@@ -69,7 +70,7 @@ def of_layers(matrices: Iterable[Matrix]) -> dict[int, tuple[Matrix, ...]]:
 
 
 def of_sites(matrices: Iterable[Matrix]) -> dict[str, tuple[Matrix, ...]]:
-    """The matrices that read one input together, by its site."""
+    """Return the matrices that read each input, by its site."""
     sites: dict[str, tuple[Matrix, ...]] = {}
     for matrix in matrices:
         sites[matrix.site] = (*sites.get(matrix.site, ()), matrix)
@@ -77,7 +78,7 @@ def of_sites(matrices: Iterable[Matrix]) -> dict[str, tuple[Matrix, ...]]:
 
 
 def check_columns(matrices: Iterable[Matrix], m: int) -> None:
-    """Refuse rows that are no whole number of groups of ``m``; ValueError names the layers."""
+    """Raise ValueError, naming the linears, if rows are not whole numbers of groups of ``m``."""
     uneven = [matrix for matrix in matrices if matrix.columns % m]
     if uneven:
         shown = ", ".join(f"{matrix.name} ({matrix.columns})" for matrix in uneven[:4])
@@ -88,10 +89,10 @@ def check_columns(matrices: Iterable[Matrix], m: int) -> None:
         )
 
 
-def _matches(wanted: str, name: str) -> bool:
-    if wanted.startswith("re:"):
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("re:"):
         try:
-            return re.search(wanted.removeprefix("re:"), name) is not None
+            return re.search(pattern.removeprefix("re:"), name) is not None
         except re.error as error:
-            raise ValueError(f"ignore {wanted!r}: no regular expression ({error})") from None
-    return name == wanted or name.endswith(f".{wanted}")
+            raise ValueError(f"ignore {pattern!r}: no regular expression ({error})") from None
+    return name == pattern or name.endswith(f".{pattern}")

@@ -1,4 +1,4 @@
-"""Which weights may go together: any, or a fixed number of every few consecutive ones."""
+"""Sparsity patterns: unstructured, or N weights kept of every M consecutive ones (N:M)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ LARGEST_GROUP = 32
 
 @dataclass(frozen=True)
 class Pattern:
-    """``n`` weights are kept of every ``m`` consecutive ones of a row; both None where any weight may go."""
+    """``n`` weights kept of every ``m`` consecutive ones of a row; both None where any weight may be removed."""
 
     n: int | None = None
     m: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """ "unstructured", or "N:M" with N kept of M: "2:4", "4:8", ...
+        """Return the pattern of a text: "unstructured", or "N:M" with N weights kept of M, such as "2:4".
 
         Raises:
-            ValueError: anything else, with what was expected.
+            ValueError: any other text; the message says what was expected.
         """
         if text == UNSTRUCTURED:
             return cls()
-        found = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
-        if found is None:
+        numbers = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
+        if numbers is None:
             raise ValueError(f"pattern {text!r}: expected unstructured, or N:M such as 2:4 (N weights kept of M)")
-        n, m = int(found[1]), int(found[2])
+        n, m = int(numbers[1]), int(numbers[2])
         if not 0 < n < m:
             raise ValueError(f"pattern {text!r} keeps {n} of {m}: expected 0 < N < M")
         if m > LARGEST_GROUP:
@@ -38,13 +38,13 @@ class Pattern:
 
     @property
     def grouped(self) -> bool:
-        """Whether it is an N:M pattern."""
+        """True for an N:M pattern."""
         return self.m is not None
 
     @property
     def sparsity(self) -> float | None:
-        """The fraction that an N:M pattern removes; None where any will do."""
-        return None if self.m is None else (self.m - self.n) / self.m
+        """The fraction of weights that an N:M pattern removes; None for unstructured."""
+        return None if self.n is None or self.m is None else (self.m - self.n) / self.m
 
     def __str__(self) -> str:
         return UNSTRUCTURED if self.m is None else f"{self.n}:{self.m}"

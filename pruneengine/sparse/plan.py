@@ -1,4 +1,7 @@
-"""The plan of a sparse prune: how many weights of every matrix go. Which ones, the pruner decides on its way."""
+"""Plan of a sparse prune: the number of weights that every matrix loses.
+
+The pruner decides on its way which weights of a matrix go.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.budgets import largest_remainders
 from pruneengine.common.files import write_atomically
+from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.common.validation import from_known, require_whole, require_within
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.pattern import Pattern
@@ -20,16 +25,16 @@ _FORMAT = "pruneengine.sparse_plan/1"
 
 @dataclass(frozen=True)
 class SparsePlan:
-    """How many weights of each matrix become zero.
+    """The number of weights of each matrix that become zero.
 
     Attributes:
-        model_type: of the model's config.
-        method: who orders the weights: "magnitude", "wanda" or "sparsegpt".
-        pattern: "unstructured" or "N:M"; with an allocation that is not uniform M is common and N each layer's own.
-        allocation: who decided the counts, in words.
+        model_type: model type of the model's config.
+        method: the method that orders the weights: "magnitude", "wanda" or "sparsegpt".
+        pattern: "unstructured" or "N:M". Under an allocation that is not uniform M is common and N each layer's own.
+        allocation: the source of the counts, in words.
         asked, reached: sparsity over all matrices.
         shapes: ``(rows, columns)`` by the linear's module path.
-        removed: weights that go, likewise.
+        removed: number of weights that go, by the linear's module path.
     """
 
     model_type: str
@@ -42,33 +47,29 @@ class SparsePlan:
     removed: dict[str, int]
 
     def sparsity(self, name: str) -> float:
-        """Of one matrix."""
+        """Return the sparsity of one matrix."""
         return self.removed[name] / math.prod(self.shapes[name])
 
     def kept_of_group(self, name: str) -> int:
-        """N of the matrix under an N:M pattern."""
+        """Return N of the matrix; ValueError without an N:M pattern."""
         m = Pattern.parse(self.pattern).m
+        if m is None:
+            raise ValueError(f"pattern {self.pattern!r} has no groups: expected N:M")
         return m - self.removed[name] * m // math.prod(self.shapes[name])
 
     def to_json(self) -> str:
-        """One line a field, and one a matrix in ``shapes`` and ``removed``."""
-        fields = {"format": _FORMAT} | asdict(self)
-        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+        """Return JSON text: one line per field, and one per matrix in ``shapes`` and ``removed``."""
+        return plan_to_json(_FORMAT, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> SparsePlan:
         """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a sparse plan: {error}") from None
+        return cls.from_dict(parse_plan(text, "sparse plan"))
 
     @classmethod
     def from_dict(cls, values: Any) -> SparsePlan:
-        """The plan whose fields JSON or YAML held; ValueError as :meth:`from_json`."""
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise ValueError(f"not a sparse plan: expected a JSON object with format {_FORMAT!r}")
-        content = {name: value for name, value in values.items() if name != "format"}
+        """Return the plan whose fields JSON or YAML held; ValueError as :meth:`from_json`."""
+        content = plan_fields(values, _FORMAT, "sparse plan")
         try:
             _check_fields(content)
             content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
@@ -79,31 +80,30 @@ class SparsePlan:
         return plan
 
     def save(self, path: str | Path) -> None:
+        """Write :meth:`to_json`'s text, atomically."""
         write_atomically(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> SparsePlan:
-        """Read a file of :meth:`save`; ValueError, with its name, as :meth:`from_json` or where there is none."""
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a sparse plan ({error})") from None
+        """Read a file of :meth:`save`; ValueError with the file's name if it is missing or not a sparse plan."""
+        text = read_plan(path, "sparse plan")
         try:
             return cls.from_json(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def check(self, matrices: Sequence[Matrix]) -> SparsePlan:
-        """Refuse a plan of another model, or of other linears of it; ValueError names the first difference."""
+        """Raise ValueError if the plan is of another model, or of other linears of it; names the first difference."""
         shapes = {matrix.name: (matrix.rows, matrix.columns) for matrix in matrices}
         for name in {**shapes, **self.shapes}:
-            here, there = (of.get(name, "missing") for of in (shapes, self.shapes))
+            here, there = shapes.get(name, "missing"), self.shapes.get(name, "missing")
             if here != there:
                 reason = " (is ignore the same?)" if "missing" in (here, there) else ""
                 raise ValueError(f"the plan is of another model: {name} is {there} there and {here} here{reason}")
         return self
 
     def _validate(self) -> None:
+        """Raise ValueError if fields contradict each other."""
         m = Pattern.parse(self.pattern).m
         if self.shapes.keys() != self.removed.keys():
             odd = min(self.shapes.keys() ^ self.removed.keys())
@@ -116,7 +116,7 @@ class SparsePlan:
 
 
 def is_sparse_plan(path: str | Path) -> bool:
-    """Whether the file says of itself that it holds a sparse plan (structured prunes leave other plans)."""
+    """Return True if the file's own format is a sparse plan's (structured prunes leave other plans)."""
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError):
@@ -134,18 +134,20 @@ def make_sparse_plan(
     pattern: Pattern | None = None,
     allocation: str = "uniform",
 ) -> SparsePlan:
-    """Counts whose sum is the target's, to the weight.
+    """Return the plan whose removed counts add up to the target, exact to one weight.
+
+    With an N:M pattern the removed count per group is an integer, so layers of different size may miss the target
+    slightly. ``reached`` then holds the actual sparsity; a miss larger than half a weight per group of the largest
+    layer is an error.
 
     Args:
-        model_type: of the model's config.
-        matrices: all that may be pruned.
+        model_type: model type of the model's config.
+        matrices: all matrices that may be pruned.
         sparsities: fraction of each matrix, in [0, 1), by its name; their mean over weights is ``asked``.
         asked: sparsity over all matrices.
-        method: recorded, as is ``allocation``.
-        allocation: in words.
-        pattern: with an N:M pattern every matrix keeps a whole number of each group. Where decoder layers differ in
-            size, whole numbers may miss the target: by up to half a weight of each group of the largest layer they
-            are taken as they are, and ``reached`` says what they come to.
+        method: recorded in the plan.
+        allocation: the source of the sparsities, in words; recorded in the plan.
+        pattern: with an N:M pattern every matrix keeps a whole number of weights of each group.
 
     Raises:
         ValueError: sparsities whose mean over weights is not ``asked``.
@@ -154,19 +156,14 @@ def make_sparse_plan(
     total = sum(matrix.numel for matrix in matrices)
     mean = sum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
     half = max(sum(matrix.numel for matrix in layer) for layer in of_layers(matrices).values()) / 2 / total
-    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.grouped else 0):
+    if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.m else 0):
         raise ValueError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
-    step = {matrix.name: matrix.numel // pattern.m if pattern.grouped else 1 for matrix in matrices}
-    most = {matrix.name: pattern.m if pattern.grouped else matrix.numel for matrix in matrices}
-    wished = {matrix.name: sparsities[matrix.name] * matrix.numel / step[matrix.name] for matrix in matrices}
-    counts = {name: min(int(wish + 1e-9), most[name]) for name, wish in wished.items()}
-    left = round((mean if pattern.grouped else asked) * total) - sum(counts[name] * step[name] for name in counts)
-    # The largest remainders first; under N:M a step is a whole row's worth, and what is left may stay below one.
-    for name in sorted(counts, key=lambda name: counts[name] - wished[name]):
-        if counts[name] < most[name] and left >= step[name] / 2:
-            counts[name] += 1
-            left -= step[name]
-    removed = {name: count * step[name] for name, count in counts.items()}
+    # Under N:M one step removes a further weight from every group of the matrix.
+    steps = {matrix.name: 1 if pattern.m is None else matrix.numel // pattern.m for matrix in matrices}
+    limits = {matrix.name: pattern.m or matrix.numel for matrix in matrices}
+    wishes = {matrix.name: sparsities[matrix.name] * matrix.numel / steps[matrix.name] for matrix in matrices}
+    counts = largest_remainders(wishes, steps, round((mean if pattern.grouped else asked) * total), limits)
+    removed = {name: count * steps[name] for name, count in counts.items()}
     return SparsePlan(
         model_type=model_type,
         method=method,
@@ -180,7 +177,7 @@ def make_sparse_plan(
 
 
 def _check_fields(content: Mapping[str, Any]) -> None:
-    """Refuse a field that is missing, or is not what the plan has there; ValueError or TypeError with its name."""
+    """Raise ValueError or TypeError, with the field's name, if a field is missing or of another kind."""
     if missing := [field.name for field in fields(SparsePlan) if field.name not in content]:
         raise ValueError(f"{missing[0]} is missing")
     for name in ("model_type", "method", "allocation"):
@@ -198,13 +195,3 @@ def _check_fields(content: Mapping[str, Any]) -> None:
             require_whole(f"shapes of {name}", side, 1, "positive whole numbers")
     for name, count in content["removed"].items():
         require_whole(f"removed of {name}", count, expected="a whole number of weights")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return _object((name, json.dumps(item)) for name, item in value.items())
-    return json.dumps(value)
-
-
-def _object(items: Any) -> str:
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"

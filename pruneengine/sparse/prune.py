@@ -1,24 +1,24 @@
-"""sparsify(): the whole path from a dense model to one with zeros."""
+"""Sparse pruning from a dense model to one with zeros, one function per step."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pruneengine.calibration.calibrate import calibrate, check_tokens, check_weights
 from pruneengine.calibration.idle_experts import idle_experts, idle_words
+from pruneengine.calibration.pruning import PruningReport, find_structure
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import Stopwatch, track
-from pruneengine.data.samples import Samples, as_samples
-from pruneengine.model import Structure, find_groups, model_fingerprint
+from pruneengine.data.samples import Tokens, as_samples
+from pruneengine.model import Structure, get_linear, model_fingerprint
 from pruneengine.model.decoder import inference
-from pruneengine.model.experts import unfuse_experts
 from pruneengine.sparse.allocations.allocate import Allocation, allocate_sparsities, needs_statistics
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.layer_pass import prune_layers
@@ -32,39 +32,31 @@ from pruneengine.sparse.resume import PartialPrune, check_partial
 from pruneengine.sparse.zeros import count_zeros
 
 
-@dataclass(frozen=True, eq=False)
-class SparseReport:
-    """What was done, or by :func:`decide` what would be.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SparseReport(PruningReport[SparseConfig, SparsePlan]):
+    """The plan of a sparse prune and its sources (see :class:`PruningReport`).
+
+    The plan says how many weights of every matrix are removed; under compare "layer" the report of :func:`carry_out`
+    has the counts that were removed instead.
 
     Attributes:
-        config: as asked.
-        plan: how many weights of every matrix are removed; under compare "layer" how many were, once they are.
-        allocation: why so many of each; None where the plan was given.
-        statistics: of the dense model, where any were read.
-        seconds: by stage.
-        warnings: what went otherwise than asked.
+        allocation: the source of the plan's counts; None where the plan was given.
     """
 
-    config: SparseConfig
-    plan: SparsePlan
     allocation: Allocation | None = None
-    statistics: Statistics | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plan = self.plan
         zeros, total = sum(plan.removed.values()), sum(rows * columns for rows, columns in plan.shapes.values())
-        spent = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
         return (
             f"{self.config.method} ({plan.pattern}, {plan.allocation}): {zeros:,} of {total:,} weights in "
-            f"{len(plan.shapes)} matrices removed, {plan.reached:.2%} for {plan.asked:.2%} asked ({spent})"
+            f"{len(plan.shapes)} matrices removed, {plan.reached:.2%} for {plan.asked:.2%} asked ({self.stages})"
         )
 
 
 def sparsify(
     model: nn.Module,
-    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+    samples: Tokens | None = None,
     config: SparseConfig | None = None,
     *,
     statistics: Statistics | None = None,
@@ -73,15 +65,15 @@ def sparsify(
     """Set single weights of a model to zero, in place.
 
     Embeddings and the head stay dense, and so do linears whose share is zero: those keep every bit. Layers are pruned
-    one after the other, so an error or Ctrl-C on the way (of SparseGPT or Wanda; never of the checks) leaves those
-    before pruned and those behind dense: load the model again.
+    one after the other. So an error or Ctrl-C while layers are pruned leaves earlier layers pruned and later ones
+    dense: load the model again. (This holds for SparseGPT and Wanda; the checks come before any change.)
 
     Args:
         model: a transformers causal language model of the Llama family, dense.
-        batches: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
-        config: what to do; may be left out with a plan, and then linears that are not in the plan stay dense (a plan
-            without a whole decoder layer needs a config whose ``ignore`` says so).
-        statistics: of this dense model, with "squares": for allocations that read any, and in place of batches for
+        samples: calibration token ids, int64 ``[N, L]``; magnitude needs none unless its allocation does.
+        config: method, sparsity and pattern. It may be left out with a plan; then linears that are not in the plan
+            stay dense (a plan without a whole decoder layer needs a config whose ``ignore`` says so).
+        statistics: of this dense model, with "squares": for allocations that read any, and in place of samples for
             Wanda in mode "one-shot".
         plan: counts made before, by this config's method and pattern; then none are worked out.
 
@@ -91,44 +83,36 @@ def sparsify(
             While layers are pruned: activations that are not finite, or a Hessian that no damping helps.
     """
     clock = Stopwatch()
-    with clock("structure"):
-        structure = find_groups(unfuse_experts(model))
+    structure = find_structure(model, statistics, clock)
     if config is None:
         config = SparseConfig() if plan is None else _config_of(plan, find_matrices(model, structure))
-    if statistics is not None:
-        statistics.check(model=model_fingerprint(model))
-    report = decide(model, structure, batches, config, statistics=statistics, plan=plan, clock=clock)
-    return carry_out(model, structure, batches, report, clock)
-
-
-def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
-    # A layer of which the plan has nothing is a sign of another model.
-    known = {matrix.layer for matrix in matrices if matrix.name in plan.shapes}
-    left = tuple(matrix.name for matrix in matrices if matrix.layer in known and matrix.name not in plan.shapes)
-    return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=left)
+    report = decide(model, structure, samples, config, statistics=statistics, plan=plan, clock=clock)
+    return carry_out(model, structure, samples, report, clock)
 
 
 def decide(
     model: nn.Module,
     structure: Structure,
-    batches: Samples | Tensor | Sequence[Tensor] | None,
+    samples: Tokens | None,
     config: SparseConfig,
     *,
     statistics: Statistics | None = None,
     plan: SparsePlan | None = None,
     clock: Stopwatch | None = None,
 ) -> SparseReport:
-    """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
+    """Return the plan and its sources; the model is not changed, and ``statistics`` are taken to be this model's."""
     clock = clock or Stopwatch()
     with clock("check"):
-        matrices = _checked(model, structure, batches, config, statistics, plan)
+        matrices = _checked(model, structure, samples, config, statistics, plan)
     if statistics is None and _reads_statistics(config, plan):
+        assert samples is not None  # _checked refuses to go without both
         with clock("calibrate"):
             statistics = calibrate(
-                model, batches, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
+                model, samples, ("squares",), structure=structure, kinds=(), batch_size=config.batch_size
             )
     allocation = None
     if plan is None:
+        assert config.sparsity is not None  # settled by the config's constructor
         with clock("allocate"):
             allocation = allocate_sparsities(model, matrices, config, statistics)
             plan = make_sparse_plan(
@@ -136,29 +120,33 @@ def decide(
                 method=config.method, pattern=Pattern.parse(config.pattern), allocation=allocation.words,
             )  # fmt: skip
     warnings = config.notes + (allocation.warnings if allocation else ())
-    return SparseReport(config, plan, allocation, statistics, clock.seconds, warnings)
+    return SparseReport(
+        config=config, plan=plan, allocation=allocation, statistics=statistics, seconds=clock.seconds,
+        warnings=warnings,
+    )  # fmt: skip
 
 
 def carry_out(
     model: nn.Module,
     structure: Structure,
-    batches: Samples | Tensor | Sequence[Tensor] | None,
+    samples: Tokens | None,
     report: SparseReport,
     clock: Stopwatch,
     partial: PartialPrune | None = None,
 ) -> SparseReport:
-    """What :func:`decide` decided, done to the model in place, and behind the layers of ``partial`` if there are."""
+    """Prune the model in place by the report of :func:`decide`, behind the finished layers of ``partial`` if given."""
     config, plan = report.config, report.plan
     matrices = find_matrices(model, structure, config.ignore)
     chosen = [matrix for matrix in matrices if plan.removed[matrix.name]]
+    warnings: tuple[str, ...] = ()
     with clock("prune"), inference(model):
-        warnings = ()
         if not _runs_layers(config):
             statistics = None if config.method == "magnitude" else report.statistics
             _prune_from(model, chosen, config, plan, statistics)
         else:
+            assert samples is not None  # decide() refuses to run layers without them
             pruner = make_pruner(model, plan, config)
-            pieces = [*as_samples(batches).batches(config.batch_size)]
+            pieces = [*as_samples(samples).batches(config.batch_size)]
             warnings = prune_layers(model, structure, chosen, pruner, pieces, config.mode, config.method, partial)
     if report.statistics is not None and _reads_dense_norms(config):
         warnings = idle_words(idle_experts(structure, report.statistics), IDLE)
@@ -167,16 +155,16 @@ def carry_out(
     return replace(report, plan=plan, warnings=report.warnings + warnings)
 
 
-def keep_layers(
-    model: nn.Module, batches: Samples | Tensor | Sequence[Tensor] | None, report: SparseReport, folder: Path
-) -> PartialPrune | None:
-    """Where :func:`carry_out` keeps layers that take long, so that another call goes on behind them; None without need.
+def keep_layers(model: nn.Module, samples: Tokens | None, report: SparseReport, folder: Path) -> PartialPrune | None:
+    """Return the store of finished layers for :func:`carry_out`, so that another call goes on behind them.
+
+    None for methods that are too fast to need it, because they run no layers.
 
     Args:
-        model: dense.
-        batches: as for :func:`carry_out`.
-        report: of :func:`decide`.
-        folder: the caller's to remove.
+        model: the dense model.
+        samples: as for :func:`carry_out`.
+        report: as returned by :func:`decide`.
+        folder: the store's folder, which the caller removes in the end.
 
     Raises:
         ValueError, PermissionError: as :class:`PartialPrune`.
@@ -184,53 +172,59 @@ def keep_layers(
     if not _runs_layers(report.config):
         return None
     counts = hashlib.sha256(json.dumps(report.plan.removed).encode()).hexdigest()[:16]
-    return PartialPrune(folder, _known(report.config, model, batches) | {"counts": counts})
+    return PartialPrune(folder, _known(report.config, model, samples) | {"counts": counts})
 
 
 def check_layers(
     config: SparseConfig,
     folder: Path,
     model: nn.Module | None = None,
-    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+    samples: Tokens | None = None,
 ) -> None:
-    """Refuse a folder that :func:`keep_layers` would refuse for what is known before :func:`decide`.
+    """Raise ValueError if :func:`keep_layers` would refuse the folder for reasons known before :func:`decide`.
 
     Args:
-        config: what will be done.
-        folder: where layers would be kept; need not exist.
-        model: None where it is not loaded yet.
-        batches: likewise.
+        config: the config of the prune.
+        folder: the folder of finished layers; need not exist.
+        model: the dense model; None where it is not loaded yet.
+        samples: calibration token ids; None where they are not loaded yet.
 
     Raises:
         ValueError: as :class:`PartialPrune`.
     """
     # Without a folder there is no need to read all weights for a fingerprint.
     if _runs_layers(config) and folder.exists():
-        check_partial(folder, _known(config, model, batches))
+        check_partial(folder, _known(config, model, samples))
 
 
-def _known(
-    config: SparseConfig, model: nn.Module | None, batches: Samples | Tensor | Sequence[Tensor] | None
-) -> dict[str, Any]:
-    """All but the plan's counts that decides the weights of a prune that runs layers."""
+def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparsePlan | None = None) -> None:
+    """Raise ValueError, with the quantities collected, if statistics lack a quantity that this prune reads."""
+    if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
+        collected = ", ".join(sorted(statistics.tensors)) or "none"
+        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+
+
+def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
+    """Return the config by which a plan was made; matrices that are not in the plan are ignored."""
+    # A layer of which the plan has nothing is a sign of another model.
+    known = {matrix.layer for matrix in matrices if matrix.name in plan.shapes}
+    absent = tuple(matrix.name for matrix in matrices if matrix.layer in known and matrix.name not in plan.shapes)
+    return SparseConfig(plan.method, plan.asked, plan.pattern, ignore=absent)
+
+
+def _known(config: SparseConfig, model: nn.Module | None, samples: Tokens | None) -> dict[str, Any]:
+    """Return all settings but the plan's counts that decide the weights of a prune that runs layers."""
     names = ("method", "pattern", "sparsity", "compared", "mode", "damp", "block", "batch_size")
     known = {name: getattr(config, name) for name in names}
     if model is not None:
         known["model"] = model_fingerprint(model)
-    if batches is not None:
-        known["calibration text"] = as_samples(batches).hash[:16]
+    if samples is not None:
+        known["calibration text"] = as_samples(samples).hash[:16]
     return known
 
 
 def _runs_layers(config: SparseConfig) -> bool:
     return config.method != "magnitude" and not _reads_dense_norms(config)
-
-
-def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparsePlan | None = None) -> None:
-    """Refuse statistics without what this prune reads of them; ValueError with what they hold."""
-    if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
-        collected = ", ".join(sorted(statistics.tensors)) or "none"
-        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
 
 
 def _reads_dense_norms(config: SparseConfig) -> bool:
@@ -248,27 +242,27 @@ def _prune_from(
     plan: SparsePlan,
     statistics: Statistics | None,
 ) -> None:
-    """Masks that are known without running the model: of the weights alone, or with norms of its dense inputs."""
-    for of_layer in track([*of_layers(matrices).values()], config.method):
+    """Zero weights by scores that need no run of the model: of weights alone, or with norms of its dense inputs."""
+    for members in track([*of_layers(matrices).values()], config.method):
         norms = None
         if statistics is not None:
-            device = model.get_submodule(of_layer[0].name).weight.device
-            norms = {m.site: checked_norm(statistics.mean("squares", m.site), m.name).to(device) for m in of_layer}
-        zero_smallest(model, plan, of_layer, config.compared, norms)
+            device = get_linear(model, members[0].name).weight.device
+            norms = {m.site: checked_norm(statistics.input_norm(m.site), m.name).to(device) for m in members}
+        zero_smallest(model, plan, members, config.compared, norms)
 
 
 def _checked(
     model: nn.Module,
     structure: Structure,
-    batches: Samples | Tensor | Sequence[Tensor] | None,
+    samples: Tokens | None,
     config: SparseConfig,
     statistics: Statistics | None,
     plan: SparsePlan | None,
 ) -> tuple[Matrix, ...]:
-    """The matrices, when all that is asked can be done."""
+    """Return the matrices to prune; ValueError if anything cannot be done as asked."""
     pattern = Pattern.parse(config.pattern)
     matrices = find_matrices(model, structure, config.ignore)
-    if pattern.grouped:
+    if pattern.m is not None:
         check_columns(matrices, pattern.m)
     if plan is not None:
         plan.check(matrices)
@@ -276,7 +270,7 @@ def _checked(
             if asked != planned:
                 raise ValueError(f"the plan has {name} {planned!r}, the config {asked!r}")
     reads = _reads_statistics(config, plan)
-    if batches is None:
+    if samples is None:
         if _runs_layers(config):
             raise ValueError(f"method {config.method!r} in mode {config.mode!r} needs calibration batches, got none")
         if reads and statistics is None:
@@ -286,7 +280,7 @@ def _checked(
             )
     if statistics is not None:
         check_statistics(config, statistics, plan)
-    if batches is not None:
-        check_tokens(model, structure, as_samples(batches))
+    if samples is not None:
+        check_tokens(model, structure, as_samples(samples))
     check_weights(model)
     return matrices

@@ -1,4 +1,4 @@
-"""Zeros in the weights of a model, counted, and held against the plan."""
+"""Counts of the zeros in a model's weights, compared with the plan."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pruneengine.sparse.plan import SparsePlan
 
 @dataclass(frozen=True)
 class ZeroCount:
-    """Zeros of every matrix of a plan, as found.
+    """Zeros in every matrix of a plan.
 
     Attributes:
         zeros: by the linear's module path.
-        differing: matrices whose zeros are not as many as planned, with the difference. More of them are possible
-            where a dense weight that stays was zero already.
+        differing: difference from the planned number, for the matrices that have one. More zeros than planned are
+            possible where a dense weight was zero already.
     """
 
     zeros: dict[str, int]
@@ -26,15 +26,16 @@ class ZeroCount:
 
     @classmethod
     def against(cls, plan: SparsePlan, zeros: Mapping[str, int]) -> ZeroCount:
-        """What was counted for each of the plan's matrices; KeyError for one that was not."""
+        """Return the counts of the plan's matrices; raise KeyError for a matrix that was not counted."""
         differing = {name: zeros[name] - planned for name, planned in plan.removed.items() if zeros[name] != planned}
         return cls({name: zeros[name] for name in plan.removed}, differing)
 
     @property
     def total(self) -> int:
+        """Zeros in all matrices together."""
         return sum(self.zeros.values())
 
 
 def count_zeros(model: nn.Module, plan: SparsePlan) -> ZeroCount:
-    """Count the zeros in the weights that a plan names."""
+    """Return the number of zeros in each weight that a plan names."""
     return ZeroCount.against(plan, {name: int((get_linear(model, name).weight == 0).sum()) for name in plan.removed})

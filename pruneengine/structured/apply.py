@@ -1,4 +1,4 @@
-"""The only place where a model changes: mask (undoable) and compact (final).
+"""A plan carried out on a model: mask (undoable) and compact (final).
 
 Zeroing what a removed head or channel feeds into o_proj or down_proj gives the same logits as removing it, so a
 candidate is tried by mask and only the final plan is compacted. Both take what makes up for removed units: constant
@@ -14,21 +14,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pruneengine.model import Group, Structure, find_groups, get_linear, layer_of, text_config, unit_slices
+from pruneengine.model import Group, Structure, find_groups, get_linear, layer_of, unit_slices
 from pruneengine.model.config_sync import layer_counts, sync_config
-from pruneengine.model.edit import count_experts, drop_experts, drop_layers, narrow, replace, set_counts
-from pruneengine.model.experts import choose_among
-from pruneengine.model.masking import _as_tensor, gate, kept_mask, skip
+from pruneengine.model.edit import (
+    complete_biases,
+    count_experts,
+    drop_experts,
+    drop_layers,
+    narrow,
+    replace_bias,
+    replace_weight,
+    set_counts,
+)
+from pruneengine.model.masking import choose_among, gate, kept_mask, lent, skip
+from pruneengine.model.structure import index_tensor
 from pruneengine.structured.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """New values of an o_proj or down_proj behind removed units; None leaves that part as it is.
+    """New values of an o_proj or down_proj that reads removed units; None leaves a part as it is.
 
     Attributes:
         weight: ``[out, kept columns]``.
-        bias: ``[out]``, in place of the linear's own.
+        bias: ``[out]``, in place of the linear's present bias.
     """
 
     weight: Tensor | None = None
@@ -45,16 +54,16 @@ def mask(
     corrections: Mapping[str, Correction] | None = None,
     layers: Iterable[int] | None = None,
 ) -> Iterator[nn.Module]:
-    """Within the context the model computes what the compacted model would; afterwards it is as before.
+    """Make the model compute within the context what the compacted model would; afterwards it is as before.
 
     Inputs of o_proj and down_proj are multiplied by a 0/1 vector, and removed decoder layers pass their input on
     (run it with ``use_cache=False``: a skipped layer leaves no cache entry).
 
     Args:
-        model: to be masked.
-        plan: what stays.
-        structure: of the model, when it is at hand.
-        means: ``[units * width]`` per group name: what a removed channel feeds on in place of zero. The same as
+        model: the dense model.
+        plan: the units that stay.
+        structure: the model's structure, if it is at hand.
+        means: ``[units * width]`` per group name: constant outputs of removed channels, in place of zero. The same as
             compacting with the bias of :func:`pruneengine.structured.compensate.bias_corrections`.
         corrections: per module path, as :func:`compact` takes them; not together with ``means``.
         layers: mask these decoder layers only; None for all.
@@ -74,11 +83,12 @@ def mask(
         undo.enter_context(skip(model, structure, chosen - set(plan.kept_layers)))
         undo.enter_context(gate(model, structure, gates, means=means))
         for layer, kept in _fewer_experts(plan).items():
+            assert structure.family.experts is not None  # the plan names experts of this model
             if layer in chosen:
                 router = f"{structure.layer_path(layer)}.{structure.family.experts.router}"
                 undo.enter_context(choose_among(model.get_submodule(router), kept))
         for linear, group, correction in targets:
-            undo.enter_context(_corrected(linear, group, plan.keep[group.name], correction))
+            undo.enter_context(lent(linear, _lent(linear, group, plan.keep[group.name], correction)))
         yield model
 
 
@@ -89,7 +99,7 @@ def compact(
     structure: Structure | None = None,
     corrections: Mapping[str, Correction] | None = None,
 ) -> nn.Module:
-    """Remove what the plan does not keep, in place, and bring the config into step. Returns the model.
+    """Remove the units that the plan does not keep, in place, and update the config; return the model.
 
     The kept rows and columns are gathered by :func:`pruneengine.ops.gather_rows` and
     :func:`~pruneengine.ops.gather_columns`, one linear at a time, so the peak is the model plus one matrix.
@@ -98,10 +108,10 @@ def compact(
     config (zeros: they change nothing), so that a config can describe the model.
 
     Args:
-        model: to be pruned.
-        plan: what stays.
-        structure: of the model, when it is at hand.
-        corrections: per module path of the model as it is now, for groups that the plan narrows.
+        model: the dense model.
+        plan: the units that stay.
+        structure: the model's structure, if it is at hand.
+        corrections: per module path of the dense model, for groups that the plan narrows.
 
     Raises:
         ValueError: before anything changes: the plan, or a correction, does not fit the model.
@@ -110,10 +120,10 @@ def compact(
     plan.check(structure)
     targets = _checked(model, structure, plan, corrections or {})
     for name, kept in _partial(plan).items():
-        narrow(model, structure.by_name[name], _as_tensor(kept))
+        narrow(model, structure.by_name[name], index_tensor(kept))
     for linear, _group, correction in targets:
         _correct(linear, correction)
-    _complete_biases(model, structure)
+    complete_biases(model, structure)
     drop_experts(model, structure, _fewer_experts(plan))
     if len(plan.kept_layers) < structure.num_layers:
         drop_layers(model, structure, plan.kept_layers)
@@ -125,18 +135,19 @@ def compact(
 
 
 def _partial(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The groups that lose some of their units, and what they keep."""
+    """Return the kept units of the groups that lose some of their units."""
     return {name: kept for name, kept in plan.keep.items() if len(kept) < plan.units[name]}
 
 
 def _fewer_experts(plan: Plan) -> dict[int, tuple[int, ...]]:
-    """The layers that lose whole experts, and which they keep."""
+    """Return the kept experts of the layers that lose whole experts."""
     return {layer: plan.kept_experts(layer) for layer in sorted({layer_of(name) for name in plan.lost_experts})}
 
 
 def _checked(
     model: nn.Module, structure: Structure, plan: Plan, corrections: Mapping[str, Correction]
 ) -> list[tuple[nn.Linear, Group, Correction]]:
+    """Return each correction with its linear and group; ValueError if one does not fit."""
     groups = {structure.by_name[name].members[-1].module: structure.by_name[name] for name in _partial(plan)}
     if foreign := corrections.keys() - groups.keys():
         raise ValueError(f"correction of {min(foreign)}: the plan removes nothing that it reads")
@@ -153,40 +164,19 @@ def _checked(
     return targets
 
 
-@contextlib.contextmanager
-def _corrected(linear: nn.Linear, group: Group, kept: tuple[int, ...], correction: Correction) -> Iterator[None]:
-    weight, bias = linear.weight, linear.bias
-    full = correction.weight
-    if full is not None:
-        index = unit_slices(_as_tensor(kept), group.members[-1].width).to(weight.device)
-        full = torch.zeros_like(weight).index_copy_(1, index, correction.weight.to(weight))
-    _correct(linear, Correction(full, correction.bias))
-    try:
-        yield
-    finally:
-        linear.weight, linear.bias = weight, bias
+def _lent(linear: nn.Linear, group: Group, kept: tuple[int, ...], correction: Correction) -> dict[str, Tensor]:
+    """Return the parameters that make a linear of the masked model compute what the corrected one would, by name."""
+    weight, parameters = linear.weight, {}
+    if correction.weight is not None:
+        index = unit_slices(index_tensor(kept), group.members[-1].width).to(weight.device)
+        parameters["weight"] = torch.zeros_like(weight).index_copy_(1, index, correction.weight.to(weight))
+    if correction.bias is not None:
+        parameters["bias"] = correction.bias.to(weight)
+    return parameters
 
 
 def _correct(linear: nn.Linear, correction: Correction) -> None:
-    like = linear.weight
     if correction.weight is not None:
-        replace(linear, "weight", correction.weight.to(like))
+        replace_weight(linear, correction.weight.to(linear.weight))
     if correction.bias is not None:
-        linear.bias = nn.Parameter(correction.bias.to(like), requires_grad=like.requires_grad)
-
-
-def _complete_biases(model: nn.Module, structure: Structure) -> None:
-    ends: dict[str, list[Group]] = {}
-    for group in structure.groups:
-        ends.setdefault(group.part, []).append(group)
-    for groups in ends.values():
-        if not any(get_linear(model, group.members[-1].module).bias is not None for group in groups):
-            continue
-        for group in groups:
-            flag, sharing = structure.family.bias_flag(structure.within(group.members[-1].module))
-            layer = model.get_submodule(structure.layer_path(group.layer))
-            for linear in (layer.get_submodule(path) for path in sharing):
-                if linear.bias is None:
-                    _correct(linear, Correction(bias=linear.weight.new_zeros(linear.weight.shape[0])))
-            if flag is not None:
-                setattr(text_config(model.config), flag, True)
+        replace_bias(linear, correction.bias.to(linear.weight))

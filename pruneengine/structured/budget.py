@@ -1,22 +1,21 @@
-"""Meeting a budget: who is at a limit passes the rest on to the others."""
+"""Allocation of a parameter budget to groups, where a group at its limit passes the rest on to the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pruneengine.model import Group
-from pruneengine.structured.scores.score import Scores
 
 
 def rank_to_budget(groups: Sequence[Group], densities: Mapping[str, Tensor], budget: float) -> dict[str, float]:
-    """One ranking over all units: they go in ascending order until the budget is met; the best of a group stays.
+    """Remove units in the ascending order of one ranking until the budget is met; the best unit of a group stays.
 
     Args:
-        groups: what competes.
-        densities: what a parameter of each unit is worth, float64 ``[units]`` per group name.
+        groups: the groups that compete.
+        densities: score per parameter of each unit, float64 ``[units]`` per group name.
         budget: parameters to remove.
 
     Returns:
@@ -36,14 +35,14 @@ def rank_to_budget(groups: Sequence[Group], densities: Mapping[str, Tensor], bud
 
 
 def most_of(group: Group, cap: float = 1.0) -> float:
-    """The largest ratio a group can have: its last unit stays, and no more than ``cap`` goes."""
+    """Return the largest ratio a group can have: its last unit stays, and no more than ``cap`` goes."""
     return min(cap, 1 - 1 / group.units)
 
 
 def scale_to_budget(
     groups: Sequence[Group], profile: Mapping[str, float], budget: float, cap: float = 1.0
 ) -> dict[str, float]:
-    """The profile times what meets the budget; a group that comes to its limit passes the rest on.
+    """Scale a profile of ratios to the budget; a group that comes to its limit passes the rest on.
 
     Args:
         groups: the groups that give.
@@ -54,69 +53,62 @@ def scale_to_budget(
     Returns:
         ``{group name: ratio}``; times the groups' parameters they add up to the budget.
     """
-    ratios: dict[str, float] = {}
+
+    def proportions(remaining: Sequence[Group]) -> dict[str, float]:
+        peak = max(profile[g.name] for g in remaining)
+        # Where nothing is left to scale, the budget of the full groups is spread evenly.
+        return {g.name: profile[g.name] / peak if peak > 0 else 1.0 for g in remaining}
+
+    return _scale(groups, proportions, lambda group: group.params, lambda group: most_of(group, cap), budget)
+
+
+def scale_counts(groups: Sequence[Group], counts: Mapping[str, float], budget: float) -> dict[str, float]:
+    """Scale counts of removed units, not rounded yet, to the budget; a group at its limit passes the rest on.
+
+    Args:
+        groups: the groups that give.
+        counts: units to remove per group name, non-negative; only their proportions count.
+        budget: parameters to remove; nothing is removed where it is negative.
+
+    Returns:
+        ``{group name: units}``; one unit of every group stays.
+    """
+
+    def proportions(remaining: Sequence[Group]) -> dict[str, float]:
+        if any(counts[g.name] > 0 for g in remaining):
+            return {g.name: counts[g.name] for g in remaining}
+        # Nothing was to be removed here, yet heads left a remainder: spread it evenly.
+        return {g.name: float(g.units) for g in remaining}
+
+    return _scale(groups, proportions, lambda group: group.unit_params, lambda group: group.units - 1, max(0.0, budget))
+
+
+def _scale(
+    groups: Sequence[Group],
+    proportions: Callable[[Sequence[Group]], Mapping[str, float]],
+    price: Callable[[Group], int],
+    limit: Callable[[Group], float],
+    budget: float,
+) -> dict[str, float]:
+    """Return the proportions times the one factor that spends the budget, with every group within its limit.
+
+    Args:
+        groups: the groups that give.
+        proportions: non-negative amounts, not all zero, of the groups that are not at their limit.
+        price: parameters that an amount of one removes.
+        limit: the largest amount of a group.
+        budget: parameters to remove.
+    """
+    amounts: dict[str, float] = {}
     remaining = list(groups)
     while remaining:
-        peak = max(profile[g.name] for g in remaining)
-        # Where nothing is left to scale, what the full groups could not give is spread evenly.
-        shape = {g.name: profile[g.name] / peak if peak > 0 else 1.0 for g in remaining}
-        factor = budget / sum(shape[g.name] * g.params for g in remaining)
-        full = [g for g in remaining if shape[g.name] * factor > most_of(g, cap)]
+        shape = proportions(remaining)
+        factor = budget / sum(shape[g.name] * price(g) for g in remaining)
+        full = [g for g in remaining if shape[g.name] * factor > limit(g)]
         if not full:
-            return ratios | {g.name: shape[g.name] * factor for g in remaining}
+            return amounts | {g.name: shape[g.name] * factor for g in remaining}
         for group in full:
-            ratios[group.name] = most_of(group, cap)
-            budget -= ratios[group.name] * group.params
+            amounts[group.name] = float(limit(group))
+            budget -= amounts[group.name] * price(group)
         remaining = [g for g in remaining if g not in full]
-    return ratios
-
-
-def _scaled(groups: Sequence[Group], exact: dict[str, float], budget: float) -> dict[str, float]:
-    """Scale the removals to spend the budget; groups that reach their limit pass the rest on to the others."""
-    result, open_groups = {}, list(groups)
-    while open_groups:
-        weight = sum(exact[g.name] * g.unit_params for g in open_groups)
-        if weight <= 0:
-            # Nothing was to be removed here, yet heads left a remainder: spread it evenly.
-            exact = {g.name: float(g.units) for g in open_groups}
-            weight = sum(g.params for g in open_groups)
-        factor = max(0.0, budget) / weight
-        full = [g for g in open_groups if exact[g.name] * factor > g.units - 1]
-        if not full:
-            return result | {g.name: exact[g.name] * factor for g in open_groups}
-        for group in full:
-            result[group.name] = float(group.units - 1)
-            budget -= result[group.name] * group.unit_params
-        open_groups = [g for g in open_groups if g not in full]
-    return result
-
-
-def _largest_remainders(
-    groups: Sequence[Group], exact: dict[str, float], multiple: int, scores: Scores
-) -> dict[str, int]:
-    """Whole counts whose kept widths are multiples and whose total is the nearest to the exact total."""
-    kept = {g.name: max(multiple, _ceil(g.units - exact[g.name], multiple)) for g in groups}
-    kept = {g.name: min(kept[g.name], g.units) for g in groups}
-    excess = sum((kept[g.name] - (g.units - exact[g.name])) * g.unit_params for g in groups)
-
-    def urgency(group: Group) -> tuple[float, float]:
-        remainder = kept[group.name] - (group.units - exact[group.name])
-        ordered = scores.groups[group.name].sort().values
-        return -round(remainder, 6), float(ordered[min(group.units - kept[group.name], group.units - 1)])
-
-    for group in sorted(groups, key=urgency):
-        step = kept[group.name] - _floor(kept[group.name] - 1, multiple)
-        if kept[group.name] - step < max(1, multiple) or excess < step * group.unit_params / 2:
-            continue
-        kept[group.name] -= step
-        excess -= step * group.unit_params
-    return {g.name: g.units - kept[g.name] for g in groups}
-
-
-def _floor(value: float, multiple: int) -> int:
-    return int(value // multiple) * multiple
-
-
-def _ceil(value: float, multiple: int) -> int:
-    # A hair of slack: 3 - 0.6 * 5 is not a reason to round up.
-    return -int(-(value - 1e-6) // multiple) * multiple
+    return amounts

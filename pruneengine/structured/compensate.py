@@ -1,20 +1,20 @@
-"""What the kept units can do for the removed ones: a bias, or refitted weights, of the linear that read both.
+"""Compensation of removed units: a bias, or refitted weights, of the linear that reads kept and removed units.
 
 Let x be the input of an o_proj or down_proj with weight W, K its kept and R its removed channels.
 
-- "bias": the mean of what is missing from the output becomes a bias. On the dense model's inputs that is
+- "bias": the mean of the missing output becomes a bias. On the dense model's inputs that is
   ``W_R mean(x_R)``, as in FLAP (An et al., AAAI 2024, arXiv 2312.11983), section 3.4.
 - "least-squares": ``W_K + D``, where D minimises ``|missing - D x_K|^2 + ridge * mean(diag G) * |D|^2`` with
   ``G = X_K X_K^T``, so that D falls to zero (no change) as the ridge grows. The ridge, or no change at all, is chosen
   by the squared error on samples that the fit has not seen; then D is solved once more with all samples.
 
-What is missing is ``W_R x_R``. "one-shot" reads x in the dense model, "sequential" behind the layers that are already
-pruned and compensated. Neither makes up for the errors of earlier layers.
+The missing output is ``W_R x_R``. "one-shot" reads x in the dense model, "sequential" behind the layers that are
+already pruned and compensated. Neither makes up for the errors of earlier layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import track
 from pruneengine.common.validation import require_choice
-from pruneengine.data.samples import Samples, as_samples
+from pruneengine.data.samples import Tokens, as_samples
 from pruneengine.model import Group, Structure, find_groups, get_linear, unit_slices
 from pruneengine.model.decoder import inference
 from pruneengine.model.layer_runner import LayerRunner
@@ -39,13 +39,13 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class GroupFit:
-    """What was done for one group.
+    """The fit for one group.
 
     Attributes:
-        group: its name.
-        ridge: of the refit, relative to the mean square of the kept inputs; None where nothing was refitted.
-        before, after: squared error of the output on held-out samples, without and with what the other samples alone
-            would have given; relative to the squares of the output that is wanted.
+        group: name of the group.
+        ridge: ridge of the refit, relative to the mean square of the kept inputs; None where nothing was refitted.
+        before, after: squared error of the output on held-out samples, without compensation and with a compensation
+            fitted to the other samples alone; relative to the squares of the dense linear's output.
     """
 
     group: str
@@ -56,7 +56,7 @@ class GroupFit:
 
 @dataclass(frozen=True, eq=False)
 class Compensation:
-    """Corrections per module path, as :func:`compact` takes them (on the CPU), and how they came."""
+    """Corrections per module path, as :func:`compact` takes them (on the CPU), with the method and fits behind them."""
 
     how: str
     mode: str
@@ -65,7 +65,7 @@ class Compensation:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value, a row a group."""
+        """Return a JSON value with one row per group."""
         rows = [vars(group) for group in self.groups]
         return {"how": self.how, "mode": self.mode, "held-out error": rows}
 
@@ -73,7 +73,7 @@ class Compensation:
 def compensate(
     model: nn.Module,
     plan: Plan,
-    batches: Samples | Tensor | Sequence[Tensor],
+    batches: Tokens,
     how: str,
     *,
     structure: Structure | None = None,
@@ -81,20 +81,20 @@ def compensate(
     held_out: float = 0.25,
     batch_size: int = 8,
 ) -> Compensation:
-    """Work out, layer by layer, what makes up for the units that a plan removes. The model is left as it was.
+    """Compute corrections, layer by layer, that make up for the units a plan removes; the model stays as it was.
 
-    Memory beside the model: the hidden states of all samples, the sums of one layer's groups (float64, twice the
+    Memory besides the model: the hidden states of all samples, the sums of one layer's groups (float64, twice the
     square of the kept channels), and the corrections.
 
     Args:
         model: the dense model that the plan was made for.
-        plan: what stays.
+        plan: the units that stay.
         batches: token ids, int64 ``[N, L]`` (or several such tensors of one length L).
         how: "bias", "least-squares", or "none" for no corrections.
-        structure: of the model, when it is at hand.
+        structure: the model's structure, if it is at hand.
         mode: "one-shot" or "sequential".
         held_out: fraction of the samples, spread evenly, on which errors are measured and ridges chosen; in (0, 1).
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
 
     Raises:
         ValueError: an unknown choice, fewer than two samples, or inputs of a layer that are not finite.
@@ -122,16 +122,16 @@ def compensate(
 
 
 def check_choice(how: str, mode: str) -> None:
-    """ValueError for a compensation or a mode that does not exist."""
+    """Raise ValueError if the compensation or the mode does not exist."""
     require_choice("compensation", how, COMPENSATIONS)
     require_choice("compensation mode", mode, MODES)
 
 
 def channel_means(structure: Structure, statistics: Statistics) -> dict[str, Tensor]:
-    """Mean input of o_proj and down_proj per group name, float32 ``[channels]``, from the statistic "sum".
+    """Return the mean input of o_proj and down_proj per group name, float32 ``[channels]``, from the statistic "sum".
 
-    What :func:`mask` takes as ``means``: a trial of "bias" in mode "one-shot" without a fit. Of the
-    groups whose statistics were collected, which may be some kinds or layers alone.
+    Passed to :func:`mask` as ``means``, they try "bias" in mode "one-shot" without a fit. Groups without collected
+    statistics are left out (statistics may cover some kinds or layers only).
     """
     sites = {group.name: group.members[-1].site for group in structure.groups}
     collected = statistics.tensors.get("sum", {})
@@ -145,7 +145,7 @@ def channel_means(structure: Structure, statistics: Statistics) -> dict[str, Ten
 def bias_corrections(
     model: nn.Module, structure: Structure, plan: Plan, means: dict[str, Tensor]
 ) -> dict[str, Correction]:
-    """``W_R mean(x_R)`` per module, added to the bias it has: what ``mask(model, plan, means=means)`` computes."""
+    """Return ``W_R mean(x_R)`` plus the present bias per module, as ``mask(model, plan, means=means)`` computes."""
     corrections = {}
     for group in structure.groups:
         if group.name in plan.keep and len(plan.keep[group.name]) < group.units:
@@ -158,7 +158,7 @@ def bias_corrections(
 
 
 class _Fits:
-    """The corrections of a plan, as the layers give them."""
+    """Corrections of a plan, collected layer by layer."""
 
     def __init__(
         self, model: nn.Module, structure: Structure, plan: Plan, how: str, walk: LayerRunner, train: int
@@ -174,6 +174,7 @@ class _Fits:
         self.last = max((g.layer for g in narrowed), default=-1)
 
     def one_shot(self) -> None:
+        """Fit all groups of a layer from one pass of the dense model."""
         hidden = self.walk.inputs
         for layer in track(range(self.last + 1), "compensate"):
             sums = {group.name: self._moments(group) for group in self.of_layer[layer]}
@@ -183,9 +184,10 @@ class _Fits:
                 for group in self.of_layer[layer]:
                     self._add(sums[group.name][batch >= self.train], group, seen[group.members[-1].module])
             for group in self.of_layer[layer]:
-                self._settle(group, *sums[group.name])
+                self._fit(group, *sums[group.name])
 
     def sequential(self) -> None:
+        """Fit one group after the other, behind everything that is pruned and compensated before it."""
         hidden = self.walk.inputs
         for layer in track(range(self.last + 1), "compensate"):
             for group in self.of_layer[layer]:
@@ -195,15 +197,16 @@ class _Fits:
                     with self.walk.recording([path]) as seen, self._pruned(layer):
                         self.walk.run(layer, h)
                     self._add(sums[batch >= self.train], group, seen[path])
-                self._settle(group, *sums)
+                self._fit(group, *sums)
             with self._pruned(layer):
                 for batch, h in enumerate(hidden):
                     hidden[batch] = self.walk.run(layer, h)
 
     def _add(self, sums: Moments, group: Group, x: Tensor) -> None:
+        """Add one batch of a group's input to its sums."""
         linear = get_linear(self.model, group.members[-1].module)
         if group.part == "experts.mlp":
-            # Rows of zeros fill up samples that have fewer tokens; they are none.
+            # An expert's samples with fewer tokens are filled up with rows of zeros, which are no tokens.
             x = x[x.any(-1)]
         kept, removed = _columns(group, self.plan, linear.weight.device)
         x_kept, x_removed = x[..., kept], x[..., removed]
@@ -213,38 +216,42 @@ class _Fits:
     def _linears(self, layer: int) -> list[str]:
         return [group.members[-1].module for group in self.of_layer[layer]]
 
-    def _pruned(self, layer: int):
-        found = {path: self.corrections[path] for path in self._linears(layer) if path in self.corrections}
-        return mask(self.model, self.plan, structure=self.structure, corrections=found, layers=(layer,))
+    def _pruned(self, layer: int) -> AbstractContextManager[nn.Module]:
+        """Return a context in which the layer computes as pruned, with its corrections so far."""
+        corrections = {path: self.corrections[path] for path in self._linears(layer) if path in self.corrections}
+        return mask(self.model, self.plan, structure=self.structure, corrections=corrections, layers=(layer,))
 
     def _moments(self, group: Group) -> tuple[Moments, Moments]:
+        """Return empty sums for the samples to fit and for those held out."""
         weight = get_linear(self.model, group.members[-1].module).weight
         channels = len(self.plan.keep[group.name]) * group.members[-1].width
-        train, held = (Moments.empty(channels, weight.shape[0], weight.device) for _ in range(2))
-        return train, held
+        train, held_out = (Moments.empty(channels, weight.shape[0], weight.device) for _ in range(2))
+        return train, held_out
 
-    def _settle(self, group: Group, train: Moments, held: Moments) -> None:
+    def _fit(self, group: Group, train: Moments, held_out: Moments) -> None:
+        """Fit a group's correction, from sums over the samples to fit and over those held out."""
         path = group.members[-1].module
-        if not (train.finite and held.finite):
+        if not (train.finite and held_out.finite):
             raise ValueError(f"what enters or leaves {path} is not finite: weights or activations hold NaN or infinity")
-        scale = held.wanted or 1.0
-        before = after = held.error()
+        scale = held_out.output or 1.0
+        before = after = held_out.error()
         linear, ridge = get_linear(self.model, path), None
         if self.how == "bias":
-            after = held.error(bias=train.missing / max(1, train.tokens))
-            both = train + held
+            after = held_out.error(bias=train.missing / max(1, train.tokens))
+            both = train + held_out
             self.corrections[path] = _with_bias(linear, both.missing / max(1, both.tokens))
         else:
-            tried = {r: held.error(delta=self._solve(path, train, r)) for r in RIDGES}
+            tried = {r: held_out.error(delta=self._solve(path, train, r)) for r in RIDGES}
             best = min(tried, key=tried.__getitem__)
             if tried[best] < before:
                 ridge, after = best, tried[best]
                 kept, _removed = _columns(group, self.plan, linear.weight.device)
-                weight = linear.weight.detach()[:, kept] + self._solve(path, train + held, ridge)
+                weight = linear.weight.detach()[:, kept] + self._solve(path, train + held_out, ridge)
                 self.corrections[path] = Correction(weight=weight.to(linear.weight).cpu())
         self.groups.append(GroupFit(group.name, ridge, before / scale, after / scale))
 
     def _solve(self, path: str, moments: Moments, ridge: float) -> Tensor:
+        """Return the change of the kept weights; warn if it needed a larger ridge."""
         delta, taken = solve(moments, ridge)
         if taken != ridge:
             self.warnings.append(f"{path}: no Cholesky factor at ridge {ridge:g}; {taken:g} was taken in its place")
@@ -252,12 +259,14 @@ class _Fits:
 
 
 def _columns(group: Group, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices of the kept and of the removed input channels of a group's last member."""
+    """Return indices of the kept and of the removed input channels of a group's last member."""
     kept = torch.tensor(plan.keep[group.name])
     removed = torch.ones(group.units, dtype=torch.bool).index_fill_(0, kept, False).nonzero().flatten()
-    return tuple(unit_slices(units, group.members[-1].width).to(device) for units in (kept, removed))
+    width = group.members[-1].width
+    return unit_slices(kept, width).to(device), unit_slices(removed, width).to(device)
 
 
 def _with_bias(linear: nn.Linear, missing: Tensor) -> Correction:
+    """Return a correction that adds the missing output to the linear's bias."""
     own = 0 if linear.bias is None else linear.bias.detach()
     return Correction(bias=(missing + own).to(linear.weight).cpu())

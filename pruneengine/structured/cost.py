@@ -1,4 +1,4 @@
-"""What a prune will cost, from shapes alone: memory, arithmetic and time, before anything is spent."""
+"""Cost of a prune, predicted from shapes alone: memory, arithmetic and time."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def predict(
 
     Args:
         structure: the model's structure.
-        method: a metric's or fused method's name.
-        nsamples: calibration samples.
-        seqlen: tokens a sample.
-        batch_size: samples a forward pass.
-        itemsize: bytes a weight.
-        flops: floating-point operations a second, see :func:`measure_flops`.
+        method: name of a metric or of a fused method.
+        nsamples: number of calibration samples.
+        seqlen: tokens per sample.
+        batch_size: samples per forward pass.
+        itemsize: bytes per weight.
+        flops: floating-point operations per second, see :func:`measure_flops`.
     """
     needs = needs_of(method)
     layer = max(structure.layer_params)
@@ -67,7 +67,7 @@ def predict(
 
 
 def measure_flops(dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = 1024) -> float:
-    """Matrix-multiply rate of this machine, operations a second: the best of five short products."""
+    """Measure the matrix-multiply rate of this machine, in operations per second: the best of five short products."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(5):
@@ -80,6 +80,7 @@ def measure_flops(dtype: torch.dtype = torch.float32, device: str = "cpu", size:
 
 
 def _widths(structure: Structure) -> tuple[int, int]:
+    """Return the hidden size and the largest number of input channels."""
     channels = [site.channels for site in structure.sites]
     hidden = next(site.channels for site in structure.sites if site.name.endswith("attn_in"))
     return hidden, max(channels)

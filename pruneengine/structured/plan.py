@@ -1,18 +1,20 @@
-"""The plan: which units stay. Deciding ends here, in a small printable JSON value; doing starts from it."""
+"""Plan of a structured prune: the units that stay, as a small printable JSON value.
+
+Deciding ends with a plan, and changing the model starts from one.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pruneengine import ops
 from pruneengine.common.files import write_atomically
+from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.model import KINDS, Group, Structure, expert_of, layer_of
 from pruneengine.structured.rounding import spread_counts, uniform_counts
 from pruneengine.structured.scores.score import Scores
@@ -24,11 +26,11 @@ _FORMAT = "pruneengine.plan/1"
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays of a model.
+    """The units of a model that stay.
 
     Attributes:
-        keep: ascending kept units per group name, for every group of the layers that stay; an expert that is not
-            among them goes as a whole.
+        keep: ascending kept units per group name, for every group of the layers that stay; an expert without an entry
+            goes as a whole.
         kept_layers: ascending indices of the decoder layers that stay.
         shape: "uniform" (every layer has the same widths) or "per-layer".
         asked, reached: the ratio asked for and what the plan removes, as fractions of the prunable parameters of
@@ -48,19 +50,13 @@ class Plan:
     keep: dict[str, tuple[int, ...]]
 
     def to_json(self) -> str:
-        """One line a field, and one a group in ``units`` and ``keep``."""
-        fields = {"format": _FORMAT} | asdict(self)
-        return _object((name, _value(value)) for name, value in fields.items()) + "\n"
+        """Return JSON text: one line per field, and one per group in ``units`` and ``keep``."""
+        return plan_to_json(_FORMAT, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read :meth:`to_json`'s text; ValueError when it is not a plan or contradicts itself."""
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a plan: {error}") from None
-        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-            raise ValueError(f"not a plan: expected a JSON object with format {_FORMAT!r}")
+        content = plan_fields(parse_plan(text, "plan"), _FORMAT, "plan")
         try:
             content["keep"] = {name: tuple(units) for name, units in content["keep"].items()}
             plan = cls(**content | {k: tuple(content[k]) for k in ("kinds", "kept_layers")})
@@ -70,17 +66,16 @@ class Plan:
         return plan
 
     def save(self, path: str | Path) -> None:
+        """Write :meth:`to_json`'s text, atomically."""
         write_atomically(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        try:
-            return cls.from_json(Path(path).read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+        """Read a file of :meth:`save`; ValueError if it cannot be read or is not a plan."""
+        return cls.from_json(read_plan(path, "plan"))
 
     def check(self, structure: Structure) -> Plan:
-        """Refuse a plan that was made for another model, or keeps fewer experts than a token is sent to."""
+        """Raise ValueError if the plan was made for another model, or keeps fewer experts than a token is sent to."""
         units = {group.name: group.units for group in structure.groups}
         if (self.model_type, self.units) != (structure.model_type, units):
             differing = next((n for n in sorted(units | self.units) if units.get(n) != self.units.get(n)), "model_type")
@@ -97,9 +92,9 @@ class Plan:
         return self
 
     def kept_experts(self, layer: int) -> tuple[int, ...]:
-        """Ascending indices of a layer's experts that stay; none in a model without experts."""
-        begin = f"layers.{layer}.experts."
-        return tuple(sorted(expert_of(name) for name in self.keep if name.startswith(begin)))
+        """Return the ascending indices of a layer's experts that stay; none in a model without experts."""
+        experts = (expert_of(name) for name in self.keep if layer_of(name) == layer)
+        return tuple(sorted(expert for expert in experts if expert is not None))
 
     @property
     def lost_experts(self) -> tuple[str, ...]:
@@ -108,8 +103,9 @@ class Plan:
         return tuple(n for n in self.units if layer_of(n) in kept and expert_of(n) is not None and n not in self.keep)
 
     def _validate(self) -> None:
-        if odd := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
-            raise ValueError(f"plan: {odd[0]!r} is no group's name")
+        """Raise ValueError if fields contradict each other."""
+        if unknown := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
+            raise ValueError(f"plan: {unknown[0]!r} is no group's name")
         if self.shape not in SHAPES or not self.kinds or set(self.kinds) - set(KINDS):
             raise ValueError(f"plan: unknown shape {self.shape!r} or kinds {self.kinds}")
         whole = [*self.units.values(), self.params_before, self.params_after, *self.kept_layers]
@@ -150,14 +146,14 @@ def make_plan(
 ) -> Plan:
     """Turn ratios into whole units that meet the target after rounding, and pick the lowest-scored units.
 
-    Heads are rounded first, down in uniform plans; MLP channels, the finest unit, absorb what that leaves, in widths
+    Heads are rounded first, down in uniform plans. MLP channels, the finest unit, make up for the rounding, in widths
     that are multiples of ``round_to`` (default :func:`default_rounding`). Under ``protocol="llm-pruner"`` every group
-    removes what LLM-Pruner would (methods 1.2) and nothing is rounded.
+    removes as many units as LLM-Pruner would (methods 1.2) and nothing is rounded.
 
     Args:
         structure: the model's structure.
-        scores: of its units; the lowest go, the lower index first among equals.
-        ratios: from :func:`allocate`; groups that are not named keep everything.
+        scores: scores of its units; the lowest go, the lower index first among equals.
+        ratios: as returned by :func:`allocate`; groups without a ratio keep everything.
         ratio: the target, a fraction of the prunable parameters of ``kinds``.
         kinds: as given to :func:`allocate`.
         shape: "uniform" (the ratios are averaged over the layers) or "per-layer".
@@ -173,11 +169,11 @@ def make_plan(
     dropped = {i for i in range(structure.num_layers) if f"layers.{i}" in ratios}
     kept_layers = tuple(i for i in range(structure.num_layers) if i not in dropped)
     experts = _lost_experts(structure, scores, ratios, shape)
-    gone = {structure.experts(i)[e].name for i, lost in experts.items() for e in lost}
-    groups = [g for g in structure.groups if g.layer not in dropped and g.name not in gone]
+    lost_groups = {structure.experts(i)[e].name for i, indices in experts.items() for e in indices}
+    groups = [g for g in structure.groups if g.layer not in dropped and g.name not in lost_groups]
     prunable = structure.prunable_params(kinds)
     lost = sum(structure.layer_params[i] for i in dropped)
-    lost += sum(structure.expert_params[i][e] for i, of_layer in experts.items() for e in of_layer)
+    lost += sum(structure.expert_params[i][e] for i, indices in experts.items() for e in indices)
     if protocol == "llm-pruner":
         counts = {g.name: _llm_pruner_count(g, ratios[g.name]) for g in groups if g.name in ratios}
     else:
@@ -205,34 +201,25 @@ def make_plan(
     )
 
 
+def default_rounding(structure: Structure) -> int:
+    """Return the multiple for MLP widths: 8 for models under a billion parameters, 64 above, as matrix units need."""
+    return 8 if structure.total_params < 1e9 else 64
+
+
 def _lost_experts(
     structure: Structure, scores: Scores, ratios: Mapping[str, float], shape: str
 ) -> dict[int, tuple[int, ...]]:
-    """The experts of every layer that go: as many in each where the shape is uniform."""
-    wanted = {i: ratios.get(f"layers.{i}.experts") for i in range(structure.num_layers)}
-    counts = {i: round(of * len(structure.expert_params[i])) for i, of in wanted.items() if of is not None}
+    """Return the experts of every layer that go: the same number in each layer if the shape is uniform."""
+    named = {i: ratios.get(f"layers.{i}.experts") for i in range(structure.num_layers)}
+    counts = {i: round(ratio * len(structure.expert_params[i])) for i, ratio in named.items() if ratio is not None}
     if shape == "uniform" and counts:
         even = min(round(sum(counts.values()) / len(counts)), *(spare_experts(structure, i) for i in counts))
         counts = dict.fromkeys(counts, even)
     return lowest_experts(structure, scores, counts)
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return _object((name, json.dumps(item)) for name, item in value.items())
-    return json.dumps(value)
-
-
-def _object(items: Iterable[tuple[str, str]]) -> str:
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in items) + "\n}"
-
-
-def default_rounding(structure: Structure) -> int:
-    """MLP widths become multiples of 8 on models under a billion parameters, of 64 above: matrix units want them."""
-    return 8 if structure.total_params < 1e9 else 64
-
-
 def _keep(scores: Scores, group: Group, count: int) -> tuple[int, ...]:
+    """Return the ascending units that stay when the given number of lowest-scored ones goes."""
     if count == 0:
         return tuple(range(group.units))
     removed = ops.select_mask(scores.groups[group.name][None], count)[0]
@@ -240,7 +227,7 @@ def _keep(scores: Scores, group: Group, count: int) -> tuple[int, ...]:
 
 
 def _llm_pruner_count(group: Group, ratio: float) -> int:
-    """C - int(C * (1 - ratio)) rows of the root, then whole heads: heads round down."""
+    """Return the units LLM-Pruner removes: ``C - int(C * (1 - ratio))`` rows of the root, rounded down to heads."""
     rows = group.units * group.root_width
     count = (rows - int(rows * (1 - ratio))) // group.root_width
     if count >= group.units:
@@ -249,6 +236,7 @@ def _llm_pruner_count(group: Group, ratio: float) -> int:
 
 
 def _nothing_to_remove(structure: Structure, kinds: tuple[str, ...], ratio: float, round_to: int | None) -> str:
+    """Return the message of an error: the smallest step of every kind at legal widths."""
     smallest = []
     if "layers" in kinds:
         smallest.append(f"one layer is {1 / structure.num_layers:.3f} of the layers")

@@ -1,20 +1,19 @@
-"""prune(): the whole path, one line a stage."""
+"""Structured pruning from the calibration text to the smaller model, one function per step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.calibration.idle_experts import idle_experts, idle_words
+from pruneengine.calibration.pruning import PruningReport, find_structure
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import Stopwatch
-from pruneengine.data.windows import Samples, as_samples
-from pruneengine.model import Structure, find_groups, model_fingerprint
-from pruneengine.model.experts import unfuse_experts
+from pruneengine.data.samples import Samples, Tokens, as_samples
+from pruneengine.model import Structure
 from pruneengine.structured.allocate import allocate
 from pruneengine.structured.apply import compact
 from pruneengine.structured.compensate import Compensation, compensate
@@ -26,121 +25,79 @@ from pruneengine.structured.scores.score import Scores, score
 from pruneengine.structured.sparsity_profile import sparsity_profile
 
 
-@dataclass(frozen=True)
-class PruneReport:
-    """What was done: the plan, what it was decided from, what makes up for removed units, and every stage's seconds.
+@dataclass(frozen=True, kw_only=True)
+class PruneReport(PruningReport[PruneConfig, Plan]):
+    """The plan of a structured prune and its sources (see :class:`PruningReport`).
 
-    ``fit`` is that of a fitted method; ``compensation`` is None until a model was compensated; ``warnings`` say what
-    the calibration text leaves open.
+    Attributes:
+        scores: the scores the plan was decided from.
+        fit: the fit of a fitted method; None for other methods.
+        compensation: None until a model was compensated.
     """
 
-    config: PruneConfig
-    plan: Plan
     scores: Scores
-    statistics: Statistics | None
-    seconds: dict[str, float]
     fit: Fit | None = None
     compensation: Compensation | None = None
-    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plan = self.plan
-        spent = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
         return (
             f"{self.config.method}: {plan.params_before:,} -> {plan.params_after:,} parameters; asked for "
-            f"{plan.asked:.1%} of the prunable ones, removed {plan.reached:.1%} ({spent})"
+            f"{plan.asked:.1%} of the prunable ones, removed {plan.reached:.1%} ({self.stages})"
         )
 
 
 def prune(
     model: nn.Module,
-    batches: Samples | Tensor | Sequence[Tensor] | None = None,
+    samples: Tokens | None = None,
     config: PruneConfig | None = None,
     *,
     statistics: Statistics | None = None,
 ) -> PruneReport:
-    """Prune a model in place.
+    """Remove heads, channels, layers or experts of a model, in place.
 
     Args:
         model: a transformers causal language model of a family that :func:`find_groups` knows.
-        batches: calibration token ids, int64 ``[N, L]``; not needed for metrics of weights alone.
-        config: what to do; defaults to :class:`PruneConfig`.
+        samples: calibration token ids, int64 ``[N, L]``; not needed for metrics of weights alone.
+        config: method, ratio and kinds of units; defaults to :class:`PruneConfig`.
         statistics: of this model, collected before; then no calibration is run.
 
     Raises:
         ValueError: before the model is touched, for anything that cannot be done as asked.
     """
-    config = config or PruneConfig()
     clock = Stopwatch()
-    with clock("structure"):
-        structure = find_groups(unfuse_experts(model))
-    if statistics is not None:
-        statistics.check(model=model_fingerprint(model))
-    report = decide(model, structure, batches, config, statistics=statistics, clock=clock)
-    return carry_out(model, structure, batches, report, clock)
-
-
-def carry_out(
-    model: nn.Module,
-    structure: Structure,
-    batches: Samples | Tensor | Sequence[Tensor] | None,
-    report: PruneReport,
-    clock: Stopwatch,
-) -> PruneReport:
-    """What :func:`decide` decided, done to the model in place: compensated as its config asks for, and compacted."""
-    config, corrections = report.config, None
-    if config.compensates:
-        with clock("compensate"):
-            compensation = compensate(
-                model, report.plan, batches, config.compensate,
-                structure=structure, mode=config.compensate_mode, batch_size=config.batch_size,
-            )  # fmt: skip
-        report, corrections = replace(report, compensation=compensation), compensation.corrections
-    with clock("compact"):
-        compact(model, report.plan, structure=structure, corrections=corrections)
-    return report
+    structure = find_structure(model, statistics, clock)
+    report = decide(model, structure, samples, config or PruneConfig(), statistics=statistics, clock=clock)
+    return carry_out(model, structure, samples, report, clock)
 
 
 def decide(
     model: nn.Module,
     structure: Structure,
-    batches: Samples | Tensor | Sequence[Tensor] | None,
+    samples: Tokens | None,
     config: PruneConfig,
     *,
     statistics: Statistics | None = None,
     clock: Stopwatch | None = None,
 ) -> PruneReport:
-    """Everything up to the plan; the model is not changed, and ``statistics`` are taken to be this model's."""
+    """Return the plan and its sources; the model is not changed, and ``statistics`` are taken to be this model's."""
     clock = clock or Stopwatch()
     layers = config.layer_range(structure.num_layers)
-    if config.compensates and (batches is None or len(as_samples(batches)) < 2):
-        raise ValueError(
-            f"compensation {config.compensate!r} needs at least 2 calibration samples, one of them held out"
-        )
-    if batches is None and config.holds_out:
-        raise ValueError(f"method {config.method!r} is fitted on calibration batches, got none")
-    held_out = None
-    if config.holds_out:
-        samples = as_samples(batches)
-        if statistics is not None and statistics.data == samples.hash:
-            raise ValueError(
-                f"the statistics were collected on all {len(samples)} samples; method {config.method!r} needs the last "
-                f"{config.holds_out} kept from them"
-            )
-        batches, held_out = split_samples(samples, config)
+    samples, held_out = _kept_from_fit(samples, config, statistics)
     if statistics is None and config.needs:
-        if batches is None:
+        if samples is None:
             raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
         check_reachable(structure, config)
         with clock("calibrate"):
             statistics = calibrate(
-                model, batches, config.needs,
-                structure=structure, kinds=config.structure, layers=layers, batch_size=config.batch_size,
+                model, samples, config.needs,
+                structure=structure, kinds=config.kinds, layers=layers, batch_size=config.batch_size,
             )  # fmt: skip
     profile = fitted = None
     if config.reads_profile:
+        assert statistics is not None  # the config needs "squares"
         with clock("profile"):
-            kinds = config.structure
+            kinds = config.kinds
             profile = sparsity_profile(model, structure, statistics, config.ratio, kinds=kinds, layers=layers)
     if held_out is not None:
         with clock("fit"):
@@ -150,12 +107,32 @@ def decide(
     with clock("plan"):
         plan = _plan(structure, scores, config, config.allocation, profile)
     idle = idle_experts(structure, statistics) if statistics is not None else ()
-    warnings = idle_words(idle, "by the statistics they are worth nothing, and they are the first to lose units")
-    return PruneReport(config, plan, scores, statistics, clock.seconds, fitted, warnings=warnings)
+    return PruneReport(
+        config=config, plan=plan, scores=scores, statistics=statistics, seconds=clock.seconds, fit=fitted,
+        warnings=idle_words(idle, "by the statistics they are worth nothing, and they are the first to lose units"),
+    )  # fmt: skip
+
+
+def carry_out(
+    model: nn.Module, structure: Structure, samples: Tokens | None, report: PruneReport, clock: Stopwatch
+) -> PruneReport:
+    """Compensate the model as the config asks for and compact it, in place, by the report of :func:`decide`."""
+    config, corrections = report.config, None
+    if config.compensates:
+        assert samples is not None  # decide() refuses a compensation without them
+        with clock("compensate"):
+            compensation = compensate(
+                model, report.plan, samples, config.compensate,
+                structure=structure, mode=config.compensate_mode, batch_size=config.batch_size,
+            )  # fmt: skip
+        report, corrections = replace(report, compensation=compensation), compensation.corrections
+    with clock("compact"):
+        compact(model, report.plan, structure=structure, corrections=corrections)
+    return report
 
 
 def split_samples(samples: Samples, config: PruneConfig) -> tuple[Samples, Samples | None]:
-    """The samples of the statistics, and those that a fitted method keeps from them (its last ones)."""
+    """Return the samples of the statistics, and the last ones, which a fitted method keeps from the statistics."""
     count = config.holds_out
     if not count:
         return samples, None
@@ -172,16 +149,36 @@ def split_samples(samples: Samples, config: PruneConfig) -> tuple[Samples, Sampl
 
 
 def check_reachable(structure: Structure, config: PruneConfig) -> None:
-    """Whether the target can be reached at all, before anything is spent: the plan for equal scores is made.
+    """Raise ValueError if no plan can reach the ratio, or if the layers do not exist.
 
-    Raises:
-        ValueError: no legal width reaches the ratio, or the layers do not exist.
+    Plans with equal scores, so it needs no calibration.
     """
     equal = {group.name: torch.ones(group.units) for group in structure.groups}
     # A ranking takes experts one by one, an even share one of every layer.
-    ranks = "experts" in config.structure and config.allocation != "uniform"
+    ranks = "experts" in config.kinds and config.allocation != "uniform"
     scores = Scores("equal", "sum", equal, torch.ones(structure.num_layers))
     _plan(structure, scores, config, "global" if ranks else "uniform")
+
+
+def _kept_from_fit(
+    samples: Tokens | None, config: PruneConfig, statistics: Statistics | None
+) -> tuple[Tokens | None, Samples | None]:
+    """Return the samples for statistics and those for a fit; ValueError if the config needs more than there are."""
+    if config.compensates and (samples is None or len(as_samples(samples)) < 2):
+        raise ValueError(
+            f"compensation {config.compensate!r} needs at least 2 calibration samples, one of them held out"
+        )
+    if not config.holds_out:
+        return samples, None
+    if samples is None:
+        raise ValueError(f"method {config.method!r} is fitted on calibration batches, got none")
+    samples = as_samples(samples)
+    if statistics is not None and statistics.data == samples.hash:
+        raise ValueError(
+            f"the statistics were collected on all {len(samples)} samples; method {config.method!r} needs the last "
+            f"{config.holds_out} kept from them"
+        )
+    return split_samples(samples, config)
 
 
 def _score(
@@ -189,7 +186,7 @@ def _score(
 ) -> Scores:
     return score(
         model, config.method, statistics,
-        structure=structure, kinds=config.structure, layers=config.layer_range(structure.num_layers),
+        structure=structure, kinds=config.kinds, layers=config.layer_range(structure.num_layers),
         aggregate=config.aggregate, fold=config.fold, seed=config.seed, hywia=hywia,
     )  # fmt: skip
 
@@ -202,8 +199,9 @@ def _fit(
     config: PruneConfig,
     profile: dict[str, float] | None,
 ) -> Fit:
-    """The fitted blend, for as many units a group as the plan of an equal blend removes."""
+    """Fit the blend for the number of units per group that the plan of an equal blend removes."""
     scores = _score(model, structure, statistics, config, HyWIA(blend=0.5))
+    assert scores.blend is not None  # only fused methods are fitted
     plan = _plan(structure, scores, config, config.allocation, profile)
     removed = {name: plan.units[name] - len(kept) for name, kept in plan.keep.items()}
     return fit(
@@ -218,8 +216,12 @@ def _plan(
     allocation: str,
     profile: dict[str, float] | None = None,
 ) -> Plan:
-    layers = config.layer_range(structure.num_layers)
-    options = {"kinds": config.structure, "protocol": config.protocol}
-    ratios = allocate(structure, scores, config.ratio, allocation=allocation, layers=layers, profile=profile, **options)
-    shape = config.final_shape
-    return make_plan(structure, scores, ratios, config.ratio, shape=shape, round_to=config.round_to, **options)
+    kinds, protocol = config.kinds, config.protocol
+    ratios = allocate(
+        structure, scores, config.ratio, kinds=kinds, allocation=allocation,
+        layers=config.layer_range(structure.num_layers), protocol=protocol, profile=profile,
+    )  # fmt: skip
+    return make_plan(
+        structure, scores, ratios, config.ratio,
+        kinds=kinds, shape=config.final_shape, round_to=config.round_to, protocol=protocol,
+    )  # fmt: skip

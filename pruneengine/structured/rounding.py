@@ -1,22 +1,33 @@
-"""From real-valued ratios to whole units, so that the parameter budget is met after rounding."""
+"""Rounding of ratios to whole units, so that the parameter budget is met after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pruneengine.common.budgets import one_step_more
 from pruneengine.model import Group
-from pruneengine.structured.budget import _largest_remainders, _scaled
+from pruneengine.structured.budget import scale_counts
 from pruneengine.structured.scores.score import Scores
 
 
 def uniform_counts(
     groups: Sequence[Group], ratios: Mapping[str, float], budget: float, multiple: int
 ) -> dict[str, int]:
-    """The same count in every group of a kind: ``{group name: units to remove}``.
+    """Return the same count for every group of a kind: ``{group name: units to remove}``.
 
-    The ratio of a kind is the mean of its groups'. Heads are rounded down (alone, to the nearest), and channels take
-    the multiple that brings the sum nearest to the budget, a parameter count. Channels of experts and of an MLP beside
-    them have each a count of their own: they share the budget as the ratios do, and the last makes up for the others.
+    The ratio of a kind is the mean of its groups' ratios. Heads are rounded down (to the nearest if they are pruned
+    alone). Channels then take the multiple that brings the sum nearest to the budget. Channels of experts and of an
+    MLP beside them each have their own count: they share the budget as the ratios do, and the last makes up for the
+    rounding of the others.
+
+    Args:
+        groups: the groups that lose units.
+        ratios: ratio per group name.
+        budget: parameters to remove.
+        multiple: channels that stay become a multiple of this.
+
+    Raises:
+        ValueError: groups of one kind that differ in width.
     """
     counts: dict[str, int] = {}
     parts = sorted(dict.fromkeys(g.part for g in groups if g.kind != "heads"), key=len)
@@ -45,9 +56,16 @@ def uniform_counts(
 def spread_counts(
     groups: Sequence[Group], ratios: Mapping[str, float], budget: float, multiple: int, scores: Scores
 ) -> dict[str, int]:
-    """A count of its own for every group: largest remainders first, then the least important unit first.
+    """Return a separate count for every group, by largest remainders, then by the least important unit.
 
-    Kinds are rounded heads first; the channels are shifted by a common factor so that all together meet the budget.
+    Heads are rounded first; then a common factor scales the channels so that all together meet the budget.
+
+    Args:
+        groups: the groups that lose units.
+        ratios: ratio per group name.
+        budget: parameters to remove.
+        multiple: channels that stay become a multiple of this.
+        scores: scores of the units.
     """
     counts: dict[str, int] = {}
     for kind in ("heads", "mlp"):
@@ -57,20 +75,53 @@ def spread_counts(
         exact = {g.name: ratios[g.name] * g.units for g in members}
         if kind == "mlp":
             spent = sum(counts[g.name] * g.unit_params for g in groups if g.name in counts)
-            exact = _scaled(members, exact, budget - spent)
+            exact = scale_counts(members, exact, budget - spent)
         counts |= _largest_remainders(members, exact, multiple if kind == "mlp" else 1, scores)
     return counts
 
 
 def _share(some: Sequence[Group], groups: Sequence[Group], ratios: Mapping[str, float]) -> float:
-    """What some of the groups give of what all together give."""
+    """Return the fraction that some of the groups give of the parameters that all groups give."""
     total = sum(ratios[g.name] * g.params for g in groups)
     return sum(ratios[g.name] * g.params for g in some) / total if total else len(some) / len(groups)
 
 
 def _to_multiple(units: int, removed: float, multiple: int) -> int:
-    """Units to remove so that what stays is the multiple nearest to ``units - removed`` (or all of ``units``)."""
+    """Return the units to remove so that the multiple nearest to ``units - removed`` stays (or all of ``units``)."""
     if removed <= 0:
         return 0
     kept = max(multiple, round((units - removed) / multiple) * multiple)
     return units - kept if kept < units else 0
+
+
+def _largest_remainders(
+    groups: Sequence[Group], exact: Mapping[str, float], multiple: int, scores: Scores
+) -> dict[str, int]:
+    """Return whole counts of removed units whose kept widths are multiples and whose total is nearest to the exact one.
+
+    Unlike the plain :func:`pruneengine.common.budgets.largest_remainders`, the steps of a group need not be equal (a
+    width that is no multiple has a short first step), and equal remainders go by the score of the next unit.
+    """
+    kept = {g.name: max(multiple, _ceil(g.units - exact[g.name], multiple)) for g in groups}
+    kept = {g.name: min(kept[g.name], g.units) for g in groups}
+    excess = sum((kept[g.name] - (g.units - exact[g.name])) * g.unit_params for g in groups)
+
+    def urgency(group: Group) -> tuple[float, float]:
+        remainder = kept[group.name] - (group.units - exact[group.name])
+        ordered = scores.groups[group.name].sort().values
+        return -round(remainder, 6), float(ordered[min(group.units - kept[group.name], group.units - 1)])
+
+    steps = {g.name: kept[g.name] - _floor(kept[g.name] - 1, multiple) for g in groups}
+    order = [g.name for g in sorted(groups, key=urgency) if kept[g.name] - steps[g.name] >= multiple]
+    for name in one_step_more(order, {g.name: steps[g.name] * g.unit_params for g in groups}, excess):
+        kept[name] -= steps[name]
+    return {g.name: g.units - kept[g.name] for g in groups}
+
+
+def _floor(value: float, multiple: int) -> int:
+    return int(value // multiple) * multiple
+
+
+def _ceil(value: float, multiple: int) -> int:
+    # A hair of slack: 3 - 0.6 * 5 is not a reason to round up.
+    return -int(-(value - 1e-6) // multiple) * multiple

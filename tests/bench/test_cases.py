@@ -9,8 +9,9 @@ import torch
 
 from pruneengine import ops
 from pruneengine.bench import gate, runner, timing
-from pruneengine.bench.case import Baseline, Case, Inputs, Work, covers, exactly, sums
+from pruneengine.bench.case import Baseline, Case, Inputs, Work
 from pruneengine.bench.cases import CASES
+from pruneengine.bench.gate import covers, exactly, sums
 from pruneengine.bench.providers import Provider
 from pruneengine.bench.record import read
 from pruneengine.bench.runner import BenchOptions

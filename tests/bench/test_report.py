@@ -1,4 +1,4 @@
-"""What is made of the rows of the ops' benchmark: verdicts, plots, the scripts and the verb around them."""
+"""Reports of the ops' benchmark: verdicts, plots, the scripts and the verb around them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import plot, profile_slowest
-from benchmarks import run as entry
+from benchmarks.speed import plot, profile_slowest
+from benchmarks.speed import run as entry
 from pruneengine.bench import runner
 from pruneengine.bench.case import Case
 from pruneengine.bench.cases import CASES
@@ -105,7 +105,7 @@ def test_the_script_and_the_verb_run_the_same(monkeypatch, tmp_path):
     cli = pytest.importorskip("pruneengine.cli")
     seen = []
     monkeypatch.setattr(runner, "run", lambda options, **_: seen.append(options) or SimpleNamespace(exit_code=1))
-    monkeypatch.setattr("benchmarks.ops.run", runner.run)
+    monkeypatch.setattr("benchmarks.speed.ops.run", runner.run)
     flags = ["--ops", "nm_mask", "--shapes", "8x16", "--rounds", "3", "--threads", "1,2", "--results", str(tmp_path)]
     for main, arguments in ((cli.main, ["bench"]), (entry.main, [])):
         monkeypatch.setattr(sys, "argv", ["program", *arguments, *flags])
@@ -124,9 +124,10 @@ def test_the_flags_of_ops_are_refused_for_other_themes(monkeypatch, capsys, flag
 
 def test_the_verb_lists_the_ops():
     pytest.importorskip("typer")
-    done = subprocess.run(
-        [sys.executable, "-m", "pruneengine.cli", "bench", "--list"], capture_output=True, text=True, check=True
-    )
+    from tests.cli.test_prune import run
+
+    done = run("bench", "--list")
+    assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == runner.op_names()
 
 

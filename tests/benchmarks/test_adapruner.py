@@ -10,9 +10,9 @@ pytest.importorskip("optuna")
 from transformers import PreTrainedTokenizerFast
 
 import pruneengine as pe
-from benchmarks.adapruner_cells import Bench, Cell
-from benchmarks.adapruner_plans import winning_plan, write_plans
-from benchmarks.adapruner_report import COLUMNS, csv_lines, json_lines, summary, table
+from benchmarks.adapruner.cells import Bench, Cell
+from benchmarks.adapruner.plans import winning_plan, write_plans
+from benchmarks.adapruner.report import COLUMNS, csv_lines, json_lines, summary, table
 from tests.helpers.tiny import tiny_model
 
 
@@ -59,7 +59,7 @@ def test_cells_are_measured_once_and_shown(bench, monkeypatch):
     text = table(results, bench.dense())
     assert "40%, per-layer, median of seeds" in text
     assert "| adapruner | " in text
-    monkeypatch.setattr("benchmarks.adapruner_cells.perplexity", None)
+    monkeypatch.setattr("benchmarks.adapruner.cells.perplexity", None)
     assert bench.dense() == bench.dense()
 
 

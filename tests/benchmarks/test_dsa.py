@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
-from benchmarks import dsa, dsa_cells
-from benchmarks.dsa_cells import Bench, Cell
+from benchmarks.dsa import cells as dsa_cells
+from benchmarks.dsa import run as dsa
+from benchmarks.dsa.cells import Bench, Cell
 from pruneengine.common.progress import set_progress
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.sparse.functions.function import Function, is_function_file, read_metadata
@@ -41,7 +42,7 @@ def started(root, capsys, monkeypatch, texts, *more):
     spent = [f"--{name}={value}" for name, value in SIZES.items()]
     places = [f"--{name}={root / name}" for name in ("work", "results")]
     spoken = [f"--calibration={texts / 'text.txt'}", f"--search={texts / 'search.txt'}", f"--model={texts / 'model'}"]
-    monkeypatch.setattr("sys.argv", ["dsa.py", "--sparsities", "0.5", *spent, *places, *spoken, *more])
+    monkeypatch.setattr("sys.argv", ["run.py", "--sparsities", "0.5", *spent, *places, *spoken, *more])
     try:
         dsa.main()
     finally:
@@ -141,11 +142,11 @@ def test_results_of_other_searches_stay(tmp_path):
 
 
 def test_texts_are_files_of_a_folder_or_as_named_or_from_the_hub(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["dsa.py", "--data", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["run.py", "--data", str(tmp_path)])
     options = dsa.arguments()
     assert options.calibration == str(tmp_path / "c4" / "c4_demo.jsonl")
     assert options.search == str(tmp_path / "wikitext2" / "validation_docs.jsonl")
-    monkeypatch.setattr("sys.argv", ["dsa.py", "--calibration", "mine.txt"])
+    monkeypatch.setattr("sys.argv", ["run.py", "--calibration", "mine.txt"])
     options = dsa.arguments()
     assert (options.calibration, options.search, options.plateau) == ("mine.txt", "wikitext2", 0)
 

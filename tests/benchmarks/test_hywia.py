@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hywia import fusion_times, run
-from benchmarks.hywia_cells import DENSE, METHODS, SHAPES, Cell, Study, cells
-from benchmarks.hywia_report import blend_table, plot, tables, write_csv
+from benchmarks.hywia.cells import DENSE, METHODS, SHAPES, Cell, Study, cells
+from benchmarks.hywia.report import blend_table, plot, tables, write_csv
+from benchmarks.hywia.run import fusion_times, run
 from pruneengine.data.samples import as_samples
 from tests.helpers.tiny import tiny_model, tiny_tokens
 

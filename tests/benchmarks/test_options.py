@@ -5,8 +5,8 @@ from datetime import date
 
 import pytest
 
-from benchmarks.kept import digest, keep, read_kept
-from benchmarks.options import (
+from benchmarks.common.kept import digest, keep, read_kept
+from benchmarks.common.options import (
     MODEL,
     add_places,
     check_least,

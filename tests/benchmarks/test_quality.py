@@ -9,10 +9,12 @@ import types
 import pytest
 import torch
 
-from benchmarks import quality, quality_cells, quality_models
-from benchmarks.quality_cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
-from benchmarks.quality_models import DENSE, ROWS, Models, Variant
-from benchmarks.quality_report import tables, write_csv
+from benchmarks.quality import cells as quality_cells
+from benchmarks.quality import models as quality_models
+from benchmarks.quality import run as quality
+from benchmarks.quality.cells import RECOVERY, SPEED, TEXT, Cell, Study, cells
+from benchmarks.quality.models import DENSE, ROWS, Models, Variant
+from benchmarks.quality.report import tables, write_csv
 from pruneengine import PruneConfig, find_groups
 from pruneengine.data.samples import as_samples
 from pruneengine.structured.prune import decide
@@ -234,7 +236,7 @@ def test_the_command_line(parts, tmp_path, monkeypatch, capsys):
         "--nsamples": 4, "--held-out": 2, "--seqlen": 16, "--window": 32, "--windows": 2, "--threads": 1,
         "--tasks": "piqa_tiny", "--ratios": 0.4, "--plan": f"adapruner@0.4={folder / 'plan.json'}",
     }  # fmt: skip
-    command = ["quality.py", *(str(part) for pair in given.items() for part in pair), "--no-recovery", "--rows"]
+    command = ["run.py", *(str(part) for pair in given.items() for part in pair), "--no-recovery", "--rows"]
 
     def call(*more):
         monkeypatch.setattr(sys, "argv", [*command, *more])

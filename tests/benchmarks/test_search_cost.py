@@ -14,7 +14,9 @@ from tests.helpers.tiny import tiny_model, tiny_tokens
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
-from benchmarks.search_cost import (  # noqa: E402
+from benchmarks.search_cost.naive import STAGES, block_losses, fresh_statistics, naive_trial  # noqa: E402
+from benchmarks.search_cost.replay import Recorded, recorded, replay  # noqa: E402
+from benchmarks.search_cost.run import (  # noqa: E402
     BESIDE,
     CHANGE,
     TIMES,
@@ -25,9 +27,7 @@ from benchmarks.search_cost import (  # noqa: E402
     table,
     verdicts,
 )
-from benchmarks.search_cost_naive import STAGES, block_losses, fresh_statistics, naive_trial  # noqa: E402
-from benchmarks.search_cost_replay import Recorded, recorded, replay  # noqa: E402
-from benchmarks.search_cost_study import CostStudy, check_same, drawn, sampled, stages, typical, work  # noqa: E402
+from benchmarks.search_cost.study import CostStudy, check_same, drawn, sampled, stages, typical, work  # noqa: E402
 from pruneengine.bench.record import GateError, Setting  # noqa: E402
 from pruneengine.calibration.calibrate import calibrate  # noqa: E402
 from pruneengine.search.adapruner.config import AdaPrunerConfig  # noqa: E402
@@ -127,8 +127,8 @@ def test_the_naive_loop_leaves_the_dense_model_alone():
 
 def test_what_was_measured_is_not_measured_again(measured, monkeypatch):
     study, found = measured
-    monkeypatch.setattr("benchmarks.search_cost_study.search", lambda *_: pytest.fail("searched again"))
-    monkeypatch.setattr("benchmarks.search_cost_study.naive_trial", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr("benchmarks.search_cost.study.search", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("benchmarks.search_cost.study.naive_trial", lambda *_: pytest.fail("timed again"))
     assert a_study(study.cache).measure(naive=3) == found
     assert a_study(study.cache, ratio=0.5).name != study.name
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import sparse_cells
-from benchmarks.sparse import arguments, read_functions, run
-from benchmarks.sparse_cells import DENSE, HEADLINE, OURS, ROWS, Cell, Study, cells, columns, counted
-from benchmarks.sparse_report import markdown, paired, write_csv
+from benchmarks.sparse import cells as sparse_cells
+from benchmarks.sparse.cells import DENSE, HEADLINE, OURS, ROWS, Cell, Study, cells, columns, counted
+from benchmarks.sparse.report import markdown, paired, write_csv
+from benchmarks.sparse.run import arguments, read_functions, run
 from pruneengine.data.samples import as_samples
 from pruneengine.sparse.config import SparseConfig
 from pruneengine.sparse.prune import sparsify

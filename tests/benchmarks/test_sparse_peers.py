@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import pruneengine
-from benchmarks.sparse_gate import check_same, gate
-from benchmarks.sparse_naive import Hessian, RowNorms, naive_sparsify
-from benchmarks.sparse_peers import OTHERWISE, TIMES, WORKS, measure, table
-from benchmarks.sparse_providers import (
+from benchmarks.sparse.gate import check_same, gate
+from benchmarks.sparse.naive import Hessian, RowNorms, naive_sparsify
+from benchmarks.sparse.peers import OTHERWISE, TIMES, WORKS, measure, table
+from benchmarks.sparse.providers import (
     COMPRESSOR,
     LOADED,
     LOOP,
@@ -155,7 +155,7 @@ def test_the_gate_stops_other_choices_and_other_counts(everyone, monkeypatch):
 
 
 def test_a_missing_environment_is_a_reason(monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.sparse_providers.PYTHON", tmp_path / "python")
+    monkeypatch.setattr("benchmarks.sparse.providers.PYTHON", tmp_path / "python")
 
     class Tokenizer:
         def save_pretrained(self, _folder):

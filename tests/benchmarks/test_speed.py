@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import pruneengine
-from benchmarks import memory, peers, statistics_pass
-from benchmarks.compare import Target, table, verdicts
-from pruneengine.bench import here
-from pruneengine.bench.record import GateError, Setting, interleave, read, record
+from benchmarks.speed import memory, peers, statistics_pass
+from benchmarks.speed.compare import Target, table, verdicts
+from pruneengine.bench import environment
+from pruneengine.bench.record import GateError, Setting, read, record
+from pruneengine.bench.timing import interleave
 from tests.helpers.tiny import tiny_model, tiny_tokens
 
 MLP = pruneengine.PruneConfig("magnitude_l1", 0.25, ("mlp",))
@@ -57,7 +58,7 @@ def test_a_commit_is_dirty_where_a_tracked_file_differs_from_it(tmp_path, monkey
         named = ("-c", "user.name=a", "-c", "user.email=a@b")
         subprocess.run(["git", *named, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
-    monkeypatch.setattr(here, "ROOT", tmp_path.resolve())
+    monkeypatch.setattr(environment, "ROOT", tmp_path.resolve())
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     tracked = [tmp_path / "code.py", tmp_path / "benchmarks" / "results" / "ops.csv"]
     for path in tracked:
@@ -65,13 +66,13 @@ def test_a_commit_is_dirty_where_a_tracked_file_differs_from_it(tmp_path, monkey
     git("init")
     git("add", ".")
     git("commit", "--no-verify", "-m", "first")
-    clean = here.commit()
+    clean = environment.commit()
     assert len(clean) >= 7
     (tmp_path / "notes.txt").write_text("untracked")
     tracked[1].write_text("a result")
-    assert here.commit() == clean
+    assert environment.commit() == clean
     tracked[0].write_text("second")
-    assert here.commit() == f"{clean}-dirty"
+    assert environment.commit() == f"{clean}-dirty"
 
 
 def test_table_and_verdicts_compare_medians():

@@ -1,4 +1,4 @@
-"""Statistics do not depend on how the samples are batched, and are sums over samples."""
+"""Statistics per sample: independent of batches, additive, and equal to what autograd gives."""
 
 import gc
 import json
@@ -42,7 +42,7 @@ def test_rows_belong_to_samples():
 
 
 def test_the_signed_quantity_is_the_same_with_and_without_weight_gradients():
-    """One backward pass with frozen weights against the layer-by-layer pass, and against autograd's W * G."""
+    """Compare one backward pass with frozen weights with the layer-by-layer pass, and with autograd's W * G."""
     model, tokens = tiny_model("qwen2-biases"), tiny_tokens(4)
     gates = calibrate(model, tokens, {"signed"})
     both = calibrate(model, tokens, {"signed", "fisher"})
@@ -83,7 +83,7 @@ def test_model_is_left_as_it_was():
 
 
 def test_no_more_than_one_layers_gradient_is_alive():
-    """New weight-shaped tensors that live at any layer boundary of an elementwise pass fit in one layer."""
+    """Check that new weight-shaped tensors at any layer boundary of an elementwise pass fit in one layer."""
     model, tokens = tiny_model(num_hidden_layers=6), tiny_tokens(2)
     weights = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
     shapes, layer_size = {w.shape for w in weights}, sum(w.numel() for w in weights)
@@ -106,7 +106,7 @@ def test_no_more_than_one_layers_gradient_is_alive():
 
 @pytest.mark.parametrize("quantities", [{"signed", "squares"}, {"abs_mean", "fisher"}])
 def test_nothing_of_a_pass_stays_alive(quantities):
-    """A hook that holds its own tensor keeps the graph, and with it every activation, for good."""
+    """Check that no hook holds its own tensor: that keeps the graph, and with it every activation, for good."""
     model, tokens = tiny_model("qwen2-biases"), tiny_tokens(4)
 
     def activations() -> int:

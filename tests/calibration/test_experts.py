@@ -1,4 +1,4 @@
-"""What calibration tells of experts: of the tokens that each was sent, and of those that were sent none."""
+"""Statistics of experts: tokens that each was sent, and experts that were sent none."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.model.test_experts import TOKENS, each_mixture, plan_of
 
 
 def routed_away(name, layer=1, expert=2):
-    """A model whose router sends no token to one expert: no input can make that row's logit the larger one."""
+    """Return a model whose router sends no token to one expert: no input can make that row's logit the larger one."""
     model = family_model(name)
     gate = model.model.layers[layer].mlp.gate
     own = gate.forward

@@ -1,4 +1,4 @@
-"""Statistics of a named subset are those of a pass over its samples alone, whatever quantity."""
+"""Statistics of named subsets against those of a pass over their samples alone, for every quantity."""
 
 import json
 import pickle
@@ -92,7 +92,7 @@ def test_half_precision_gradients_are_scaled_back():
 
 
 def test_the_formula_against_autograd():
-    """abs_mean and mix of two samples from full weight gradients."""
+    """Return abs_mean and mix of two samples from full weight gradients."""
     model, tokens = tiny_model("qwen2-biases"), tiny_tokens(3)
     pool = calibrate(model, tokens, {"abs_mean", "mix"}, subsets={"pair": [0, 2]}).of_subset("pair")
     model.requires_grad_(True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruneengine.checkpoint.equivalent_class import as_written, split_fused_linears
+from pruneengine.checkpoint.equivalent_class import model_to_save, split_fused_linears
 from pruneengine.checkpoint.load import load_model
 from pruneengine.checkpoint.reload_proof import ReloadError
 from pruneengine.checkpoint.write import save
@@ -17,8 +17,8 @@ from pruneengine.model import find_groups
 from pruneengine.sparse.plan import SparsePlan
 from pruneengine.structured.apply import compact
 from pruneengine.structured.compensate import compensate
-from tests.helpers import modeling_baichuan
 from tests.cli.test_prune import run
+from tests.helpers import modeling_baichuan
 from tests.helpers.families import family_model
 from tests.helpers.tiny import logits
 from tests.helpers.tiny_exports import byte_level_tokenizer
@@ -30,24 +30,26 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_the_twin_computes_the_same_and_leaves_the_model_alone():
+def test_the_equivalent_class_computes_the_same_and_leaves_the_model_alone():
     model = family_model("baichuan")
     compact(model, pruned(model))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    twin = as_written(model)
-    assert (twin.config.model_type, type(twin).__name__) == ("llama", "LlamaForCausalLM")
-    close(logits(twin, TOKENS), logits(model, TOKENS))
+    equivalent = model_to_save(model)
+    assert (equivalent.config.model_type, type(equivalent).__name__) == ("llama", "LlamaForCausalLM")
+    close(logits(equivalent, TOKENS), logits(model, TOKENS))
     packed = model.model.layers[1].self_attn.W_pack.weight
     rows = packed.shape[0] // 3
-    assert torch.equal(twin.model.layers[1].self_attn.k_proj.weight, packed[rows : 2 * rows])
-    assert model.model.layers[0].mlp.up_proj.weight.data_ptr() == twin.model.layers[0].mlp.up_proj.weight.data_ptr()
+    assert torch.equal(equivalent.model.layers[1].self_attn.k_proj.weight, packed[rows : 2 * rows])
+    assert (
+        model.model.layers[0].mlp.up_proj.weight.data_ptr() == equivalent.model.layers[0].mlp.up_proj.weight.data_ptr()
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in equivalent.parameters()) == sum(p.numel() for p in model.parameters())
 
 
 def test_other_families_are_written_as_they_are():
     model = family_model("phi3")
-    assert as_written(model) is model
+    assert model_to_save(model) is model
     assert split_fused_linears(model := family_model("granite")) is model
 
 
@@ -57,10 +59,10 @@ def test_phi3_is_exported_as_a_mistral_with_its_window_and_new_biases(format, tm
     model.config.sliding_window = 8
     plan = pruned(model, ("mlp",), ratio=0.3)
     compact(model, plan, corrections=compensate(model, plan, TOKENS, "bias").corrections)
-    twin = split_fused_linears(model)
-    assert (type(twin).__name__, twin.config.sliding_window) == ("MistralForCausalLM", 8)
-    assert twin.model.layers[0].mlp.down_proj.bias is not None
-    close(logits(twin, TOKENS), logits(model, TOKENS))
+    equivalent = split_fused_linears(model)
+    assert (type(equivalent).__name__, equivalent.config.sliding_window) == ("MistralForCausalLM", 8)
+    assert equivalent.model.layers[0].mlp.down_proj.bias is not None
+    close(logits(equivalent, TOKENS), logits(model, TOKENS))
     source = save(model, byte_level_tokenizer(), tmp_path / "ours", proof=False).path
     made = export(source, tmp_path / "out", format)
     assert "as a mistral, shared linears split: logits within" in made.written.verified[0]
@@ -68,13 +70,13 @@ def test_phi3_is_exported_as_a_mistral_with_its_window_and_new_biases(format, tm
     assert any("limited to the attention window of 8 tokens" in line for line in made.written.remarks)
 
 
-def test_a_wrong_twin_does_not_appear(tmp_path, monkeypatch):
+def test_a_wrong_equivalent_does_not_appear(tmp_path, monkeypatch):
     source = save(family_model("phi3"), byte_level_tokenizer(), tmp_path / "ours", proof=False).path
 
     def swapped(model):
-        mlp = (twin := split_fused_linears(model)).model.layers[0].mlp
+        mlp = (equivalent := split_fused_linears(model)).model.layers[0].mlp
         mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
-        return twin
+        return equivalent
 
     write, check, _ = exporting.FORMATS["deci"]
     monkeypatch.setitem(exporting.FORMATS, "deci", (write, check, swapped))
@@ -87,9 +89,9 @@ def test_tied_embeddings_stay_tied():
     model = family_model("baichuan")
     model.lm_head.weight = model.model.embed_tokens.weight
     model.config.tie_word_embeddings = True
-    twin = as_written(model)
-    assert twin.lm_head.weight is twin.model.embed_tokens.weight
-    close(logits(twin, TOKENS), logits(model, TOKENS))
+    equivalent = model_to_save(model)
+    assert equivalent.lm_head.weight is equivalent.model.embed_tokens.weight
+    close(logits(equivalent, TOKENS), logits(model, TOKENS))
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ def test_a_checkpoint_with_remote_code_is_exported(format, remote, tmp_path):
     assert "logits within" in made.written.verified[-1]
 
 
-def test_what_the_twin_does_not_compute_is_refused():
+def test_what_the_equivalent_class_does_not_compute_is_refused():
     model = family_model("baichuan")
     head, model.lm_head = model.lm_head, nn.Module()
     with pytest.raises(ValueError, match="lm_head is not supported: the head of Baichuan 2 normalises"):

@@ -219,6 +219,7 @@ def test_a_wrong_checkpoint_never_appears(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fresh_process
 def test_the_proof_names_what_does_not_open(tmp_path):
     model = prune_by_hand(tiny_model(), EQUAL)
     path = save(model, None, tmp_path / "out", proof=False).path

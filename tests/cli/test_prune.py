@@ -221,7 +221,7 @@ def test_bad_input_is_one_line_and_status_2(folder, tmp_path, options, message):
 
 def test_a_full_output_folder_is_refused_before_work(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    done = run_process(*prune_arguments(folder, "--ratio", 0.2, "--out", tmp_path))
+    done = run(*prune_arguments(folder, "--ratio", 0.2, "--out", tmp_path))
     assert done.returncode == 2
     assert "is not empty" in done.stderr
     assert "loading" not in done.stderr

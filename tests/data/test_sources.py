@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
+from pruneengine.data import text_files
+from pruneengine.data.rows import alpaca_prompt, rows_to_text
 from pruneengine.data.samples import Samples, check_overlap
-from pruneengine.data.sources import HUB, alpaca_prompt, builtin_halves, documents, rows_to_text
+from pruneengine.data.sources import HUB, builtin_halves, check_source, documents
 
 
 def test_txt_paragraphs_are_documents(tmp_path):
@@ -54,7 +56,11 @@ def test_alpaca_rows_are_rendered():
     ("content", "message"),
     [
         ('{"title": "a", "body": "b"}', r"columns \['body', 'title'\], expected one of text"),
-        ('{"text": "a"}\n{"text": 3}', "row 2 has no text"),
+        ('{"text": "a"}\n{"text": 3}', "row 2: text is int, expected a string"),
+        ('{"text": "a"}\n{"text": "\\ud83d"}', r"a\.jsonl: row 2: text holds half of a surrogate pair"),
+        ('{"instruction": "a\\u0000", "output": "b"}', r"a\.jsonl: row 1: text holds a NUL character"),
+        ('{"messages": "hello"}', "row 1: messages must be a list of objects with role and content, got 'hello'"),
+        ('{"messages": [{"role": "user"}]}', "row 1: messages must be a list of objects with role and content"),
         ('{"text": "a"}\n{"page": "b"}', "row 2 has no text"),
         ('{"instruction": "a", "output": "b"}\n{"instruction": "a"}', "row 2 has no text"),
         ("[1, 2]", "row 1 is list"),
@@ -134,3 +140,39 @@ def test_builtin_halves_share_no_run_of_words():
     windows = [Samples(s[: len(s) // 64 * 64].view(-1, 64), ("builtin",) * (len(s) // 64)) for s in streams]
     assert check_overlap(*windows, ngram=24)["overlap"] == 0
     assert check_overlap(windows[0], windows[0], ngram=24)["overlap"] == 1
+
+
+def test_rows_with_an_empty_text_column_are_read_by_their_other_columns():
+    row = {"text": None, "instruction": "Add.", "input": "1, 2", "output": "3"}
+    assert rows_to_text([row], "x") == rows_to_text([{k: v for k, v in row.items() if k != "text"}], "x")
+    with pytest.raises(ValueError, match="x: row 2 has no text like row 1"):
+        rows_to_text([{"text": "a"}, row], "x")
+
+
+def test_chats_are_written_by_the_template_of_the_tokenizer(tmp_path):
+    class Tokenizer:
+        chat_template = "some"
+
+        def apply_chat_template(self, messages, tokenize):
+            assert not tokenize
+            return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": chat}) + "\n")
+    check_source(str(path))
+    assert documents(str(path), tokenizer=Tokenizer()) == ["<user>Why?<assistant>Because."]
+    plain = Tokenizer()
+    plain.chat_template = None
+    with pytest.raises(ValueError, match=r"chats\.jsonl: row 1 is a chat, and the tokenizer has no chat template"):
+        documents(str(path), tokenizer=plain)
+
+
+def test_a_source_is_read_once_when_it_was_checked_and_anew_afterwards(tmp_path, monkeypatch):
+    path, reads = tmp_path / "a.txt", []
+    path.write_text("one\n\ntwo")
+    read = text_files._file_rows
+    monkeypatch.setattr(text_files, "_file_rows", lambda path: reads.append(path) or read(path))
+    check_source(str(path))
+    assert documents(str(path)) == documents(str(path)) == ["one", "two"]
+    assert len(reads) == 2

@@ -10,13 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pruneengine.data.samples import Samples
 from pruneengine.evaluation.perplexity import (
     best_dtype,
-    measure_speed,
-    measure_speed_pair,
     model_size,
     paired_difference,
     perplexity,
 )
-from pruneengine.evaluation.speed import _greedy
+from pruneengine.evaluation.speed import _greedy, measure_speed, measure_speed_pair
 
 VOCABULARY = 101
 

@@ -13,7 +13,7 @@ from pruneengine.export import export
 from pruneengine.export.deci import deci_heads
 from pruneengine.export.gguf import llama_cpp
 from pruneengine.export.gguf.tensors import pair_rows
-from pruneengine.export.layout import model_shape
+from pruneengine.export.model_shape import model_shape
 from pruneengine.export.padding import pad_model, widen
 from tests.checkpoint.test_write import EQUAL, UNEQUAL, prune_by_hand
 from tests.helpers.tiny import logits, tiny_model, tiny_tokens
@@ -35,8 +35,8 @@ def test_padded_checkpoints_open_plainly(variant, tmp_path):
     made = export(source, tmp_path / "out", "pad", proof=False)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
     assert not any(info.values())
-    layout = model_shape(model)
-    assert (set(layout.kv_heads), set(layout.channels)) == ({3}, {72})
+    shape = model_shape(model)
+    assert (set(shape.kv_heads), set(shape.channels)) == ({3}, {72})
     expected = logits(load_model(source)[0], tiny_tokens())
     assert torch.allclose(logits(model.eval(), tiny_tokens()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
     assert "parameters (+" in made.written.remarks[0]
@@ -125,8 +125,8 @@ def test_deci_config_reads_as_attributes_and_saves_again(tmp_path):
 def test_key_value_heads_that_do_not_divide_are_padded(tmp_path):
     widths = [(3, 72), (2, 24), (1, 56)]
     made = export(checkpoint(tmp_path, widths=widths), tmp_path / "out", "deci")
-    layout = model_shape(prune_by_hand(tiny_model("llama-mha-untied"), [(5, 40), (4, 40), (1, 40)]))
-    assert deci_heads(layout) == (5, [5, 5, 1])
+    shape = model_shape(prune_by_hand(tiny_model("llama-mha-untied"), [(5, 40), (4, 40), (1, 40)]))
+    assert deci_heads(shape) == (5, [5, 5, 1])
     blocks = json.loads((made.path / "config.json").read_text())["block_configs"]
     assert [block["attention"]["n_heads_in_group"] for block in blocks] == [2, 3, 6]
 

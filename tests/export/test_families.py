@@ -9,7 +9,7 @@ import transformers
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.write import save
 from pruneengine.export import export
-from pruneengine.export.layout import model_shape
+from pruneengine.export.model_shape import model_shape
 from pruneengine.export.runtimes import runtimes
 from pruneengine.model import find_groups
 from pruneengine.structured.apply import compact

@@ -13,7 +13,7 @@ from pruneengine.checkpoint.write import save
 from pruneengine.export import export
 from pruneengine.export.gguf import llama_cpp
 from pruneengine.export.gguf.tokenizer import splitting_rule, tokenizer_keys
-from pruneengine.export.layout import model_shape
+from pruneengine.export.model_shape import model_shape
 from tests.checkpoint.test_write import prune_by_hand
 from tests.helpers.smollm2 import find_smollm2
 from tests.helpers.tiny import logits, tiny_model, tiny_tokens
@@ -40,9 +40,9 @@ def test_gguf_holds_the_checkpoint(variant, widths, tmp_path):
     architecture = "llama" if widths == "uniform" else "deci"
     assert key(reader, "general.architecture") == architecture
     model = load_model(source)[0]
-    layers, layout = model.model.layers, model_shape(model)
+    layers, shape = model.model.layers, model_shape(model)
     heads = key(reader, f"{architecture}.attention.head_count")
-    assert heads == (list(layout.heads) if widths == "per-layer" else layout.heads[0])
+    assert heads == (list(shape.heads) if widths == "per-layer" else shape.heads[0])
     entries = {entry.name: np.array(entry.data) for entry in reader.tensors}
     assert ("output.weight" in entries) is (variant == "llama-mha-untied")
     assert np.array_equal(entries["blk.2.ffn_down.weight"], layers[2].mlp.down_proj.weight.detach().numpy())

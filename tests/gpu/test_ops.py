@@ -93,7 +93,7 @@ def test_full_size_gathers(dtype: torch.dtype, share: float) -> None:
 
 
 def layer() -> tuple[list[Tensor], list[Tensor], list[int]]:
-    """q, k, v, o and gate, up, down with biases, of one layer; 70 parts are more than one launch takes."""
+    """Return q, k, v, o and gate, up, down with biases, of one layer; 70 parts are more than one launch takes."""
     heads = (kept(32, 0.7)[:, None] * 128 + torch.arange(128, device="cuda")).flatten()
     channels = kept(11008, 0.6)
     weights = [weight(4096, 4096, seed=i) for i in range(4)] + [weight(11008, 4096, seed=i) for i in (4, 5)]

@@ -25,14 +25,14 @@ SWAPPED = 5e-3
 
 
 def pruned(model, **options):
-    """The model's linears once it is pruned, on the CPU, and the report."""
+    """Return the linears of the pruned model, on the CPU, and the report."""
     report = pe.sparsify(model, TOKENS, pe.SparseConfig(**({"sparsity": 0.5, "block": 24} | options)))
     named = ((path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in path)
     return {path: linear.weight.detach().cpu() for path, linear in named}, report
 
 
 def both(variant="llama-gqa-tied", **options):
-    """Pruned linears of the CPU and of the GPU, with as many zeros each."""
+    """Return the pruned linears of the CPU and of the GPU, with as many zeros each."""
     (expected, report), (found, other) = (pruned(tiny_model(variant).to(device), **options) for device in DEVICES)
     assert other.plan == report.plan
     for path, weight in expected.items():
@@ -41,7 +41,7 @@ def both(variant="llama-gqa-tied", **options):
 
 
 def share(different):
-    """Of True in all of some bool tensors."""
+    """Return the share of True in all of some bool tensors."""
     return sum(int(d.sum()) for d in different) / sum(d.numel() for d in different)
 
 

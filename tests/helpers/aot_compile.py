@@ -1,7 +1,9 @@
-"""Compile every Triton kernel ahead of time, as its real launches would, and print what came out as JSON.
+"""Ahead-of-time compilation of every Triton kernel for one target, as its real launches would compile it.
 
-Run as a script in a process without TRITON_INTERPRET; needs no GPU. The launchers run on meta tensors with the launch
-itself replaced by a recorder, so grids, constants and warps are those of a real call and cannot drift from it.
+Run as a script (``aot_compile.py 90``) in a process without TRITON_INTERPRET; needs no GPU and prints JSON.
+
+The launchers run on meta tensors with the launch itself replaced by a recorder, so grids, constants and warps are those
+of a real call and cannot drift from it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +28,9 @@ from triton.runtime.jit import JITFunction
 
 import pruneengine.kernels
 
-TARGETS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)]
+TARGETS = {"80": GPUTarget("cuda", 80, 32), "90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+# Targets differ in the instructions for large inputs; odd sizes and single elements are compiled for this one alone.
+EVERY_CASE = "90"
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
 POINTERS |= {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 MODULES = {
@@ -39,7 +44,7 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
-    """Every launch to compile: a case, the launcher and its arguments.
+    """Yield every launch to compile: a case, the launcher and its arguments.
 
     ``wide`` has the sizes of a 7B model and must stream with 16-byte loads; ``odd`` allows none; ``one`` is there
     because Triton compiles an argument of 1 as a constant. ``several`` is added for several scores from one read.
@@ -74,7 +79,7 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], tuple]]:
 
 
 def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..., Any], tuple]]:
-    """Selection over matrices and sparse weights; groups of 7 are those that leave lanes empty."""
+    """Yield the launches of selection over matrices and of sparse weights. Groups of 7 leave lanes empty."""
     codes, n, m = torch.empty_like(w, dtype=torch.uint8), *{"wide": (2, 4), "odd": (3, 7), "one": (1, 1)}[case]
     yield MODULES["select_global"].kth_value_global, ([w], 1)
     yield MODULES["select_global"].select_mask_global, ([w, w], 1)
@@ -88,7 +93,7 @@ def selections(case: str, w: Tensor, norm: Tensor) -> Iterator[tuple[Callable[..
 def record(
     launcher: Callable[..., Any], arguments: tuple, target: GPUTarget
 ) -> list[tuple[JITFunction, tuple, dict[str, Any]]]:
-    """The launches a launcher makes where torch was built for the target, none of them carried out."""
+    """Return the launches that a launcher makes where torch was built for the target; none is carried out."""
     launches = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -104,7 +109,7 @@ def record(
 
 
 def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[ASTSource, dict[str, Any]]:
-    """Types, constants and divisibility as Triton's own specialisation derives them from a launch's arguments."""
+    """Derive types, constants and divisibility from a launch's arguments, as Triton's own specialisation does."""
     values = dict(zip(fn.arg_names, args, strict=False)) | kwargs
     options = {name: values.pop(name) for name in kwargs if name not in fn.arg_names}
     signature, constants, attributes = {}, {}, {}
@@ -128,7 +133,7 @@ def source_of(fn: JITFunction, args: tuple, kwargs: dict[str, Any]) -> tuple[AST
 
 
 def cuda_usage(asm: dict[str, Any]) -> dict[str, Any]:
-    """Registers, bytes spilled, and loads by kind: to registers, or copies to shared memory with their bytes in hex."""
+    """Count registers, bytes spilled, and loads by kind: to registers, or to shared memory with their bytes in hex."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
         file.flush()
@@ -150,7 +155,7 @@ def hip_usage(asm: dict[str, Any]) -> dict[str, Any]:
 
 
 def uncovered(launched: set[JITFunction]) -> list[str]:
-    """Names of the jit functions that no launched kernel is or calls."""
+    """Return the names of the jit functions that no launched kernel is or calls."""
     functions = {f for module in MODULES.values() for f in vars(module).values() if isinstance(f, JITFunction)}
     reached = launched & functions
     while True:
@@ -160,27 +165,29 @@ def uncovered(launched: set[JITFunction]) -> list[str]:
         reached |= called
 
 
-def main() -> None:
+def main(name: str) -> None:
+    target = TARGETS[name]
     compiled, launched, seen = [], set(), set()
     for case, launcher, arguments in cases():
-        for target in TARGETS if case.startswith("wide") else TARGETS[1:2]:
-            for fn, args, kwargs in record(launcher, arguments, target):
-                launched.add(fn)
-                source, options = source_of(fn, args, kwargs)
-                if (case, target, source.hash(), str(options)) in seen:
-                    continue
-                seen.add((case, target, source.hash(), str(options)))
-                pointers = " ".join(kind for kind in source.signature.values() if kind[0] == "*")
-                row = {"kernel": fn.__name__, "case": f"{case} {pointers}", "target": str(target.arch)}
-                try:
-                    kernel = triton.compile(source, target=target, options=options)
-                except Exception as error:  # reported as a row: one bad kernel must not hide the others
-                    compiled.append(row | {"error": f"{type(error).__name__}: {error}"})
-                    continue
-                usage = cuda_usage(kernel.asm) if target.backend == "cuda" else hip_usage(kernel.asm)
-                compiled.append(row | usage | {"shared": kernel.metadata.shared})
+        if not (case.startswith("wide") or name == EVERY_CASE):
+            continue
+        for fn, args, kwargs in record(launcher, arguments, target):
+            launched.add(fn)
+            source, options = source_of(fn, args, kwargs)
+            if (case, source.hash(), str(options)) in seen:
+                continue
+            seen.add((case, source.hash(), str(options)))
+            pointers = " ".join(kind for kind in source.signature.values() if kind[0] == "*")
+            row = {"kernel": fn.__name__, "case": f"{case} {pointers}", "target": name}
+            try:
+                kernel = triton.compile(source, target=target, options=options)
+            except Exception as error:  # reported as a row: one bad kernel must not hide the others
+                compiled.append(row | {"error": f"{type(error).__name__}: {error}"})
+                continue
+            usage = cuda_usage(kernel.asm) if target.backend == "cuda" else hip_usage(kernel.asm)
+            compiled.append(row | usage | {"shared": kernel.metadata.shared})
     print(json.dumps({"compiled": compiled, "uncovered": uncovered(launched)}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -1,4 +1,4 @@
-"""A tiny random model of every family: name -> (model type, config). All of tests/test_families.py runs on each."""
+"""Tiny random models, one per family: name -> (model type, config). tests/model/test_families.py runs on each."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ modeling_baichuan.register()
 
 
 def family_model(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
-    """A model whose biases and norms are not at their initial zeros and ones, in evaluation mode."""
+    """Return a model whose biases and norms are not at their initial zeros and ones, in evaluation mode."""
     model_type, options = FAMILIES[name]
     torch.manual_seed(seed)
     model = getattr(transformers, auto_class(model_type)).from_config(

@@ -1,4 +1,4 @@
-"""What every family can do, as the README's table: run by ``make matrix``, from the outcome of the tests themselves.
+"""The README's table of families: written by ``make matrix`` from the outcome of the tests themselves.
 
 Every test that carries the mark ``shows`` is run in a process of its own; its report says which family and which
 capability each test was about. Nothing else goes into a cell.
@@ -28,11 +28,11 @@ RAN = (0, 1)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one test of a capability of a family ended.
+    """Outcome of one test of a capability of a family.
 
     Attributes:
-        family, capability: what it was about.
-        test: its name, with its parameters.
+        family, capability: the family that was tested, and the column of the table.
+        test: name of the test, with its parameters.
         result: "passed", "failed" or "skipped".
         shown: what the test itself recorded as shown (``record_property("shown", ...)``), such as a format.
     """
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def run_tests() -> list[Outcome]:
-    """Run every test that shows something; RuntimeError if pytest could not."""
+    """Run every test that shows something; raise RuntimeError if pytest could not."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "shows", *REPORT, f"--junitxml={report}", "tests"]
@@ -56,7 +56,7 @@ def run_tests() -> list[Outcome]:
 
 
 def read_report(xml: str) -> list[Outcome]:
-    """Outcomes from a report of pytest in JUnit's format; tests that show nothing are left out."""
+    """Read outcomes from a report of pytest in JUnit's format, without the tests that show nothing."""
     found = []
     for case in ElementTree.fromstring(xml).iter("testcase"):
         said: dict[str, list[str]] = {}
@@ -71,7 +71,7 @@ def read_report(xml: str) -> list[Outcome]:
 
 
 def cell(outcomes: Sequence[Outcome]) -> str:
-    """What was shown, or "yes", if there are tests and all of them passed; else which failed or were skipped."""
+    """Return what was shown, or "yes", if all of at least one test passed; else name those that did not."""
     if not outcomes:
         return "no test"
     for result in ("failed", "skipped"):
@@ -81,7 +81,7 @@ def cell(outcomes: Sequence[Outcome]) -> str:
 
 
 def table(outcomes: Iterable[Outcome], families: Iterable[str]) -> str:
-    """The table in Markdown: a row for every family, a column for every capability."""
+    """Return the table in Markdown: one row per family, one column per capability."""
     found: dict[tuple[str, str], list[Outcome]] = {}
     for each in outcomes:
         found.setdefault((each.family, each.capability), []).append(each)
@@ -95,7 +95,7 @@ def _row(head: str, cells: Iterable[str]) -> str:
 
 
 def committed(text: str) -> str:
-    """What stands between the two marks of a document; ValueError if they are not there once each, in order."""
+    """Return the text between the two marks of a document; raise ValueError unless each stands there once, in order."""
     _head, *rest = text.split(START)
     if len(rest) != 1 or rest[0].count(END) != 1:
         raise ValueError(f"expected {START} and, behind it, {END}, once each")
@@ -103,7 +103,7 @@ def committed(text: str) -> str:
 
 
 def replaced(text: str, block: str) -> str:
-    """The document with another text between the marks."""
+    """Return the document with another text between the marks."""
     committed(text)
     return f"{text.partition(START)[0]}{START}\n{block}\n{END}{text.partition(END)[2]}"
 

@@ -60,7 +60,7 @@ class RotaryEmbedding(nn.Module):
         self.head_dim, self.base = head_dim, base
 
     def forward(self, x, positions):
-        """Heads ``(B, heads, T, d)``, each turned by its position: entry i with entry i + d/2."""
+        """Rotate heads ``(B, heads, T, d)``, each by its position: entry i with entry i + d/2."""
         half = torch.arange(self.head_dim // 2, device=x.device)
         angles = positions[:, None, :, None] / self.base ** (2 * half / self.head_dim)
         first, second = x.chunk(2, -1)
@@ -167,6 +167,6 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
 
 
 def register() -> None:
-    """Let transformers' own classes build it, as a folder with remote code would."""
+    """Register the model with transformers' own classes, as a folder with remote code would."""
     AutoConfig.register(BaichuanConfig.model_type, BaichuanConfig, exist_ok=True)
     AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the tests of ops share: backends by name, poisoned memory, random tensors and comparison with float64."""
+"""Harness of the tests of ops: backends by name, poisoned memory, random tensors and comparison with float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPS = set(ops.__all__) - {"available_backends", "use_backend", "compact_bytes", 
 
 
 def backend_params(op: str) -> list:
-    """The backends that have the op; ``cuda`` runs where there is a GPU."""
+    """Return the backends that have the op; ``cuda`` runs where there is a GPU."""
     on_gpu = [pytest.mark.gpu] if torch.cuda.is_available() else []  # elsewhere Triton is interpreted
     triton = [pytest.param("triton", marks=on_gpu)] if op in backends.TRITON_MODULES else []
     cuda = [pytest.param("cuda", marks=pytest.mark.gpu)] if op in extension.CUDA_OPS else []
@@ -27,7 +27,7 @@ def backend_params(op: str) -> list:
 
 @contextlib.contextmanager
 def running(backend: str):
-    """The device to test on, with the backend forced; a missing one skips with its reason."""
+    """Yield the device to test on, with the backend forced; skip with the reason where the backend is missing."""
     reason = ops.available_backends()[backend]
     if reason != "available":
         pytest.skip(f"{backend}: {reason}")
@@ -38,7 +38,7 @@ def running(backend: str):
 
 @contextlib.contextmanager
 def threads(count: int):
-    """So many CPU threads within."""
+    """Set the number of CPU threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -49,7 +49,7 @@ def threads(count: int):
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh outputs hold NaN or garbage, so that an element nobody writes shows."""
+    """Fill fresh outputs with NaN or garbage, so that an element that nobody writes shows."""
     empty = torch.empty
 
     def poisoned_empty(*args: object, **kwargs: object) -> Tensor:
@@ -64,7 +64,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def moved(tensor: Tensor, device: str) -> Tensor:
-    """On the device with its strides: ``to`` would pack a slice."""
+    """Return the tensor on the device with its strides: ``to`` would pack a slice."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
 
 
@@ -77,7 +77,7 @@ def double(tensor: Tensor) -> np.ndarray:
 
 
 def assert_near(got: Tensor, expected: np.ndarray, size: np.ndarray | None = None, relative: float = 2e-5) -> None:
-    """Within ``relative`` of the sum of the magnitudes that were added up (a signed sum may cancel to nothing)."""
+    """Compare within ``relative`` of the sum of the magnitudes added up (a signed sum may cancel to nothing)."""
     assert got.dtype == torch.float32
     assert got.shape == expected.shape
     scale = np.abs(expected) if size is None else size

@@ -1,4 +1,4 @@
-"""Reads an HTML page as a browser would, and checks what every report must be."""
+"""Reader of HTML pages as a browser sees them, with the checks that every report must pass."""
 
 import re
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Reader(HTMLParser):
-    """Checks that every element is closed in order, and gathers what a reader sees."""
+    """Parser that checks the order of elements, and gathers the text that a reader sees."""
 
     def __init__(self, text):
         super().__init__()
@@ -45,7 +45,7 @@ class Reader(HTMLParser):
 
 
 def read(text):
-    """The page's reader, after checking what every page must be."""
+    """Return the page's reader after the checks that hold for every page."""
     reader = Reader(text)
     assert text.startswith("<!doctype html>")
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<script|<link|<iframe", text)

@@ -44,7 +44,7 @@ PUBLISHED_POST = {
 
 
 def published(x: torch.Tensor, function: Function) -> float:
-    """The authors' computation on one vector, literally: float32 throughout, then their last rule."""
+    """Compute as the authors do on one vector, literally: float32 throughout, then their last rule."""
     for name in function.pre:
         x = PUBLISHED_PRE[name](x)
     x = x if function.reduce == "no" else PUBLISHED_REDUCE[function.reduce](x)

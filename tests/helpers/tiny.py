@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 def tiny_model(variant: str = "llama-gqa-tied", seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
-    """A random causal language model whose biases and norms are not at their initial zeros and ones."""
+    """Return a random causal language model whose biases and norms are not at their initial zeros and ones."""
     model_type, options = VARIANTS[variant]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(_BASE | options | changes)))

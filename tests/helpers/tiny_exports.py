@@ -16,7 +16,7 @@ WIDTHS = {"uniform": EQUAL, "per-layer": UNEQUAL}
 
 
 def byte_level_tokenizer():
-    """A tokenizer of GPT-2's kind with two merges and two special tokens, smaller than the tiny vocabulary."""
+    """Return a tokenizer of GPT-2's kind with two merges and two special tokens, smaller than the tiny vocabulary."""
     tokenizers = pytest.importorskip("tokenizers")
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:90]
     vocab = {text: id for id, text in enumerate(["<unk>", "<s>", "</s>", *letters, "ab", "abc"])}
@@ -29,7 +29,7 @@ def byte_level_tokenizer():
 
 
 def sentencepiece_tokenizer():
-    """A tokenizer of Llama 2's kind: a mark for spaces, merges, bytes for what is left."""
+    """Return a tokenizer of Llama 2's kind: a mark for spaces, merges, bytes for what is left."""
     tokenizers = pytest.importorskip("tokenizers")
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "ab", "abc", "▁abc", *"▁abcd"]
     merges = [("a", "b"), ("ab", "c"), ("▁", "abc")]

@@ -1,4 +1,4 @@
-"""A model folder and text files for runs that start from files: the command line's, and the studies'."""
+"""Model folder and text files for runs that start from files: the command line's, and the studies'."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = "\n\n".join(
 
 
 def write_folder(root: Path) -> Path:
-    """A tiny model with a byte-level tokenizer in ``model``, and ``text.txt`` beside it."""
+    """Write a tiny model with a byte-level tokenizer into ``model``, and ``text.txt`` beside it."""
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(root / "model")
     tiny_model("llama-gqa-tied", vocab_size=len(tokenizer)).save_pretrained(root / "model")
@@ -22,7 +22,7 @@ def write_folder(root: Path) -> Path:
 
 
 def write_texts(root: Path) -> Path:
-    """``search.txt`` and ``report.txt``, no run of 32 tokens of which is in both."""
+    """Write ``search.txt`` and ``report.txt``, which share no run of 32 tokens."""
     for name, words in (("search", "red green blue"), ("report", "one two three")):
         lines = (f"{words} {i} {i * i % 97} {i * 31 % 53} {words[::-1]}" for i in range(200))
         (root / f"{name}.txt").write_text("\n\n".join(lines))

@@ -10,7 +10,7 @@ from tests.helpers.tiny import tiny_model, tiny_tokens
 
 
 def uneven_model(dtype=torch.float32):
-    """Layers whose scores differ, so that no allocation is uniform by chance."""
+    """Return a model whose layers differ in their scores, so that no allocation is uniform by chance."""
     model = tiny_model(dtype=dtype)
     with torch.no_grad():
         for index, layer in enumerate(model.model.layers):

@@ -19,7 +19,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_task(folder: Path, name: str = "piqa_tiny", items: int = 7, version: float = 1.0) -> Path:
-    """A multiple-choice task with both accuracies, whose choices differ in length; returns its folder."""
+    """Write a multiple-choice task with both accuracies, whose choices differ in length; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -49,7 +49,7 @@ metadata: {{version: {version}}}
 
 
 def write_perplexity_task(folder: Path, name: str = "lambada_tiny") -> Path:
-    """A task of last words with a perplexity over its items' log-likelihoods; returns its folder."""
+    """Write a task of last words with a perplexity over its items' log-likelihoods; return its folder."""
     write_task(folder, name)
     file = folder / f"{name}.yaml"
     kept = [line for line in file.read_text().splitlines() if line.startswith(("task", "data", "test", "metadata"))]

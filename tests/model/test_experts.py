@@ -1,4 +1,4 @@
-"""Mixtures of experts: unfused they compute the same, and whole experts can go."""
+"""Mixtures of experts: the same function unfused, and removal of whole experts."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def plan_of(model, ratio=0.25, kinds=("experts",), shape="uniform", allocation="
 
 
 def unequal(model):
-    """Scores under which a ranking over all layers takes two experts of layer 0 and one of layer 2."""
+    """Return scores under which a ranking over all layers takes two experts of layer 0 and one of layer 2."""
     structure = find_groups(model)
     scores = score(model, "magnitude_l1", structure=structure)
     worth = {"layers.0.experts.1.mlp": 1, "layers.0.experts.2.mlp": 2, "layers.2.experts.3.mlp": 3}

@@ -1,4 +1,4 @@
-"""What every family can do, on the tiny models of tests/families.py."""
+"""Capabilities of every family, on the tiny models of tests/helpers/families.py."""
 
 import json
 from dataclasses import replace
@@ -165,7 +165,7 @@ def sizes(model):
 
 
 def says_widths(model):
-    """Whether the config of a family has names for all that a plan of this file changes."""
+    """Return True where the config of a family has names for all widths that a plan of this file changes."""
     structure = find_groups(model)
     heads_stay = structure.by_name["layers.0.heads"].units == 1
     return bool(structure.family.mlp_name) and bool(structure.family.heads_name or heads_stay)
@@ -301,13 +301,13 @@ def test_the_reload_proof_asks_the_class_that_the_family_names(tmp_path):
 
 
 def documented(family):
-    """A row of the table in docs/families.md."""
+    """Return a row of the table in docs/families.md."""
     heads = "key-value groups"
     if family.whole_heads:
         name, value, reason = family.whole_heads
         heads = f"one unit: {reason}" if name is None else f"{heads}; one unit where {name}={value}: {reason}"
     missing = " or ".join(family.kinds_without_config_name)
-    opens = "plainly" if family.own_class else f"plainly, as {family.twin}"
+    opens = "plainly" if family.own_class else f"plainly, as {family.equivalent}"
     if missing:
         opens = f"modelling file: the config has no name for widths of {missing}"
     return f"| {', '.join(family.model_types)} | {heads} | {opens} |"

@@ -1,4 +1,4 @@
-"""The README's table of families: it has every row and column, and its cells say what the tests' outcomes are."""
+"""Table of families in the README: every row and column, and cells as the outcomes of the tests."""
 
 import subprocess
 import sys

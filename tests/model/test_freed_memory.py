@@ -1,4 +1,4 @@
-"""That activations on the CPU do not begin with page faults once the allocator has been taught."""
+"""Activations on the CPU without page faults, once the allocator has been taught."""
 
 import platform
 import subprocess

@@ -28,7 +28,7 @@ def full_nll(hidden, head, targets, softcap=None, scale=1.0):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements of any tensor that an operation returns."""
+    """Recorder of the largest number of elements of any tensor that an operation returns."""
 
     elements = 0
 

@@ -145,7 +145,7 @@ def test_every_family_can_be_saved_with_per_layer_widths():
 
     from pruneengine.checkpoint import config_json as checkpoint_config
 
-    types = {t if family.own_class else family.twin for family in FAMILIES for t in family.model_types}
+    types = {t if family.own_class else family.equivalent for family in FAMILIES for t in family.model_types}
     known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     classes = [known[model_type] for model_type in types]
     assert sorted(f"Pruned{name}" for name in classes) == sorted(checkpoint_config.SHIPPED)

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pruneengine.data.sources import alpaca_prompt, rows_to_text
+from pruneengine.data.rows import alpaca_prompt, rows_to_text
 from pruneengine.model.loss import IGNORED
 from pruneengine.recovery import RecoverConfig, TokenRows, load_rows, read_recovery_recipe
 from pruneengine.recovery.rows import collate, training_order

@@ -16,8 +16,8 @@ from pruneengine.search.dsa import search as dsa  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
 from pruneengine.search.run import SearchRun  # noqa: E402
 from pruneengine.search.study import START, WORKER, fail_abandoned, reopen_study, running  # noqa: E402
-from tests.search.adapruner import test_search as adapruner  # noqa: E402
 from tests.helpers.tiny import tiny_model  # noqa: E402
+from tests.search.adapruner import test_search as adapruner  # noqa: E402
 from tests.search.dsa.test_search import config, search, texts  # noqa: E402
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("scipy")
 
 import pruneengine as pe
 from pruneengine.search.dsa.config import DsaConfig
-from tests.search.adapruner import test_search as adapruner
 from tests.model.test_experts import fused_model
+from tests.search.adapruner import test_search as adapruner
 from tests.search.dsa.test_search import OPTIONS, texts
 
 

@@ -151,23 +151,3 @@ def test_a_restarted_search_draws_what_an_unbroken_one_draws(tmp_path, kind):
     assert quadratic(resumed, 5, kind) == unbroken
     other = quadratic(module.open_study("c", journal(tmp_path), IDENTITY), 12, kind, seed=1)
     assert other != unbroken
-
-
-def test_the_pruner_stops_what_is_worse_block_by_block(tmp_path):
-    study = module.open_study("s", journal(tmp_path), IDENTITY)
-    study.pruner = module.pruner(0.1)
-    best = study.ask()
-    for block in range(8):
-        best.report(float(block), block)
-    study.tell(best, 3.5)
-    worse, equal = study.ask(), study.ask()
-    stopped = []
-    for block in range(8):
-        worse.report(block + 0.1, block)
-        stopped.append(worse.should_prune())
-        equal.report(block + (0.1 if block % 2 else -0.1), block)
-        assert not equal.should_prune()
-    assert True in stopped
-    assert not stopped[0]
-    study.pruner = module.pruner(None)
-    assert not worse.should_prune()

@@ -82,3 +82,9 @@ def test_another_block_than_the_published_is_in_the_report():
     assert report.plan.reached == 0.5
     assert SparseConfig("sparsegpt", pattern="2:4").notes == SparseConfig("wanda", pattern="3:6").notes == ()
     assert SparseConfig("sparsegpt", pattern="3:6", block=12).notes == ()
+
+
+def test_recipes_end_with_the_calibration_text():
+    names = list(SparseConfig(sparsity=0.5).to_dict())
+    assert names[:2] == ["method", "sparsity"]
+    assert names[-6:] == ["calibration", "nsamples", "seqlen", "pack", "batch_size", "seed"]

@@ -106,3 +106,23 @@ def test_a_number_is_one_however_it_is_written(tmp_path, text):
 def test_a_missing_recipe(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a recipe"):
         read_recipe(tmp_path / "absent.yaml")
+
+
+def test_kinds_go_by_their_former_name_too(tmp_path):
+    config = PruneConfig("wanda", 0.3, ("mlp",))
+    assert PruneConfig(method="wanda", ratio=0.3, structure="mlp") == config
+    assert (config.kinds, config.structure) == (("mlp",), ("mlp",))
+    for key in ("kinds", "structure"):
+        (tmp_path / "recipe.yaml").write_text(f"method: wanda\nratio: 0.3\n{key}: [mlp]\n")
+        assert PruneConfig.from_dict(read_recipe(tmp_path / "recipe.yaml")) == config
+    # What stands later, as an option of the command line does, counts.
+    assert PruneConfig.from_dict({"kinds": "heads", "structure": "mlp"}).kinds == ("mlp",)
+    assert "kinds" not in config.to_dict()
+    assert dataclasses.replace(config, structure=("heads",)) == dataclasses.replace(config, kinds=("heads",))
+
+
+def test_recipes_keep_their_order():
+    names = list(PruneConfig().to_dict())
+    assert names[:3] == ["method", "ratio", "structure"]
+    assert names[-11:-5] == ["calibration", "nsamples", "seqlen", "pack", "batch_size", "seed"]
+    assert all(name.startswith("hywia_") for name in names[-5:])

@@ -1,10 +1,12 @@
 """The library's verb, and its stages one by one."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 import pruneengine
-from pruneengine import PruneConfig, Statistics
+from pruneengine import PruneConfig, PruneReport, SparseConfig, SparseReport, Statistics
 from pruneengine.structured.scores.metrics import METRICS
 from tests.helpers.tiny import logits, tiny_model, tiny_tokens
 
@@ -96,3 +98,34 @@ def test_what_cannot_be_done_leaves_the_model_alone(config, batches, message):
     with pytest.raises(ValueError, match=message):
         pruneengine.prune(model, None, PruneConfig(**config), statistics=statistics)
     assert torch.equal(logits(model, tiny_tokens()), before)
+
+
+def test_one_verb_prunes_units_or_single_weights():
+    tokens = tiny_tokens(2)
+    config = SparseConfig("magnitude", 0.5)
+    report = pruneengine.prune(tiny_model(), tokens, config)
+    assert isinstance(report, SparseReport)
+    again = pruneengine.prune(tiny_model(), plan=report.plan)
+    assert again.plan == pruneengine.sparsify(tiny_model(), None, config).plan == report.plan
+    structured = pruneengine.prune(tiny_model(), tokens, PruneConfig("magnitude_l1", 0.3))
+    assert isinstance(structured, PruneReport)
+    shared = {"config", "plan", "statistics", "seconds", "warnings"}
+    assert shared <= {field.name for field in fields(report)} & {field.name for field in fields(structured)}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"config": "wanda"}, TypeError, "a PruneConfig or a SparseConfig, got str"),
+        ({"plan": "plan.json"}, TypeError, "plan must be a SparsePlan, got str; compact"),
+        ({"config": PruneConfig(), "plan": True}, ValueError, "a sparse plan goes with a SparseConfig"),
+    ],
+)
+def test_arguments_that_do_not_apply_are_refused(options, error, message):
+    model, tokens = tiny_model(), tiny_tokens(2)
+    before = logits(model, tokens)
+    if options.get("plan") is True:
+        options = options | {"plan": pruneengine.sparsify(tiny_model(), None, SparseConfig("magnitude", 0.5)).plan}
+    with pytest.raises(error, match=message):
+        pruneengine.prune(model, tokens, **options)
+    assert torch.equal(logits(model, tokens), before)

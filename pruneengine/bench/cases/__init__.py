@@ -1,4 +1,4 @@
-"""The cases of every op; importing this registers them in :data:`pruneengine.bench.case.CASES`."""
+"""Cases of every op; importing this registers them in :data:`pruneengine.bench.case.CASES`."""
 
 from pruneengine.bench.case import CASES
 

@@ -1,20 +1,23 @@
-"""Statistics of activations, and activations times their gradients."""
+"""Cases of statistics of activations, and of activations times their gradients."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, size, sums
+from pruneengine.bench.case import Baseline, Inputs, Work, case, size
+from pruneengine.bench.gate import sums
 from pruneengine.bench.shapes import Matrix
 
 
-def _activations(inputs: Inputs, shape: Matrix):
+def _activations(inputs: Inputs, shape: Matrix) -> Tensor:
     samples = next(n for n in (4, 3, 1) if shape.rows % n == 0)
     return inputs.normal(samples, shape.rows // samples, shape.columns)
 
 
 @case("activation_stats", "sum, squares, peak", "tokens", "read")
 def activation_stats(inputs: Inputs, shape: Matrix) -> Work:
-    """The baseline ``squares`` forms the squares alone: less work than ours."""
+    """Make the case with a baseline ``squares`` that forms the squares alone: less work than ours."""
     x = _activations(inputs, shape)
 
     def formula(up, x):

@@ -1,4 +1,4 @@
-"""Kept rows and columns, into fresh memory and into given memory, and of a whole layer."""
+"""Cases of gathers: kept rows and columns, into fresh memory and into a given buffer, and of a whole layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Inputs, Work, case, exactly
+from pruneengine.bench.case import Inputs, Work, case
+from pruneengine.bench.gate import exactly
 from pruneengine.bench.shapes import Layer, Matrix
 from pruneengine.ops.gathers import compact_bytes
 
@@ -28,7 +29,7 @@ def _fresh(inputs: Inputs, shape: Matrix, axis: int, keep: float) -> Work:
 
 
 def _into(inputs: Inputs, shape: Matrix, axis: int, keep: float) -> Work:
-    """Both sides write into memory that is there already; ours through the op that takes it."""
+    """Make a case in which both sides write into an existing buffer; ours through the op that takes one."""
     w = inputs.normal(shape.rows, shape.columns)
     index = inputs.kept(w.shape[axis], keep)
     arena = torch.empty(compact_bytes([w], [index], [axis]), dtype=torch.uint8, device=w.device)
@@ -51,7 +52,7 @@ for _axis, _op in enumerate(("gather_rows", "gather_columns")):
 
 @case("compact_layer", "q k v o gate up down, keep 0.8, given buffer", "layer", "copy", compiled=False)
 def compact_layer(inputs: Inputs, shape: Layer) -> Work:
-    """Whole KV groups and random channels are kept; both sides write into memory that is there, as a search does."""
+    """Keep whole KV groups and random channels; both sides write into an existing buffer, as a search does."""
     weights = [inputs.normal(*size) for size in shape.weights]
     groups, wide = inputs.kept(shape.kv_heads, 0.8), inputs.kept(shape.intermediate, 0.8)
     keys = _expand(groups, shape.head_dim)

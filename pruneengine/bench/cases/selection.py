@@ -1,4 +1,4 @@
-"""Exact selection of the smallest scores, a row at a time and over a whole matrix."""
+"""Cases of exact selection of the smallest scores, per row and over a whole matrix."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, covers, exactly, size
+from pruneengine.bench.case import Baseline, Inputs, Work, case, size
+from pruneengine.bench.gate import covers, exactly
 from pruneengine.bench.shapes import Matrix
 
 
 def metric(w: Tensor, norm: Tensor) -> Tensor:
+    """Return Wanda's score ``|W| * norm`` in float32."""
     return w.float().abs() * norm
 
 
@@ -36,7 +38,7 @@ def kth_value(inputs: Inputs, shape: Matrix) -> Work:
 
 @case("select_mask", "Wanda 50%, each row", "weight", "copy")
 def select_mask(inputs: Inputs, shape: Matrix) -> Work:
-    """The reference is Wanda's: metric, stable sort of each row, scatter."""
+    """Make the case with Wanda's own reference: metric, stable sort of each row, scatter."""
     w, norm = _inputs(inputs, shape)
     k = shape.columns // 2
 

@@ -1,4 +1,4 @@
-"""2:4 masks, quantile codes and masks from codes."""
+"""Cases of 2:4 masks, quantile codes and masks from codes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, size, sums
+from pruneengine.bench.case import Agree, Baseline, Inputs, Work, case, size
 from pruneengine.bench.cases.selection import metric
+from pruneengine.bench.gate import exactly, sums
 from pruneengine.bench.shapes import Layer, Matrix
 from pruneengine.ops import reference
 
-LOOP_COLUMNS = 2048  # of a CPU's matrix: the loop over groups of columns takes seconds beyond
+LOOP_COLUMNS = 2048  # greatest width on a CPU, where the loop over groups of columns takes seconds beyond
 DIVISIBLE = Matrix(37, 1004)
 
 
@@ -21,7 +22,7 @@ def _mask_by_topk(scores: Tensor) -> Tensor:
 
 
 def _column_loop(scores: Tensor) -> Tensor:
-    """Wanda's way: a topk and a scatter for every four columns."""
+    """Select as Wanda's code does: a topk and a scatter for every four columns."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for begin in range(0, scores.shape[1], 4):
         smallest = scores[:, begin : begin + 4].topk(2, dim=1, largest=False).indices
@@ -29,13 +30,16 @@ def _column_loop(scores: Tensor) -> Tensor:
     return mask
 
 
-def _same_scores(scores: Tensor):
-    """topk leaves open which of two equal scores it takes: as many in every group, and the same scores in all."""
+def _same_scores(scores: Tensor) -> Agree:
+    """Return a comparison that allows any choice between equal scores, which topk leaves open.
+
+    Every group must lose the same number of weights, and the same scores in all.
+    """
 
     def agree(got: Tensor, right: Tensor) -> str | None:
         counts = [mask.view(-1, 4).sum(1) for mask in (got, right)]
         taken = [(scores.double() * mask).view(-1, 4).sum(1) for mask in (got, right)]
-        return exactly(*counts) or sums(*taken, within=1e-12)
+        return exactly(*counts) or sums(taken[0], taken[1], within=1e-12)
 
     return agree
 

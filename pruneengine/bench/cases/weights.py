@@ -1,4 +1,4 @@
-"""Sums and moments of the scores of weights."""
+"""Cases of sums and moments of the scores of weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import functools
 import torch
 
 from pruneengine import ops
-from pruneengine.bench.case import Baseline, Inputs, Work, case, exactly, single, size, sums
+from pruneengine.bench.case import Baseline, Inputs, Work, case, single, size
+from pruneengine.bench.gate import exactly, sums
 from pruneengine.bench.shapes import Layer, Matrix
 from pruneengine.ops import reference
 
@@ -75,7 +76,7 @@ def _three_forms(up, w, g):
 
 
 def _preallocated(w, forms):
-    """Eager torch without a fresh temporary: what is left is the arithmetic and the traffic."""
+    """Return a baseline in eager torch without fresh temporaries: only arithmetic and traffic remain."""
     product, other = (torch.empty(w.shape, dtype=torch.float32, device=w.device) for _ in range(2))
     rows, columns = (torch.empty(len(forms), size, dtype=torch.float32, device=w.device) for size in w.shape)
 
@@ -110,7 +111,7 @@ def taylor_forms(inputs: Inputs, shape: Matrix) -> Work:
 
 @case("taylor_scores_outer", "from delta and X", "weight", "matmul")
 def taylor_outer(inputs: Inputs, shape: Matrix) -> Work:
-    """On a GPU the formula multiplies in the inputs' dtype, as autograd does: it rounds each gradient to it."""
+    """Make the case. On a GPU the formula multiplies in the inputs' dtype, as autograd does, and rounds to it."""
     samples, tokens = (4, 2048) if inputs.on_gpu else (2, 128)
     w = inputs.normal(shape.rows, shape.columns)
     delta, x = (inputs.normal(samples, tokens, size) for size in (shape.rows, shape.columns))

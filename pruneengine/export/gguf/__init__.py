@@ -1,1 +1,1 @@
-"""Export to GGUF: tensors, tokenizer and file, and the proof that they hold the model."""
+"""GGUF export: tensors, tokenizer and file, and the proof that they hold the model."""

@@ -1,8 +1,8 @@
-"""llama.cpp's own logits for a GGUF file, through llama-cpp-python where that is installed.
+"""llama.cpp's own logits for a GGUF file, through llama-cpp-python if that is installed.
 
-It takes minutes to compile and pins nothing that pruneengine uses, so it may live in an environment of its own: the
-environment variable LLAMA_CPP_PYTHON names that environment's interpreter. Without it, this one's packages are looked
-at.
+llama-cpp-python takes minutes to compile and pins nothing that pruneengine uses, so it may live in a virtual
+environment of its own. The environment variable LLAMA_CPP_PYTHON names the interpreter there; the default is the
+running interpreter.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ CHILD = Path(__file__).with_name("llama_cpp_child.py")
 
 
 def interpreter() -> str:
-    """The Python that llama.cpp runs in."""
+    """Return the path of the Python interpreter that runs llama.cpp."""
     return os.environ.get(VARIABLE) or sys.executable
 
 
 def missing() -> str | None:
-    """Why llama.cpp cannot be run here, or None if it can."""
+    """Return the reason why llama.cpp cannot run here, or None if it can."""
     if _version(interpreter()):
         return None
     named = os.environ.get(VARIABLE)
@@ -41,12 +41,14 @@ def missing() -> str | None:
 
 
 def version() -> str:
-    """Of llama-cpp-python."""
+    """Return the version of llama-cpp-python, empty if it is not installed."""
     return _version(interpreter())
 
 
 def logits(file: Path, tokens: Tensor) -> Tensor:
-    """What llama.cpp computes on the CPU, in a process of its own, which it ends where a file is not as it expects.
+    """Return llama.cpp's logits, computed on the CPU in a process of its own.
+
+    llama.cpp ends its process on a file that it does not expect.
 
     Args:
         file: a GGUF file.
@@ -65,7 +67,11 @@ def logits(file: Path, tokens: Tensor) -> Tensor:
 
 
 def token_ids(file: Path, text: str) -> list[int]:
-    """llama.cpp's own tokenization of ``text``, special tokens added as the file says; ReloadError as above."""
+    """Return the token ids that llama.cpp gives ``text``, with the special tokens that the file asks for.
+
+    Raises:
+        ReloadError: as :func:`logits`.
+    """
     return json.loads(_run(file, text=text).splitlines()[-1])
 
 
@@ -84,7 +90,7 @@ def _run(file: Path, **job: Any) -> str:
 
 @cache
 def _version(python: str) -> str:
-    """Empty where it is not installed. Asked of the interpreter: its packages need not be this one's."""
+    """Return the version of llama-cpp-python, empty if missing, in the packages of the given interpreter."""
     question = f"import importlib.metadata as m; print(m.version({PACKAGE!r}))"
     try:
         done = subprocess.run([python, "-c", question], capture_output=True, text=True)

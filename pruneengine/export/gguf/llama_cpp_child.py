@@ -1,4 +1,4 @@
-"""The process in which llama.cpp runs; its text is handed to ``python -c``.
+"""Process that runs llama.cpp; its text is passed to ``python -c``.
 
 Reads one JSON job from standard input: ``file`` (GGUF) and either ``tokens`` (rows of ids) with ``threads`` and ``out``
 (the .npy file to write their logits to) or ``text``, whose ids it writes to standard output.

@@ -1,41 +1,45 @@
-"""A GGUF file read back: tensor by tensor, as a whole model, and by llama.cpp where it is installed."""
+"""Proof of a GGUF file: read back tensor by tensor, as a whole model, and by llama.cpp if it is installed."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruneengine.checkpoint.reload_proof import ReloadError
 from pruneengine.export.compare_logits import agree, logits
 from pruneengine.export.gguf import llama_cpp
 from pruneengine.export.gguf.tensors import INNER, OUTER, PAIRED
-from pruneengine.export.layout import ModelShape
+from pruneengine.export.model_shape import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HF_INNER = {theirs: ours for ours, theirs in INNER.items()}
 HF_OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 
 
 def prove(
-    file: Path, model: nn.Module, layout: ModelShape, architecture: str, tokens: Tensor, expected: Tensor
+    file: Path, model: PreTrainedModel, shape: ModelShape, architecture: str, tokens: Tensor, expected: Tensor
 ) -> tuple[list[str], list[str]]:
-    """What was verified, and what could not be.
+    """Return the checks that the file passed and the checks that could not be made, one sentence each.
 
-    ``model`` takes the file's weights, so that what reads the file can be held against it closely.
+    ``model`` takes the file's weights, so that programs that read the file can be compared with it closely.
 
     Raises:
         ReloadError: the file holds other tensors, or gives other logits.
     """
-    weights = read_back(file, layout, architecture)
+    weights = read_back(file, shape, architecture)
     verified = [compare_tensors(weights, model)]
     model.load_state_dict(weights, strict=False)
     rounded = logits(model, tokens)
-    # The weights' rounding, not the arithmetic's: an F32 file of an F32 model changes nothing.
+    # The tolerance covers the rounding of the weights. An F32 file of an F32 model changes nothing.
     verified.append(agree("the file's weights in this model", rounded, expected, torch.float16, slack=5))
     missing = []
-    if reason := unreadable(model, layout, architecture):
+    if reason := unreadable(model, shape, architecture):
         missing.append(f"not opened by transformers: {reason}")
     else:
         verified.append(_by_transformers(file, tokens, rounded, model.dtype))
@@ -49,30 +53,30 @@ def prove(
     return verified, missing
 
 
-def read_back(file: Path, layout: ModelShape, architecture: str) -> dict[str, Tensor]:
-    """The file's tensors under transformers' names, rows of queries and keys in transformers' order.
+def read_back(file: Path, shape: ModelShape, architecture: str) -> dict[str, Tensor]:
+    """Read the file's tensors under transformers' names, with rows of queries and keys in transformers' order.
 
     Raises:
-        ReloadError: the file's widths are not the layout's.
+        ReloadError: the file's widths differ from the shape's.
     """
     import gguf
 
     reader = gguf.GGUFReader(file)
     for key, counts in {
-        "attention.head_count": layout.heads,
-        "attention.head_count_kv": layout.kv_heads,
-        "feed_forward_length": layout.channels,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "feed_forward_length": shape.channels,
     }.items():
-        found = reader.fields[f"{architecture}.{key}"].contents()
-        if (found if isinstance(found, list) else [found] * len(counts)) != list(counts):
-            raise ReloadError(f"{file.name}: {key} reads back as {found}")
+        stored = reader.fields[f"{architecture}.{key}"].contents()
+        if (stored if isinstance(stored, list) else [stored] * len(counts)) != list(counts):
+            raise ReloadError(f"{file.name}: {key} reads back as {stored}")
     weights = {}
     for entry in reader.tensors:
         parts = entry.name.split(".")
-        # The file is memory-mapped and goes away with the reader.
+        # Copied, because the memory-mapped file is closed with the reader.
         values = np.array(entry.data)
         if architecture in PAIRED and parts[-2] in ("attn_q", "attn_k"):
-            halves = values.reshape(-1, layout.head_dim, *values.shape[1:])
+            halves = values.reshape(-1, shape.head_dim, *values.shape[1:])
             values = np.concatenate([halves[:, 0::2], halves[:, 1::2]], axis=1).reshape(values.shape)
         if entry.name == "rope_freqs.weight":
             continue
@@ -81,8 +85,12 @@ def read_back(file: Path, layout: ModelShape, architecture: str) -> dict[str, Te
     return weights
 
 
-def compare_tensors(weights: dict[str, Tensor], model: nn.Module) -> str:
-    """A sentence; ReloadError if a tensor is missing, too much, or not the model's, rounded to the file's type."""
+def compare_tensors(weights: dict[str, Tensor], model: PreTrainedModel) -> str:
+    """Return a sentence that the tensors equal the model's, rounded to the file's types.
+
+    Raises:
+        ReloadError: a tensor is missing, unexpected, or has other values than the model's.
+    """
     state = model.state_dict()
     if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
         state.pop("lm_head.weight")
@@ -94,17 +102,17 @@ def compare_tensors(weights: dict[str, Tensor], model: nn.Module) -> str:
     return f"read back by gguf: all {len(state)} tensors equal the checkpoint's, rounded to the file's types"
 
 
-def unreadable(model: nn.Module, layout: ModelShape, architecture: str) -> str | None:
-    """Why transformers' GGUF reader does not give this model, or None if it does."""
+def unreadable(model: PreTrainedModel, shape: ModelShape, architecture: str) -> str | None:
+    """Return the reason why transformers' GGUF reader does not give this model, or None if it does."""
     if architecture == "deci":
         return "it has one width for all layers there"
-    if layout.rope != "default":
+    if shape.rope != "default":
         return "it reads no scaled positions from GGUF"
-    if architecture == "llama" and layout.biases:
+    if architecture == "llama" and shape.biases:
         return "it reads no biases of a llama from GGUF"
-    if layout.hidden % layout.heads[0] and architecture != "qwen3":
+    if shape.hidden % shape.heads[0] and architecture != "qwen3":
         return "it wants the number of heads to divide the hidden size"
-    if architecture == "qwen3" and layout.head_dim != type(model.config)().head_dim:
+    if architecture == "qwen3" and shape.head_dim != type(model.config)().head_dim:
         return f"it takes heads of {type(model.config)().head_dim} for granted there"
     return None
 

@@ -1,13 +1,17 @@
-"""Tensors of a GGUF file: their names, order of rows and types."""
+"""Tensors of a GGUF file: names, order of rows and types."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruneengine.export.layout import ModelShape
+from pruneengine.export.model_shape import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -27,15 +31,15 @@ INNER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-# Architectures of llama.cpp that turn neighbouring entries of a head together; the others turn entry i and i + d/2.
+# Architectures of llama.cpp that rotate neighbouring entries of a head together; the others rotate i with i + d/2.
 PAIRED = ("llama", "deci")
 
 
 def gguf_name(name: str) -> str:
-    """``model.layers.3.mlp.up_proj.weight`` -> ``blk.3.ffn_up.weight``.
+    """Return the GGUF name of a tensor: ``model.layers.3.mlp.up_proj.weight`` -> ``blk.3.ffn_up.weight``.
 
     Raises:
-        ValueError: a tensor that these architectures do not have.
+        ValueError: these architectures have no such tensor.
     """
     if name in OUTER:
         return OUTER[name]
@@ -47,9 +51,9 @@ def gguf_name(name: str) -> str:
 
 
 def pair_rows(rows: Tensor, head_dim: int) -> Tensor:
-    """Rows of queries or keys so that those which turn together are neighbours.
+    """Reorder rows of queries or keys so that rows which are rotated together become neighbours.
 
-    Within each head of d rows, transformers turns row i with row i + d/2; llama.cpp's "llama" turns rows 2i and 2i + 1.
+    Within each head of d rows, transformers rotates row i with row i + d/2, llama.cpp's "llama" row 2i with row 2i + 1.
 
     Args:
         rows: ``(heads * head_dim, ...)``, a weight or a bias.
@@ -59,37 +63,37 @@ def pair_rows(rows: Tensor, head_dim: int) -> Tensor:
 
 
 def tensors(
-    model: nn.Module, layout: ModelShape, architecture: str, dtype: torch.dtype
+    model: PreTrainedModel, shape: ModelShape, architecture: str, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and contiguous tensor of everything in the file: matrices in ``dtype``, vectors in float32.
+    """Yield name and contiguous tensor of everything in the file: matrices in ``dtype``, vectors in float32.
 
     Raises:
         ValueError: a weight is beyond the range of ``dtype``, or has no place in the file.
     """
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    if layout.rope != "default":
-        yield "rope_freqs.weight", rope_factors(model, layout)
+    if shape.rope != "default":
+        yield "rope_freqs.weight", rope_factors(model, shape)
     for name, tensor in model.state_dict().items():
         if tied and name == "lm_head.weight":
             continue
         target = gguf_name(name)
         if architecture in PAIRED and target.split(".")[-2] in ("attn_q", "attn_k"):
-            tensor = pair_rows(tensor, layout.head_dim)
+            tensor = pair_rows(tensor, shape.head_dim)
         cast = tensor.to(dtype if tensor.dim() > 1 else torch.float32).contiguous()
         if not torch.isfinite(cast).all():
             raise ValueError(f"{name} has entries beyond {dtype}; export with dtype float32")
         yield target, cast
 
 
-def rope_factors(model: nn.Module, layout: ModelShape) -> Tensor:
-    """What llama.cpp divides each frequency by: float32 ``(head_dim / 2,)``.
+def rope_factors(model: PreTrainedModel, shape: ModelShape) -> Tensor:
+    """Return the divisors of llama.cpp's rotary frequencies, float32 ``(head_dim / 2,)``.
 
     Raises:
-        ValueError: the positions also scale the logits of attention, which the factors cannot say.
+        ValueError: the positions also scale the logits of attention, which the divisors cannot express.
     """
     rotary = model.model.rotary_emb
     if rotary.attention_scaling != 1:
         raise ValueError(f"rotary positions that scale attention by {rotary.attention_scaling} are not written")
-    steps = torch.arange(0, layout.head_dim, 2, dtype=torch.float32) / layout.head_dim
+    steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     plain = 1.0 / model.config.rope_parameters["rope_theta"] ** steps
     return plain / rotary.inv_freq.float().cpu()

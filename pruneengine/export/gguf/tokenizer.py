@@ -1,4 +1,4 @@
-"""A tokenizer as the keys of a GGUF file: byte-level BPE (GPT-2's kind), or SentencePiece's BPE (Llama 2's)."""
+"""Tokenizer keys of a GGUF file, for byte-level BPE (GPT-2's kind) and SentencePiece's BPE (Llama 2's)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-# By the whole expression: tekken's and o200k's share pieces of these, and split text otherwise.
+# Compared as whole expressions: those of tekken and o200k share pieces of these and split text differently.
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {PIECES.replace("{digits}", "{1,3}"): "llama-bpe", PIECES.replace("{digits}", ""): "qwen2"}
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-# First tokens of a vocabulary whose splitting rule transformers does not keep when it reads it from GGUF.
+# First tokens of vocabularies whose splitting rule transformers loses when it reads them from GGUF.
 KNOWN = {("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>"): "smollm"}
 
 
 def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Keys ``tokenizer.*`` with their values, and remarks.
+    """Return the keys ``tokenizer.*`` with their values, and remarks.
 
     Args:
-        tokenizer: a tokenizer of transformers, or None: the file then holds token ids only.
-        vocab_size: rows of the embedding; tokens that the tokenizer lacks are marked unused.
+        tokenizer: a tokenizer of transformers, or None for a file of token ids only.
+        vocab_size: rows of the embedding; ids that the tokenizer lacks are marked unused.
 
     Raises:
         ValueError: another kind of tokenizer, an unknown splitting rule, or more tokens than the embedding has rows.
@@ -74,10 +74,10 @@ def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tup
 
 
 def splitting_rule(pre_tokenizer: Mapping[str, Any] | None, tokens: list[str]) -> str:
-    """llama.cpp's name for how text is split before the merges.
+    """Return llama.cpp's name for the rule that splits text before the merges.
 
     Raises:
-        ValueError: a rule that has no name here.
+        ValueError: the rule has no name here.
     """
     if name := next((n for start, n in KNOWN.items() if tuple(tokens[: len(start)]) == start), None):
         return name
@@ -93,7 +93,7 @@ def splitting_rule(pre_tokenizer: Mapping[str, Any] | None, tokens: list[str]) -
 
 
 def merge_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """SentencePiece's scores, of which only the order counts: the earlier a token's first merge, the higher."""
+    """Return SentencePiece's scores, where only the order counts: the earlier a token's first merge, the higher."""
     ranks: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         ranks.setdefault("".join(pair), rank)

@@ -10,8 +10,8 @@ import torch
 
 from pruneengine.data.windows import Samples, check_overlap
 from pruneengine.evaluation.perplexity import PerplexityResult, paired_difference
-from pruneengine.recovery.engine import RecoverReport
 from pruneengine.recovery.rows import TokenRows
+from pruneengine.recovery.run import RecoverReport
 
 
 def summarise(

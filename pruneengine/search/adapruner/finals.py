@@ -1,19 +1,21 @@
-"""The end of a search: its best trials, and the best fixed metric, meet on text that the search never saw."""
+"""Finals of a search: its best trials and the best baseline, compared on text that the search never saw."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pruneengine.common.progress import track
 from pruneengine.evaluation.perplexity import perplexity
-from pruneengine.search.adapruner.baselines import Baseline
-from pruneengine.search.adapruner.baselines import masked as plan_of
-from pruneengine.search.adapruner.decide import CandidatePlanner
+from pruneengine.search.adapruner.baselines import Baseline, by_loss
+from pruneengine.search.adapruner.baselines import masked as masked_baseline
 from pruneengine.search.adapruner.objective import MaskedPlan, Objective
+from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.result import Finalist
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.space import Space
+from pruneengine.search.early_stop import mean
 from pruneengine.search.study import HELD_OUT, MASK
 from pruneengine.structured.apply import Correction, mask
 from pruneengine.structured.compensate import bias_corrections, compensate
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who won, and against whom.
+    """Winner of the finals and its rivals.
 
     Attributes:
         winner: the first of ``finalists``.
-        candidate: its point of the space; None for a baseline.
-        plans: of all finalists, by name.
-        corrections: of the winner's compensation, for :func:`pruneengine.structured.apply.compact`.
+        candidate: the winner's point of the space; None for a baseline.
+        finalists: by their mean loss on both texts, best first.
+        plans: plans of all finalists, by name.
+        corrections: corrections of the winner's compensation, for :func:`pruneengine.structured.apply.compact`.
     """
 
     winner: Finalist
@@ -44,7 +47,7 @@ class Outcome:
 def pick_winner(
     study: optuna.Study,
     space: Space,
-    decider: CandidatePlanner,
+    planner: CandidatePlanner,
     objective: Objective,
     held_out: Objective,
     baselines: list[Baseline],
@@ -58,34 +61,44 @@ def pick_winner(
     Raises:
         ValueError: neither a baseline nor a trial gave a legal plan.
     """
-    legal = [b for b in baselines if b.losses]
-    best = min(legal, key=lambda b: b.value, default=None)
-    entrants: list[tuple[Finalist, MaskedPlan, Candidate | None]] = []
-    if best is not None:
-        entrants.append((Finalist(best.name, best.value, best.held_out), plan_of(best, decider), None))
-    trials = _best_trials(study, decider.config.finalists, best.value if best else float("inf"))
-    for trial in track(trials, "finalists"):
+    entrants: list[_Entrant] = []
+    bound = math.inf
+    if legal := by_loss(baselines):
+        best, bound = legal[0], mean(legal[0].losses)
+        # The best baselines were measured on the held-out blocks.
+        assert best.held_out is not None
+        entrants.append(_Entrant(Finalist(best.name, bound, best.held_out), masked_baseline(best, planner), None))
+    for trial in track(_best_trials(study, planner.config.finalists, bound), "finalists"):
         candidate = space.suggest(_replay(trial))
-        chosen = decider.decide(candidate)
-        key = HELD_OUT + chosen.digest
+        masked = planner.plan(candidate)
+        key = HELD_OUT + masked.digest
         if key not in study.user_attrs:
-            study.set_user_attr(key, held_out.evaluate([chosen])[0].mean)
+            study.set_user_attr(key, held_out.evaluate([masked])[0].mean)
         finalist = Finalist(f"trial {trial.number}", trial.value, study.user_attrs[key])
-        entrants.append((finalist, chosen, candidate))
+        entrants.append(_Entrant(finalist, masked, candidate))
     if not entrants:
         reason = next((b.illegal for b in baselines if b.illegal), "no trial was complete")
         raise ValueError(f"the search found no legal plan: {reason}")
-    weights = len(objective), len(held_out)
-    entrants.sort(key=lambda e: (e[0].value * weights[0] + e[0].held_out * weights[1]) / sum(weights))
-    winner, chosen, candidate = entrants[0]
-    winner, corrections = _compensated(winner, chosen, decider, held_out)
-    finalists = (winner, *(finalist for finalist, _, _ in entrants[1:]))
-    plans = {finalist.name: masked.plan for finalist, masked, _ in entrants}
-    return Outcome(winner, candidate, finalists, plans, corrections)
+    searched, kept = len(objective), len(held_out)
+    entrants.sort(key=lambda e: (e.finalist.value * searched + e.finalist.held_out * kept) / (searched + kept))
+    first = entrants[0]
+    winner, corrections = _compensated(first, planner, held_out)
+    finalists = (winner, *(entrant.finalist for entrant in entrants[1:]))
+    plans = {entrant.finalist.name: entrant.masked.plan for entrant in entrants}
+    return Outcome(winner, first.candidate, finalists, plans, corrections)
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A finalist with its plan, and its point of the space; a baseline has none."""
+
+    finalist: Finalist
+    masked: MaskedPlan
+    candidate: Candidate | None
 
 
 def _best_trials(study: optuna.Study, count: int, bound: float) -> list[optuna.trial.FrozenTrial]:
-    """The best complete trials with masks of their own, none of them above the bound."""
+    """Return the best complete trials, one per mask, with losses up to the bound."""
     import optuna
 
     done = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
@@ -103,21 +116,21 @@ def _replay(trial: optuna.trial.FrozenTrial) -> optuna.trial.FixedTrial:
 
 
 def _compensated(
-    winner: Finalist, chosen: MaskedPlan, decider: CandidatePlanner, held_out: Objective
+    entrant: _Entrant, planner: CandidatePlanner, held_out: Objective
 ) -> tuple[Finalist, dict[str, Correction]]:
-    """The winner with the compensation that does best on the held-out blocks, if one helps."""
-    model, structure, plan = decider.model, decider.structure, chosen.plan
-    best, corrections = replace(winner, compensated=winner.held_out), {}
-    if chosen.means:
+    """Return the winner with the compensation that does best on the held-out blocks, if one helps."""
+    model, structure, plan = planner.model, planner.structure, entrant.masked.plan
+    kind, lowest, corrections = "none", entrant.finalist.held_out, {}
+    if entrant.masked.means:
         # The plan was judged with mean inputs: a bias is what holds them.
-        best = replace(best, compensation="bias")
-        corrections = bias_corrections(model, structure, plan, chosen.means)
-    samples = decider.pool.chosen(decider.pool.largest)
-    for how in track([h for h in decider.config.compensate if h not in ("none", best.compensation)], "compensate"):
-        found = compensate(model, plan, samples, how, structure=structure)
-        with mask(model, plan, structure=structure, corrections=found.corrections):
-            # In what the dense loss was computed in: the two are compared.
-            loss = perplexity(model, held_out.blocks, dtype=held_out.dtype).nll - float(held_out.dense.mean())
-        if loss < best.compensated:
-            best, corrections = replace(winner, compensated=loss, compensation=how), found.corrections
-    return best, corrections
+        kind, corrections = "bias", bias_corrections(model, structure, plan, entrant.masked.means)
+    samples = planner.pool.chosen(planner.pool.largest)
+    others = [other for other in planner.config.compensate if other not in ("none", kind)]
+    for other in track(others, "compensate"):
+        compensated = compensate(model, plan, samples, other, structure=structure)
+        with mask(model, plan, structure=structure, corrections=compensated.corrections):
+            # In the dtype of the dense loss: the two are compared.
+            loss = perplexity(model, held_out.samples, dtype=held_out.dtype).nll - float(held_out.dense.mean())
+        if loss < lowest:
+            kind, lowest, corrections = other, loss, compensated.corrections
+    return replace(entrant.finalist, compensated=lowest, compensation=kind), corrections

@@ -1,7 +1,7 @@
-"""The tight inner evaluation of a search: what masks cost in loss, block by block, and nothing else.
+"""Objective of an AdaPruner search: loss of masked plans above the dense model's, block by block.
 
-The model is never changed, copied or sliced: removed units are gated off where they enter o_proj and down_proj. What
-flows into the first layers is computed once, on the dense model, and a candidate starts at the first layer it prunes.
+The model is never changed, copied or sliced: removed units are gated off where they enter o_proj and down_proj. The
+inputs of the first layers are computed once, on the dense model, and a candidate starts at the first layer it prunes.
 Several candidates can share a forward pass; that pays where one candidate's block leaves the device idle.
 """
 
@@ -10,24 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, find_groups
-from pruneengine.model.decoder import autocast, causal_parts, inference
-from pruneengine.model.layer_runner import LayerRunner
-from pruneengine.model.loss import token_nll
 from pruneengine.model.masking import gate, kept_mask
+from pruneengine.search.masked_loss import MaskedLoss
 from pruneengine.structured.plan import Plan
 
-# What enters the first layers is kept for all blocks, for as many layers as fit.
+# Bytes for inputs of the first layers, which are kept for all blocks and for as many layers as fit.
 ENTRY_BYTES = 512 * 2**20
 
 
@@ -36,8 +32,8 @@ class MaskedPlan:
     """A candidate as the objective sees it.
 
     Attributes:
-        plan: of kept units; layers are not dropped.
-        means: what removed channels turn into, ``[channels]`` per group name; zero without.
+        plan: the kept units; layers are not dropped.
+        means: values of removed channels, ``[channels]`` per group name; zero for a group without.
     """
 
     plan: Plan
@@ -45,7 +41,7 @@ class MaskedPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for candidates that compute the same."""
+        """Hash that is equal for candidates that compute the same."""
         digest = hashlib.sha256(json.dumps(self.plan.keep, sort_keys=True).encode())
         for name, means in sorted(self.means.items()):
             digest.update(name.encode() + means.numpy().tobytes())
@@ -54,12 +50,12 @@ class MaskedPlan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a candidate costs.
+    """Loss of a candidate.
 
     Attributes:
         losses: mean token loss of every block that was run, minus the dense model's: float64 ``[K]``, nats.
-        stopped: whether it was stopped before the last block.
-        seconds: of the forward passes, shared equally by candidates that ran together.
+        stopped: whether the candidate was stopped before the last block.
+        seconds: time of the forward passes, shared equally by candidates that ran together.
     """
 
     losses: Tensor
@@ -68,23 +64,26 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
+        """Mean of the losses, nats."""
         return float(self.losses.mean())
 
 
-class Objective:
+class Objective(MaskedLoss):
     """Paired loss of masked candidates on fixed token blocks in a fixed order.
 
     Args:
         model: the dense model; it is left as it was after every evaluation.
         blocks: token windows ``[N, L]``, L at least 2, evaluated in this order.
-        structure: of the model, when it is at hand.
-        batch: blocks a forward pass.
+        structure: structure of the model, when it is at hand.
+        batch: blocks per forward pass.
         dtype: bfloat16 to run a float32 model under autocast, None for the model's own.
 
     Raises:
         ValueError: no block, or blocks of fewer than two tokens.
         FloatingPointError: the dense model's loss is not finite.
     """
+
+    window = "block"
 
     def __init__(
         self,
@@ -95,22 +94,9 @@ class Objective:
         batch: int = 2,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not len(blocks) or blocks.tokens.shape[1] < 2:
-            raise ValueError(f"blocks {tuple(blocks.tokens.shape)}: expected at least one of two tokens")
-        self.model, self.blocks = model, blocks
-        self.structure = structure or find_groups(model)
-        self._weight, self.dtype = next(model.parameters()), dtype
-        self.device = self._weight.device
-        autocast(self._weight, dtype)
-        self._norm = model.get_submodule(self.structure.family.final_norm)
-        self._pieces = [piece.to(self.device) for piece in blocks.tokens.split(batch)]
-        self._entries: list[list[Tensor]] = [[] for _ in range(self.structure.num_layers)]
-        with self._quiet():
-            self._walk = LayerRunner(model, self.structure, self._pieces)
-            self.dense = self._run_dense()
-
-    def __len__(self) -> int:
-        return len(self.blocks)
+        structure = structure or find_groups(model)
+        self._entries: list[list[Tensor]] = [[] for _ in range(structure.num_layers)]
+        super().__init__(model, structure, blocks, batch, dtype)
 
     def evaluate(
         self,
@@ -132,14 +118,14 @@ class Objective:
         running = list(range(len(candidates)))
         losses: list[list[float]] = [[] for _ in candidates]
         seconds = [0.0] * len(candidates)
-        with self._quiet():
-            for index, tokens in enumerate(self._pieces):
+        with self._computing():
+            for index in range(len(self._pieces)):
                 if not running:
                     break
                 start = time.perf_counter()
-                found = self._losses(index, tokens, [candidates[c] for c in running])
+                rows = self._losses(index, [candidates[c] for c in running])
                 spent = (time.perf_counter() - start) / len(running)
-                for c, row in zip(list(running), found, strict=True):
+                for c, row in zip(list(running), rows, strict=True):
                     seconds[c] += spent
                     over = False
                     for loss in row.tolist():
@@ -159,48 +145,21 @@ class Objective:
         if plan.lost_experts:
             raise ValueError("the plan drops whole experts; a search's objective masks heads and channels only")
 
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        with inference(self.model), autocast(self._weight, self.dtype):
-            yield
-
-    def _run_dense(self) -> Tensor:
-        """Loss of every block under the dense model; keeps what enters the layers on the way."""
-        losses = []
-        for index, tokens in enumerate(track(self._pieces, "dense loss")):
-            hidden = self._walk.inputs[index]
-            for layer, entries in enumerate(self._entries):
-                if self._fits(layer, hidden):
-                    entries.append(hidden)
-                hidden = self._walk.run(layer, hidden)
-            losses.append(self._block_losses(hidden, tokens))
-        dense = torch.cat(losses)
-        if not bool(dense.isfinite().all()):
-            bad = int((~dense.isfinite()).nonzero()[0])
-            raise FloatingPointError(f"the dense model's loss on block {bad} of {len(dense)} is {dense[bad]:.6g}")
-        return dense
-
-    def _fits(self, layer: int, hidden: Tensor) -> bool:
-        """Whether the first layers' inputs up to this one's leave room for it, for all blocks."""
-        per_layer = len(self.blocks) * hidden.shape[1] * hidden.shape[2] * hidden.element_size()
-        return layer == 0 or (layer + 1) * per_layer <= ENTRY_BYTES
-
-    def _losses(self, index: int, tokens: Tensor, candidates: Sequence[MaskedPlan]) -> Tensor:
-        """Losses above dense of one piece's blocks: float64 ``[candidates, blocks]``."""
+    def _losses(self, index: int, candidates: Sequence[MaskedPlan]) -> Tensor:
+        """Return the losses above dense of one piece's blocks: float64 ``[candidates, blocks]``, nats."""
         first = min(_first_pruned(self.structure, candidate.plan) for candidate in candidates)
         first = max(layer for layer in range(first + 1) if self._entries[layer])
-        count, blocks = len(candidates), len(tokens)
+        tokens, count = self._pieces[index], len(candidates)
         hidden = self._entries[first][index].repeat(count, 1, 1)
-        gates, means = self._gates(candidates, blocks)
+        gates, means = self._gates(candidates, len(tokens))
         with gate(self.model, self.structure, gates, means=means):
             for layer in range(first, self.structure.num_layers):
-                hidden = self._walk.run(layer, hidden, copies=count)
-        found = self._block_losses(hidden, tokens.repeat(count, 1)).view(count, blocks)
-        begin = sum(len(piece) for piece in self._pieces[:index])
-        return found - self.dense[begin : begin + blocks]
+                hidden = self._runner.run(layer, hidden, copies=count)
+        losses = self._segment_losses(hidden, tokens.repeat(count, 1)).view(count, len(tokens))
+        return losses - self._dense_pieces[index]
 
     def _gates(self, candidates: Sequence[MaskedPlan], blocks: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Gates ``[candidates * blocks, units]`` of every group that some candidate prunes, and means likewise."""
+        """Return gates ``[candidates * blocks, units]`` of groups that some candidate prunes, and means likewise."""
         gates: dict[str, Tensor] = {}
         means: dict[str, Tensor] = {}
         for name, group in self.structure.by_name.items():
@@ -214,12 +173,17 @@ class Objective:
                 means[name] = rows.repeat_interleave(blocks, 0).to(self.device)
         return gates, means
 
-    def _block_losses(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        _, head, options = causal_parts(self.model)
-        return token_nll(self._norm(hidden)[:, :-1], head, tokens[:, 1:], **options).double().mean(1).cpu()
+    def _cut(self, nll: Tensor) -> Tensor:
+        return nll.mean(1)
+
+    def _enter(self, layer: int, hidden: Tensor) -> None:
+        """Keep what enters the first layers, as far as it fits for all blocks."""
+        per_layer = len(self.samples) * hidden.shape[1] * hidden.shape[2] * hidden.element_size()
+        if layer == 0 or (layer + 1) * per_layer <= ENTRY_BYTES:
+            self._entries[layer].append(hidden)
 
 
 def _first_pruned(structure: Structure, plan: Plan) -> int:
-    """The first layer that loses something; the last layer where none does."""
+    """Return the first layer that loses a unit; the last layer where none does."""
     pruned = (g.layer for g in structure.groups if len(plan.keep[g.name]) < g.units)
     return min(pruned, default=structure.num_layers - 1)

@@ -1,7 +1,7 @@
-"""The calibration pool of a search: exact statistics of every subset on a menu, collected once and kept on disk.
+"""Calibration pool of a search: exact statistics of every subset on a menu, collected once and kept on disk.
 
-Per length a forward pass gives activations and losses, from which the menu's subsets follow; a backward pass then
-collects the rest, for each subset exactly. A trial only looks up its subset.
+For each length a forward pass gives activations and losses, from which the menu's subsets follow. A backward pass then
+collects the remaining quantities, for each subset exactly. A trial only looks up its subset.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,21 +21,21 @@ from pruneengine.common.files import check_writable
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import KINDS, Structure, find_groups, model_fingerprint
-from pruneengine.search.adapruner.space.subsets import ALL, Subset, canonical, menu, select
+from pruneengine.search.adapruner.space.subsets import ALL, Subset, canonical_subset, menu, select
 
-# So many subsets keep the means that their scores were made of: little beside the rows of the pool.
-_KEPT = 16
+# Number of subsets that keep the means their scores are made of: little beside the rows of the pool.
+_RECENT = 16
 
 
 @dataclass(frozen=True)
 class SubsetOptions:
-    """What a search may choose from; the menu is every combination.
+    """Choices of a search; the menu is every combination.
 
     Attributes:
         counts: numbers of samples, smallest and largest included.
         selectors: as :mod:`pruneengine.search.adapruner.space.subsets` names them.
         sources: "all" or names of sources.
-        lengths: tokens a sample; None for every length of the pool.
+        lengths: tokens per sample; None for every length of the pool.
     """
 
     counts: tuple[int, ...]
@@ -60,38 +61,38 @@ class Pool:
 
     @property
     def largest(self) -> Subset:
-        """All samples of the greatest length, or the most that the menu offers of them."""
+        """Subset of all samples of the greatest length, or of the most that the menu offers."""
         return max(self.menu, key=lambda s: (s.length, s.count, s.source == ALL))
 
     def statistics(self, subset: Subset) -> Statistics:
-        """Statistics as of a pass over the subset's samples alone.
+        """Return statistics as of a pass over the subset's samples alone.
 
         Raises:
-            ValueError: a subset that is not on the menu; any name of one that is will do.
+            ValueError: a subset that is not on the menu, under any of its names.
         """
-        known = canonical(subset, pool_sizes(self.samples))
+        known = canonical_subset(subset, pool_sizes(self.samples))
         if known not in self.menu:
             raise ValueError(
                 f"subset {subset} is not on the menu of {len(self.menu)}: {', '.join(map(str, self.menu))}"
             )
-        found = self._recent.pop(known, None) or self.collected[known.length].of_subset(str(known))
-        while len(self._recent) >= _KEPT:
+        statistics = self._recent.pop(known, None) or self.collected[known.length].of_subset(str(known))
+        while len(self._recent) >= _RECENT:
             del self._recent[next(iter(self._recent))]
-        self._recent[known] = found
-        return found
+        self._recent[known] = statistics
+        return statistics
 
     def chosen(self, subset: Subset) -> Samples:
-        """The windows of a subset, in the order of its statistics' rows."""
-        known = canonical(subset, pool_sizes(self.samples))
+        """Return the windows of a subset, in the order of its statistics' rows."""
+        known = canonical_subset(subset, pool_sizes(self.samples))
         pool, rows = self.samples[known.length], list(self.collected[known.length].subsets[str(known)])
         return Samples(pool.tokens[rows], tuple(pool.source[row] for row in rows))
 
 
 def pool_sizes(samples: Mapping[int, Samples]) -> dict[int, dict[str, int]]:
-    """Samples of each source by length; "all" comes first."""
+    """Return the number of samples of each source by length; "all" comes first."""
     return {
-        length: {ALL: len(of)} | {name: of.source.count(name) for name in dict.fromkeys(of.source)}
-        for length, of in samples.items()
+        length: {ALL: len(windows)} | {name: windows.source.count(name) for name in dict.fromkeys(windows.source)}
+        for length, windows in samples.items()
     }
 
 
@@ -108,25 +109,25 @@ def collect_pool(
     cache: Path | None = None,
     collect: bool = True,
 ) -> Pool:
-    """Statistics of every subset on the menu, from two passes a length, or from the files of an earlier call.
+    """Return statistics of every subset on the menu, from two passes per length or the files of an earlier call.
 
     Args:
         model: the dense model.
         samples: windows by their length, each with its source.
-        quantities: what the metrics of the search need; ``sum`` is always collected.
+        quantities: quantities that the metrics of the search read; ``sum`` is always collected.
         options: the menu.
-        structure: as of :func:`calibrate`, and so the next three.
-        kinds: what will be pruned.
-        layers: collect for these decoder layers only.
-        batch_size: samples a forward pass.
+        structure: as for :func:`calibrate`.
+        kinds: kinds of units that will be pruned, as for :func:`calibrate`.
+        layers: decoder layers to collect for, as for :func:`calibrate`.
+        batch_size: samples per forward pass, as for :func:`calibrate`.
         cache: a folder with a file for every length, written when that length is done. A file of the same model,
-            samples, quantities, layers and menu is read in place of a pass.
+            samples, quantities, layers and menu is read instead of a pass.
         collect: False reads the cache alone, and writes nothing there.
 
     Raises:
         FileNotFoundError: the cache has no such file, and ``collect`` is False.
-        ValueError: a menu that the samples do not allow, samples filed under another length, a source called "all",
-            or a file in the cache that is damaged or not what its name says; and what :func:`calibrate` raises.
+        ValueError: a menu that the samples do not allow, samples filed under another length, or a source called "all".
+            Also a file in the cache that is damaged or not what its name says, and as :func:`calibrate`.
         PermissionError: the cache cannot be written.
     """
     samples = _checked(samples)
@@ -158,22 +159,22 @@ def collect_pool(
 def _checked(samples: Mapping[int, Samples]) -> dict[int, Samples]:
     if not samples:
         raise ValueError("a pool without samples: expected at least one length")
-    for length, of in samples.items():
+    for length, windows in samples.items():
         if length < 2:
             raise ValueError(f"samples of {length} token(s): expected lengths of at least 2")
-        if of.tokens.shape[1] != length or not len(of):
+        if windows.tokens.shape[1] != length or not len(windows):
             raise ValueError(
-                f"samples under length {length} are {list(of.tokens.shape)}, expected [N, {length}], N > 0"
+                f"samples under length {length} are {list(windows.tokens.shape)}, expected [N, {length}], N > 0"
             )
-        if ALL in of.source:
+        if ALL in windows.source:
             raise ValueError(f"samples of {length} tokens have a source called {ALL!r}, which means every source")
     return dict(samples)
 
 
 def _collect(
-    model: nn.Module, samples: Samples, quantities: frozenset[str], chosen: tuple[Subset, ...], settings: dict
+    model: nn.Module, samples: Samples, quantities: frozenset[str], chosen: tuple[Subset, ...], settings: dict[str, Any]
 ) -> Statistics:
-    """A forward pass for activations and losses, the subsets from those, and a backward pass for the rest."""
+    """Collect activations and losses in a forward pass, choose the subsets by them, and collect the rest backward."""
     first = calibrate(model, samples, quantities & ACTIVATIONS, losses=True, **settings)
     subsets = {str(subset): select(subset, samples.source, first.loss, _features(first, settings)) for subset in chosen}
     first = replace(first, subsets=subsets)
@@ -183,8 +184,8 @@ def _collect(
     return replace(first, tensors=first.tensors | second.tensors, of_subsets=second.of_subsets)
 
 
-def _features(statistics: Statistics, settings: dict) -> Tensor:
-    """Mean hidden state of each sample at the last layer's MLP, or its attention where that is all: ``[N, hidden]``."""
+def _features(statistics: Statistics, settings: dict[str, Any]) -> Tensor:
+    """Return each sample's mean input of the last layer's MLP, or attention without one: ``[N, hidden]``."""
     sites = [f"layers.{settings['layers'][-1]}.{name}" for name in ("mlp_in", "attn_in")]
     site = next(site for site in sites if site in statistics.tensors["sum"])
     return statistics.get("sum", site) / statistics.tokens_per_sample
@@ -198,7 +199,7 @@ def _key(
     kinds: Collection[str],
     layers: range,
 ) -> str:
-    """Everything that the statistics of one length depend on, as 16 hex digits."""
+    """Return a hash of all that the statistics of one length depend on, as 16 hex digits."""
     parts = [fingerprint, samples.hash, samples.source, sorted(quantities), [str(s) for s in chosen]]
     content = json.dumps([*parts, sorted(kinds), list(layers)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -207,16 +208,16 @@ def _key(
 def _read(
     path: Path, fingerprint: str, samples: Samples, quantities: frozenset[str], chosen: tuple[Subset, ...]
 ) -> Statistics:
-    """A file of the cache; ValueError when it is damaged or not what its name says."""
+    """Read a file of the cache; raise ValueError if it is damaged or not what its name says."""
     try:
-        found = Statistics.load(path).check(fingerprint, samples.hash)
+        statistics = Statistics.load(path).check(fingerprint, samples.hash)
         for what, expected, inside in (
-            ("subsets", {str(subset) for subset in chosen}, found.subsets.keys()),
+            ("subsets", {str(subset) for subset in chosen}, statistics.subsets.keys()),
             # Tokens are counted for experts alone, and come with the sums over them.
-            ("quantities", quantities - {"tokens"}, found.tensors.keys() - {"tokens"}),
+            ("quantities", quantities - {"tokens"}, statistics.tensors.keys() - {"tokens"}),
         ):
             if differing := sorted(expected ^ inside):
                 raise ValueError(f"other {what} than its name says, {differing[0]!r} for one")
     except ValueError as error:
         raise ValueError(f"{error}; {path} is no pool of this search: delete it, and it is collected again") from None
-    return found
+    return statistics

@@ -1,4 +1,4 @@
-"""What a search found, as a value: the winner, what it was compared with, and everything a report shows."""
+"""Result of a search: the winner, its rivals, the trials, and all that a report shows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class TrialRecord:
     """One trial as the study keeps it.
 
     Attributes:
+        number: position of the trial in the study.
         state: "complete", "pruned" (stopped early, or no legal plan), "fail", or "running" in another process.
         value: loss above the dense model's over all search blocks, nats; None unless complete.
-        blocks: loss above the dense model's of every block that was evaluated.
+        blocks: loss above the dense model's of every block that was evaluated, nats.
+        params: the sampler's suggestions by name.
         seconds: by stage: propose, decide, evaluate (the forward passes), report.
         origin: "sampler", "start" (given to the sampler first) or "repeat" (its mask was known).
-        illegal: why no plan met the target.
-        kv_bytes: what the cache of keys and values grows by with a token, in the model's dtype; None without a plan,
-            and in studies of older versions.
+        illegal: reason why no plan met the target; None where one did.
+        kv_bytes: bytes by which the cache of keys and values grows per token, in the model's dtype; None without a
+            plan, and in studies of older versions.
     """
 
     number: int
@@ -45,7 +47,8 @@ class Finalist:
     Attributes:
         name: "trial 17", or a baseline's name.
         value, held_out: loss above the dense model's on the search and the held-out blocks, nats.
-        compensation: what its plan is compensated with; compensated: the held-out loss with that.
+        compensation: compensation of its plan.
+        compensated: held-out loss above the dense model's with that compensation, nats; None where it was not tried.
     """
 
     name: str
@@ -56,27 +59,29 @@ class Finalist:
 
     @property
     def number(self) -> int | None:
-        """Of the trial; None for a baseline."""
+        """Number of the trial; None for a baseline."""
         kind, _, number = self.name.partition(" ")
         return int(number) if kind == "trial" else None
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The outcome of a search.
+    """Result of a search.
 
     Attributes:
-        plan: the winner's.
+        config: options of the search.
+        plan: plan of the winner.
         winner: the best finalist.
-        candidate: its point of the space; None where a baseline won.
-        corrections: of its compensation, for :func:`pruneengine.structured.apply.compact`.
-        plans: of all finalists, by name.
+        candidate: the winner's point of the space; None where a baseline won.
+        corrections: corrections of its compensation, for :func:`pruneengine.structured.apply.compact`.
+        plans: plans of all finalists, by name.
         finalists: by their mean loss on both texts, best first.
         baselines: all fixed metrics.
         trials: in the order in which they were drawn.
-        importance: share of each parameter in what separates good trials (PED-ANOVA), largest first; empty for few.
-        dense: the dense model's mean loss on the search and the held-out blocks, nats.
-        seconds: by stage.
+        importance: share of each parameter in what separates good trials (PED-ANOVA), largest first; empty for few
+            trials.
+        dense: mean loss of the dense model on the "search" and the "held out" blocks, nats.
+        seconds: time by stage.
     """
 
     config: AdaPrunerConfig
@@ -93,7 +98,7 @@ class SearchResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what ``report.json`` holds of a search."""
+        """Return plain values, as ``report.json`` holds them."""
         words = self.candidate.in_words() if self.candidate else {"metric": self.winner.name}
         params = self.candidate.to_dict() if self.candidate else {}
         return {
@@ -107,9 +112,9 @@ class SearchResult:
             "best": vars(self.winner)
             | {"number": self.winner.number, "reached": self.plan.reached, "params": params}
             | words,
-            "finalists": [vars(f) for f in self.finalists],
-            "baselines": [b.to_dict() for b in self.baselines],
-            "trials": [vars(t) for t in self.trials],
+            "finalists": [vars(finalist) for finalist in self.finalists],
+            "baselines": [baseline.to_dict() for baseline in self.baselines],
+            "trials": [vars(trial) for trial in self.trials],
             "importance": self.importance,
             "dense": self.dense,
             "seconds": self.seconds,

@@ -12,15 +12,15 @@ from pruneengine.search.texts import SearchTexts, split_windows
 
 
 def search_texts(config: AdaPrunerConfig, tokenizer: Any, model: nn.Module | None = None) -> SearchTexts:
-    """The texts that a config names, as tokens.
+    """Return the texts that a config names, as tokens.
 
     Args:
         config: the specs, sizes and seed.
         tokenizer: a transformers tokenizer.
-        model: for calibration text "self".
+        model: model that writes the calibration text "self".
 
     Raises:
-        ValueError: a text that does not exist or is too short; the message says what there is and what is needed.
+        ValueError: a text that does not exist or is too short; the message names the windows there are and are needed.
     """
     pool = {
         length: load_samples(config.calibration, tokenizer, config.pool, length, config.seed, model=model)
@@ -30,7 +30,7 @@ def search_texts(config: AdaPrunerConfig, tokenizer: Any, model: nn.Module | Non
 
 
 def search_blocks(config: AdaPrunerConfig, tokenizer: Any) -> tuple[Samples, Samples]:
-    """Search and held-out blocks, drawn by the seed from all windows of the text: no two share tokens.
+    """Return search and held-out blocks, drawn by the seed from all windows of the text: no two share tokens.
 
     Raises:
         ValueError: the text has fewer windows.

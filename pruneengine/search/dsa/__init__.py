@@ -1,1 +1,1 @@
-"""The search for an allocation function, by evolution: after DSA (Li, Dong et al., NeurIPS 2024)."""
+"""Evolutionary search for an allocation function, after DSA (Li, Dong et al., NeurIPS 2024)."""

@@ -1,4 +1,4 @@
-"""Masks of every sparsity, decided once from statistics of the dense model: one byte a weight."""
+"""Codes of weights: masks of every sparsity, decided once from the dense model's statistics, one byte per weight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pruneengine import ops
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.progress import track
 from pruneengine.model import get_linear
-from pruneengine.sparse.allocations.block_scores import wanda_norm
 from pruneengine.sparse.matrices import Matrix
 from pruneengine.sparse.pattern import Pattern
 
@@ -25,18 +24,18 @@ def quantile_masks(
     method: str,
     pattern: Pattern | None = None,
 ) -> dict[str, Tensor]:
-    """Codes of the weights, for :func:`masked_weights`: uint8 ``[out, in]`` by module path.
+    """Return the codes of the weights, for :func:`masked_weights`: uint8 ``[out, in]`` by module path.
 
     Args:
         model: the dense model.
-        matrices: what a pruner would prune.
-        statistics: of the dense model, with "squares"; not read for magnitude.
+        matrices: the linears that a pruner would prune.
+        statistics: of the dense model, with "squares"; not read for magnitude, and so None will do.
         method: "magnitude" (weights of a matrix compete), "wanda" (those of a row, by ``|W| * norm``, Sun et al. 2024,
-            eq. 1) or "sparsegpt", for which Wanda's masks stand in.
-        pattern: under N:M those of a group compete; :func:`level_of_group` says which level removes how many.
+            eq. 1) or "sparsegpt", which Wanda's masks stand in for.
+        pattern: under N:M the weights of a group compete; :func:`level_of_group` gives the level of a sparsity.
 
     Raises:
-        ValueError: statistics without "squares" where they are read.
+        ValueError: no statistics, or statistics without "squares", where they are read.
     """
     pattern = pattern or Pattern()
     codes = {}
@@ -44,10 +43,12 @@ def quantile_masks(
         weight = get_linear(model, matrix.name).weight.detach()
         norm = None
         if method != "magnitude":
-            norm = wanda_norm(statistics, matrix.site).to(weight.device)
+            if statistics is None:
+                raise ValueError(f"method {method!r} needs statistics with 'squares', got None")
+            norm = statistics.input_norm(matrix.site).to(weight.device)
         if pattern.grouped or method == "magnitude":
             scores = weight.abs() if norm is None else weight.float().abs() * norm
-            columns = pattern.m if pattern.grouped else weight.numel()
+            columns = weight.numel() if pattern.m is None else pattern.m
             codes[matrix.name] = ops.quantile_codes(scores.reshape(-1, columns)).view(weight.shape)
         else:
             codes[matrix.name] = ops.quantile_codes(weight, norm)
@@ -55,14 +56,14 @@ def quantile_masks(
 
 
 def levels_of(sparsities: Sequence[float], sizes: Sequence[int]) -> tuple[int, ...]:
-    """Whole levels of layers, 0 to 255, that remove as many weights as their sparsities as nearly as levels allow.
+    """Return whole levels of layers, 0 to 255, that remove as nearly as many weights as the sparsities.
 
-    Levels are rounded down, and those that lost most are raised again while that brings the sum nearer; of equal losses
-    the first.
+    Levels are rounded down. Then those that lost most are raised by one while that brings the sum nearer; of equal
+    losses the first.
 
     Args:
-        sparsities: each in [0, 1).
-        sizes: weights of each layer.
+        sparsities: sparsity of each layer, in [0, 1).
+        sizes: number of weights of each layer.
     """
     exact = torch.tensor(sparsities, dtype=torch.float64) * LEVELS
     levels = exact.floor()
@@ -76,5 +77,5 @@ def levels_of(sparsities: Sequence[float], sizes: Sequence[int]) -> tuple[int, .
 
 
 def level_of_group(sparsity: float, m: int) -> int:
-    """A level whose mask removes as many of each group of ``m`` as a sparsity in m-ths says."""
+    """Return a level whose mask removes from each group of ``m`` as many weights as a sparsity in m-ths."""
     return round(sparsity * m) * LEVELS // m

@@ -1,4 +1,4 @@
-"""What a search for an allocation function searches for, validated where it is made."""
+"""Options of a search for an allocation function, validated where they are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pruneengine.sparse.config import MODES, SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
 from pruneengine.sparse.pattern import Pattern
 
-SAMPLERS = ("evolution", "random")
+DSA_SAMPLERS = ("evolution", "random")
 PRUNERS = ("wanda", "magnitude", "sparsegpt")
 
 
@@ -27,27 +27,31 @@ class DsaConfig:
     Attributes:
         sparsity: in (0, 0.99]: fraction of the weights of all linears in decoder layers, but for those of ``ignore``,
             that become zero; None where an N:M pattern says it.
-        pruner: who decides which weights of a layer go: "wanda", "magnitude" or "sparsegpt". Candidates of SparseGPT
-            are tried with Wanda's masks, and pruned by SparseGPT in the end.
+        pruner: "wanda", "magnitude" or "sparsegpt": the method that decides which weights of a layer become zero.
+            Candidates of SparseGPT are tried with Wanda's masks, and pruned by SparseGPT in the end.
         pattern: "unstructured" or "N:M" (N kept of every M; M is common and N each layer's own).
-        trials: functions to draw; many give an allocation that is known by then and cost nothing.
-        population: the best so many allocations are parents.
-        tournament: the best of so many of them becomes one.
-        crossover: probability that a child has two parents. mutation: that a stage of it is drawn anew.
+        trials: number of functions to draw; many give an allocation that is known by then and cost nothing.
+        population: number of the best allocations that are kept as parents.
+        tournament: number of kept allocations drawn for each parent of a child; the best one becomes it.
+        crossover: probability that a child has two parents.
+        mutation: probability that a stage of a child is drawn anew.
         sampler: "evolution", or "random" for the same loop without parents.
-        plateau: the search ends after so many trials without a better one; None for never.
+        plateau: number of trials without a better one after which the search ends; None for never.
         stop: p-value of the Wilcoxon signed-rank test, segment by segment, at which a candidate that is worse than the
             best one is stopped; None evaluates all to the end.
-        seed: of the texts and of the sampler.
-        search_text: text of the objective. seqlen: tokens a window of it. windows: how many in all.
+        seed: random seed of the texts and of the sampler.
+        search_text: text of the objective.
+        seqlen: tokens per window of that text.
+        windows: number of windows, held-out ones included.
         held_out: share of the windows that only finalists see.
-        segment: tokens whose losses are one unit of the test, about.
+        segment: tokens, about, whose mean loss is one observation of the test.
         calibration, nsamples, calibration_seqlen: text of the statistics (:func:`load_samples`).
-        batch_size: calibration samples a forward pass.
-        finalists: the best allocations by fast losses, pruned in full and compared besides the fixed ones.
-        correlate: allocations, spread over the range of fast losses, that the rank correlation of fast and full losses
-            is computed from, finalists included; 0 leaves it out. All are pruned in full, and so any of them may win.
-        mode: of the final prunes (:class:`pruneengine.sparse.config.SparseConfig`).
+        batch_size: calibration samples per forward pass.
+        finalists: number of the best allocations by fast losses that are pruned in full and compared with the fixed
+            ones.
+        correlate: number of allocations, spread over the range of fast losses and finalists included, for the rank
+            correlation of fast and full losses; 0 leaves it out. All are pruned in full, and so any of them may win.
+        mode: mode of the final prunes (:class:`pruneengine.sparse.config.SparseConfig`).
         ignore: linears that stay dense and that no score or trial counts, likewise.
     """
 
@@ -79,7 +83,7 @@ class DsaConfig:
 
     def __post_init__(self) -> None:
         require_choice("pruner", self.pruner, PRUNERS)
-        require_choice("sampler", self.sampler, SAMPLERS)
+        require_choice("sampler", self.sampler, DSA_SAMPLERS)
         require_choice("mode", self.mode, MODES)
         whole = {
             "trials": 1, "population": 2, "tournament": 1, "seqlen": 2, "windows": 2, "segment": 1, "nsamples": 1,
@@ -104,11 +108,13 @@ class DsaConfig:
                 "one window to hold out and one to search on"
             )
         pruning = self.sparse_config
+        # A prune's config has a sparsity, its own or its pattern's.
+        assert pruning.sparsity is not None
         object.__setattr__(self, "sparsity", pruning.sparsity)
         object.__setattr__(self, "ignore", pruning.ignore)
-        if not 0 < self.sparsity <= MOST:
+        if not 0 < pruning.sparsity <= MOST:
             raise ValueError(
-                f"sparsity {self.sparsity:g} leaves nothing to allocate: expected a fraction in (0, {MOST}]"
+                f"sparsity {pruning.sparsity:g} leaves nothing to allocate: expected a fraction in (0, {MOST}]"
             )
         widest, m = 2 * max(SPREADS), self.parsed_pattern.m
         if m is not None and widest * m < 1:
@@ -119,17 +125,17 @@ class DsaConfig:
 
     @property
     def held_out_windows(self) -> int:
-        """Windows that only finalists see."""
+        """Number of windows that only finalists see."""
         return round(self.held_out * self.windows)
 
     @property
     def search_windows(self) -> int:
-        """Windows of the fast fitness."""
+        """Number of windows of the fast fitness."""
         return self.windows - self.held_out_windows
 
     @property
     def sparse_config(self) -> SparseConfig:
-        """The final prune, but for its allocation."""
+        """Options of the final prunes, except for the allocation."""
         return SparseConfig(
             method=self.pruner, sparsity=self.sparsity, pattern=self.pattern, mode=self.mode, ignore=self.ignore,
             calibration=self.calibration, nsamples=self.nsamples, seqlen=self.calibration_seqlen,
@@ -138,25 +144,26 @@ class DsaConfig:
 
     @property
     def parsed_pattern(self) -> Pattern:
+        """The pattern as a value."""
         return Pattern.parse(self.pattern)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two runs must share to go on with the same study: what decides a trial's function and losses."""
-        # Texts are compared by their tokens; the rest says how long, or what happens once the trials are over.
+        """Options that two runs of one study must share: those that decide a trial's function and losses."""
+        # Texts are compared by their tokens; the others say how long the search takes, or act after the trials.
         apart = {
             "trials", "plateau", "calibration", "search_text", "batch_size", "finalists", "correlate", "mode",
         }  # fmt: skip
-        # Studies of before there was such an option hold none.
+        # Studies that are older than this option hold none.
         if not self.ignore:
             apart.add("ignore")
         return {name: value for name, value in self.to_dict().items() if name not in apart}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what a recipe holds under ``search``."""
+        """Return plain values, as a recipe holds them under ``search``."""
         return dataclasses.asdict(self) | {"ignore": list(self.ignore)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DsaConfig:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Return the config of :meth:`to_dict`'s values; raise ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)

@@ -1,4 +1,4 @@
-"""The end of a search over allocation functions: its best ones, and the fixed ones, are pruned in full and compared."""
+"""Finals of a search over allocation functions: the best and the fixed allocations, pruned in full and compared."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.model.masking import keep_weights, restored_weights
 from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.config import DsaConfig
+from pruneengine.search.dsa.history import KnownTrial, TrialHistory
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import KnownTrial, TrialHistory
 from pruneengine.search.texts import SearchTexts
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.matrices import Matrix
@@ -30,7 +30,7 @@ from pruneengine.sparse.prune import sparsify
 if TYPE_CHECKING:
     import optuna
 
-# In the study, before a digest of the plan.
+# Key in the study, before a digest of the plan.
 FULL = "pruned in full: "
 # Below this, the fast fitness orders allocations too differently from the real one to be trusted alone.
 TRUSTED = 0.8
@@ -41,9 +41,10 @@ class Finalist:
     """An allocation that is to be pruned in full.
 
     Attributes:
-        name: "trial 17", or a fixed allocation's.
-        fast: its fast loss on all search windows, above the dense model's, nats.
-        function: None where it is none.
+        name: "trial 17", or a fixed allocation's name.
+        allocated: the allocation.
+        fast: fast loss above the dense model's on all search windows, nats.
+        function: function that gives the allocation; None for a fixed one that is no function.
     """
 
     name: str
@@ -57,6 +58,8 @@ class FinalistResult:
     """An allocation that was pruned in full.
 
     Attributes:
+        entrant: the allocation before it was pruned.
+        plan: plan of the prune.
         full, held_out: loss above the dense model's on the search and the held-out windows, nats.
     """
 
@@ -66,15 +69,64 @@ class FinalistResult:
     held_out: float
 
 
-class FullPruneJudge:
-    """Prunes a model and measures it, again and again; what a study knows is not done again.
+def line_up(
+    fixed: Sequence[Finalist],
+    history: TrialHistory,
+    allocator: Allocator,
+    objective: SparseObjective,
+    config: DsaConfig,
+) -> tuple[list[Finalist], list[Finalist], list[Finalist]]:
+    """Return the entrants of the finals, chosen before anything is pruned.
 
-    The model is pruned in place, and given back its weights every time. From the first prune on these are held once
-    more, in main memory: a second model might not fit where the first one is.
+    Fast losses that are not known yet are computed here: they are the objective's last use.
+
+    Args:
+        fixed: entrants whatever the trials gave.
+        history: of all trials.
+        allocator: of the search.
+        objective: of the search.
+        config: the numbers of entrants.
+
+    Returns:
+        ``(finalists, spread, reserve)``: the fixed allocations and the best by fast losses; others over the range of
+        fast losses, for their correlation with full ones; the best behind the finalists, for a fast loss that is no
+        guide.
+    """
+
+    def entrant(known: KnownTrial, fast: float) -> Finalist:
+        return Finalist(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
+
+    others = list(history.known.values())
+    complete = sorted((known for known in others if known.complete), key=lambda known: (known.estimate, known.number))
+    best = [entrant(known, known.estimate) for known in complete[: 2 * config.finalists]]
+    finalists, reserve = [*fixed, *best[: config.finalists]], best[config.finalists :]
+    taken = [known.estimate for known in complete[: config.finalists]]
+    chosen = spread_over(max(0, config.correlate - len(finalists)), [known.estimate for known in others], taken)
+    # Of an allocation that was stopped, the fast loss is known on a few segments only.
+    spread = [
+        entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
+    ]
+    return finalists, [finalist for finalist in spread if math.isfinite(finalist.fast)], reserve
+
+
+def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
+    """Return the positions of up to ``count`` values, evenly over the ranks of those that are not taken."""
+    ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
+    if count >= len(ranked):
+        return ranked
+    # The last of the ranks would be the one whose loss tells least: of a model that is destroyed.
+    return [ranked[int((index + 0.5) * len(ranked) / count)] for index in range(count)]
+
+
+class FullPruneJudge:
+    """Judge of allocations: it prunes the model in full and measures it, once per plan and study.
+
+    The model is pruned in place, and gets its weights back every time. From the first prune on, the dense weights are
+    kept a second time in main memory: a second model might not fit on the first one's device.
 
     Attributes:
-        dense: token loss of the dense model on "search" and "held out", nats.
-        failed: why an entrant was left out, by its name.
+        dense: token loss of the dense model on the "search" and the "held out" windows, nats.
+        failed: reason why an entrant was left out, by its name.
     """
 
     def __init__(
@@ -93,10 +145,10 @@ class FullPruneJudge:
         self.failed: dict[str, str] = {}
 
     def judge(self, entrants: Sequence[Finalist], what: str) -> list[FinalistResult]:
-        """Prune for each by the config's pruner and mode, and measure.
+        """Prune the model by each allocation with the config's pruner and mode, and measure it.
 
-        The model is as it was afterwards, also after an error or Ctrl-C. An allocation that ruins it (activations or
-        losses that are not finite) is left out.
+        Afterwards the model is as it was, also after an error or Ctrl-C. An allocation is left out if it ruins the
+        model: activations or losses are not finite.
         """
         judged = []
         for entrant in track(entrants, what):
@@ -108,20 +160,22 @@ class FullPruneJudge:
 
     def _judged(self, entrant: Finalist) -> FinalistResult:
         config = self._config.sparse_config
+        # A config without a sparsity takes its pattern's.
+        assert config.sparsity is not None
         plan = make_sparse_plan(
             self._model_type, self._matrices, entrant.allocated.sparsities, config.sparsity,
             method=config.method, pattern=self._config.parsed_pattern, allocation=entrant.allocated.words,
         )  # fmt: skip
         key = FULL + _digest(plan, self._config.mode, self._texts)
-        found = self._study.user_attrs.get(key)
-        if found is None:
+        above_dense = self._study.user_attrs.get(key)
+        if above_dense is None:
             (calibration,) = self._texts.pool.values()
             with restored_weights(self._model, self._dense_weights):
                 sparsify(self._model, calibration, config, plan=plan)
                 losses = self._losses(self._model)
-            found = {text: losses[text] - self.dense[text] for text in losses}
-            self._study.set_user_attr(key, found)
-        return FinalistResult(entrant, plan, found["search"], found["held out"])
+            above_dense = {text: losses[text] - self.dense[text] for text in losses}
+            self._study.set_user_attr(key, above_dense)
+        return FinalistResult(entrant, plan, above_dense["search"], above_dense["held out"])
 
     @cached_property
     def _dense_weights(self) -> dict[str, Tensor]:
@@ -134,11 +188,11 @@ class FullPruneJudge:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How the fast loss orders allocations, against the full one.
+    """Rank correlation of the fast and the full losses of allocations.
 
     Attributes:
         rho: Spearman's rank correlation; None where it was left out or is not defined.
-        points: ``(name, fast, full)`` of the allocations it is computed from, nats.
+        points: ``(name, fast, full)`` of its allocations, losses in nats.
     """
 
     rho: float | None
@@ -146,11 +200,11 @@ class Correlation:
 
     @property
     def trusted(self) -> bool:
-        """Whether the fast loss can be relied on; also where nothing is known."""
+        """True where the fast loss can be relied on, or no correlation is known."""
         return self.rho is None or self.rho >= TRUSTED
 
     def in_words(self) -> str:
-        """A sentence for a report."""
+        """Return a sentence for a report."""
         if self.rho is None:
             return "The rank correlation between fast and full loss was not measured."
         text = (
@@ -163,78 +217,26 @@ class Correlation:
 
 
 def correlate(judged: Sequence[FinalistResult]) -> Correlation:
-    """Spearman's rank correlation of fast and full losses on the search windows."""
+    """Return Spearman's rank correlation of fast and full losses on the search windows."""
     from scipy.stats import spearmanr
 
-    points = tuple((each.entrant.name, each.entrant.fast, each.full) for each in judged)
+    points = tuple((result.entrant.name, result.entrant.fast, result.full) for result in judged)
     if len(points) < 3 or any(len({point[place] for point in points}) < 2 for place in (1, 2)):
         return Correlation(None, points)
     return Correlation(float(spearmanr([p[1] for p in points], [p[2] for p in points]).statistic), points)
 
 
 def ranked(judged: Sequence[FinalistResult], config: DsaConfig) -> list[FinalistResult]:
-    """By the mean loss over all windows, best first: those held out are few, and the others chose by fast losses.
+    """Return the results by their mean loss over all windows, best first.
 
-    Of equal ones (one plan under several names) the first stays first, and so uniform before a function.
+    The held-out windows alone are few, and the search windows have chosen by fast losses only. Of equal results (one
+    plan under several names) the first stays first, and so uniform before a function.
     """
     weights = config.search_windows, config.held_out_windows
-    return sorted(judged, key=lambda each: each.full * weights[0] + each.held_out * weights[1])
+    return sorted(judged, key=lambda result: result.full * weights[0] + result.held_out * weights[1])
 
 
 def _digest(plan: SparsePlan, mode: str, texts: SearchTexts) -> str:
     pool = {str(length): samples.hash for length, samples in texts.pool.items()}
     content = json.dumps([plan.removed, plan.pattern, plan.method, mode, pool], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-
-@dataclass(frozen=True)
-class Lineup:
-    """Entrants of the finals.
-
-    Attributes:
-        finalists: the fixed allocations, and the best by fast losses.
-        spread: others, over the range of fast losses, for the correlation of fast and full ones.
-        reserve: the best behind the finalists, for a fast loss that is no guide.
-    """
-
-    finalists: tuple[Finalist, ...]
-    spread: tuple[Finalist, ...]
-    reserve: tuple[Finalist, ...]
-
-
-def line_up(
-    fixed: Sequence[Finalist], past: TrialHistory, allocator: Allocator, objective: SparseObjective, config: DsaConfig
-) -> Lineup:
-    """Choose before anything is pruned: fast losses that are not known yet are the last that the objective is for.
-
-    Args:
-        fixed: entrants whatever was found.
-        past: of all trials.
-        allocator: of the search.
-        objective: likewise.
-        config: how many there are of each.
-    """
-
-    def entrant(known: KnownTrial, fast: float) -> Finalist:
-        return Finalist(f"trial {known.number}", allocator.of_function(known.function), fast, known.function)
-
-    complete = sorted((k for k in past.known.values() if k.complete), key=lambda k: (k.estimate, k.number))
-    best = [entrant(known, known.estimate) for known in complete[: 2 * config.finalists]]
-    finalists, reserve = (*fixed, *best[: config.finalists]), best[config.finalists :]
-    others = list(past.known.values())
-    taken = [known.estimate for known in complete[: config.finalists]]
-    chosen = spread_over(max(0, config.correlate - len(finalists)), [known.estimate for known in others], taken)
-    # Of an allocation that was stopped, the fast loss is known on a few segments only.
-    spread = [
-        entrant(others[place], objective.evaluate(others[place].levels).mean) for place in track(chosen, "fast losses")
-    ]
-    return Lineup(finalists, tuple(each for each in spread if math.isfinite(each.fast)), tuple(reserve))
-
-
-def spread_over(count: int, values: Sequence[float], taken: Sequence[float]) -> list[int]:
-    """Positions of up to ``count`` of the values, evenly over their ranks and none of them taken."""
-    ranked = [place for place in sorted(range(len(values)), key=lambda p: values[p]) if values[place] not in taken]
-    if count >= len(ranked):
-        return ranked
-    # The last of the ranks would be the one whose loss tells least: of a model that is destroyed.
-    return [ranked[int((index + 0.5) * len(ranked) / count)] for index in range(count)]

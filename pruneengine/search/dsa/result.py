@@ -1,4 +1,4 @@
-"""What a search for an allocation function found, as a value."""
+"""Result of a search for an allocation function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import GENES, function_of
 from pruneengine.search.dsa.finals import Correlation, FinalistResult
-from pruneengine.search.dsa.past import FOUND, NOT_FINITE
+from pruneengine.search.dsa.history import FOUND, NOT_FINITE
 from pruneengine.search.study import ILLEGAL
 from pruneengine.sparse.functions.function import Function
 from pruneengine.sparse.plan import SparsePlan
@@ -16,7 +16,7 @@ from pruneengine.sparse.plan import SparsePlan
 if TYPE_CHECKING:
     import optuna
 
-# Where no trial may be called the best.
+# Words where no trial may be called the best.
 NONE_COMPLETE = (
     "no trial's allocation was evaluated to the end: each gave none, one that was known, or one that was plainly worse "
     "than the fixed allocations"
@@ -28,15 +28,17 @@ class DsaTrial:
     """One trial as the study keeps it.
 
     Attributes:
+        number: position of the trial in the study.
         state: "complete", "pruned" (stopped early, or no allocation) or "fail".
-        function: as text.
+        function: the function as text.
         value: loss above the dense model's over all segments, nats; None unless complete.
-        estimate: of that, also where it was stopped; None where a loss is not finite.
-        segments: how many were run for it.
-        levels: 256ths of sparsity, one a decoder layer; 0 where all of it stays dense.
-        seconds: by stage: propose, score, masks, forward, test.
+        estimate: estimate of the value, also where the trial was stopped; None where a loss is not finite.
+        segments: number of segments that were run.
+        levels: 256ths of sparsity, one per decoder layer; 0 for a layer that stays dense.
+        params: genes by name.
+        seconds: time by stage: propose, score, masks, forward, test.
         origin: "sampler", or "repeat" (its allocation was known).
-        illegal: why the function gives no allocation, or what it gives has no value.
+        illegal: reason why the function gives no allocation, or its allocation has no value.
     """
 
     number: int
@@ -53,18 +55,18 @@ class DsaTrial:
 
     @property
     def ruined(self) -> bool:
-        """Whether its allocation was given, but the loss under it is not finite."""
+        """True where there is an allocation, but the loss under it is not finite."""
         return self.illegal == NOT_FINITE
 
     @property
     def evaluated(self) -> bool:
-        """Whether its allocation was run, to the end or not."""
-        # Trials of older studies say no more of an allocation that ruined the model than that it did.
+        """True where the allocation was run, to the end or not."""
+        # Of an allocation that ruined the model, trials of older studies say no more than that.
         return self.origin != "repeat" and (self.illegal is None or self.ruined)
 
 
 def dsa_trials(study: optuna.Study) -> tuple[DsaTrial, ...]:
-    """All trials whose function was drawn, in their order."""
+    """Return all trials whose function was drawn, in their order."""
     return tuple(
         _trial(trial)
         for trial in study.get_trials(deepcopy=False)
@@ -73,39 +75,41 @@ def dsa_trials(study: optuna.Study) -> tuple[DsaTrial, ...]:
 
 
 def _trial(trial: optuna.trial.FrozenTrial) -> DsaTrial:
-    found = trial.user_attrs.get(FOUND, {})
+    entry = trial.user_attrs.get(FOUND, {})
     return DsaTrial(
         number=trial.number,
         state=trial.state.name.lower(),
         function=str(function_of(trial.params)),
         value=trial.value if trial.state.name == "COMPLETE" else None,
-        estimate=found.get("estimate"),
-        segments=found.get("segments", len(found.get("losses", ()))),
-        levels=tuple(found.get("levels", ())),
+        estimate=entry.get("estimate"),
+        segments=entry.get("segments", len(entry.get("losses", ()))),
+        levels=tuple(entry.get("levels", ())),
         params=dict(trial.params),
-        seconds=dict(found.get("seconds", {})),
-        origin=found.get("origin", "sampler"),
+        seconds=dict(entry.get("seconds", {})),
+        origin=entry.get("origin", "sampler"),
         illegal=trial.user_attrs.get(ILLEGAL),
     )
 
 
 @dataclass(frozen=True)
 class DsaResult:
-    """The outcome of a search for an allocation function.
+    """Result of a search for an allocation function.
 
     Attributes:
-        winner: the finalist that is best on all windows; a fixed allocation may be.
-        finalists: all that were pruned in full, fixed ones and those of the correlation too, best first.
-        correlation: of fast and full losses.
+        config: options of the search.
+        winner: the finalist that is best on all windows; a fixed allocation may win.
+        finalists: all allocations that were pruned in full, fixed ones and those of the correlation included, best
+            first.
+        correlation: rank correlation of fast and full losses.
         trials: in the order in which they were drawn.
-        dense: the dense model's loss on the "search" and the "held out" windows, nats.
-        segments: of the search windows.
-        ended: why the search drew no more: "trials" (it had drawn all), "plateau" or "time".
-        plateau: the trial after which none was better for so long that the search ended; None where it did not end so,
-            or no trial was evaluated to the end.
-        allocations: sparsities by decoder layer, of what is not ignored, of the finalists by name.
-        warnings: what the user should know.
-        seconds: by stage; of the trials "trials: <stage>", which add up to "trials".
+        dense: loss of the dense model on the "search" and the "held out" windows, nats.
+        segments: number of segments of the search windows.
+        ended: reason why the search drew no more: "trials" (it had drawn all), "plateau" or "time".
+        plateau: the trial after which none was better until the search ended; None where no plateau ended it, or no
+            trial was evaluated to the end.
+        allocations: sparsities by decoder layer, over the linears that are not ignored, of the finalists by name.
+        warnings: warnings to the user.
+        seconds: time by stage; of the trials also "trials: <stage>", which add up to "trials".
     """
 
     config: DsaConfig
@@ -123,17 +127,17 @@ class DsaResult:
 
     @property
     def function(self) -> Function | None:
-        """The winning function; None where a fixed allocation that is none won."""
+        """Function of the winner; None where a fixed allocation that is no function won."""
         return self.winner.entrant.function
 
     @property
     def plan(self) -> SparsePlan:
-        """The winner's."""
+        """Plan of the winner."""
         return self.winner.plan
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials by what became of them: repeats, invalid ones, and what became of the distinct allocations."""
+        """Numbers of trials by their end: repeats, invalid ones, and the ends of the distinct allocations."""
         drawn = [trial for trial in self.trials if trial.state != "fail"]
         evaluated = [trial for trial in drawn if trial.evaluated]
         return {
@@ -148,7 +152,7 @@ class DsaResult:
 
     @property
     def outcome(self) -> str:
-        """How the search ended: a sentence."""
+        """Sentence on the end of the search."""
         drawn = f"{self.counts['drawn']} of {self.config.trials} trials"
         if self.ended == "trials":
             return "The search ended with its last trial."
@@ -160,7 +164,7 @@ class DsaResult:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What is worth knowing of the function where it is used again."""
+        """Facts about the winning function for its later use."""
         config, winner = self.config, self.winner
         return {
             "pruner": config.pruner,
@@ -175,7 +179,7 @@ class DsaResult:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what ``report.json`` holds of a search."""
+        """Return plain values, as ``report.json`` holds them."""
         config = self.config
         return {
             "format": "pruneengine.search/1",

@@ -1,21 +1,21 @@
-"""The search for an allocation function, after DSA (Li, Dong et al., NeurIPS 2024).
+"""Search for an allocation function, after DSA (Li, Dong et al., NeurIPS 2024).
 
-Statistics of the dense model, moments of its scores and a byte a weight are collected once. A trial draws a function,
-scores all layers in a fraction of a millisecond, and runs what it allocates on a few hundred tokens, or on all of them
-where it is not plainly worse than the best so far. The best are then pruned in full, behind pruned layers.
+Statistics of the dense model, moments of its scores and a byte per weight are collected once. A trial draws a function
+and scores all layers in a fraction of a millisecond. Its allocation runs on a few hundred tokens, or on all of them
+where it is not clearly worse than the best so far. The best allocations are then pruned in full, behind pruned layers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.common.progress import Stopwatch
-from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model import find_groups
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.codes import quantile_masks
@@ -25,13 +25,12 @@ from pruneengine.search.dsa.finals import (
     Finalist,
     FinalistResult,
     FullPruneJudge,
-    Lineup,
     correlate,
     line_up,
     ranked,
 )
+from pruneengine.search.dsa.history import TrialHistory
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import TrialHistory
 from pruneengine.search.dsa.result import NONE_COMPLETE, DsaResult, dsa_trials
 from pruneengine.search.dsa.trials import DsaLoop
 from pruneengine.search.early_stop import mean
@@ -45,8 +44,8 @@ from pruneengine.sparse.matrices import check_columns, find_matrices
 if TYPE_CHECKING:
     import optuna
 
-# Fixed allocations that candidates are compared with, and the stop knows from the start.
-FIXED = {"uniform": None, "owl": None, "dsa": PUBLISHED}
+# Fixed allocations, some by a function: candidates are compared with them, and early stopping knows them at the start.
+FIXED_ALLOCATIONS = {"uniform": None, "owl": None, "dsa": PUBLISHED}
 RIVAL = "rival: "
 
 
@@ -60,8 +59,8 @@ def search_dsa(
 ) -> DsaResult:
     """Search for the best allocation function; the model is left as it was.
 
-    In the end it is pruned in place, again and again, while its dense weights are held in main memory; it has every bit
-    of them back afterwards, also after an error or Ctrl-C.
+    For the finals it is pruned in place, again and again, while its dense weights are kept in main memory. Afterwards
+    it has every bit of them back, also after an error or Ctrl-C.
 
     A search that was stopped, or killed, goes on where it was when it is called again with the same study and storage.
 
@@ -70,12 +69,12 @@ def search_dsa(
             :func:`pruneengine.model.experts.unfuse_experts`.
         texts: tokens of the calibration samples (of one length), the search and the held-out windows.
         config: the target and the search.
-        run: where the study is kept, and how many work on it; in memory, one, by default.
-        say: told what is being done.
+        run: storage of the study and number of workers; by default one worker, in memory.
+        say: told of every stage as it begins.
 
     Raises:
-        ValueError: a pattern, an ``ignore`` or texts that do not fit, a study about something else; before a forward
-            pass is spent. In the end, where no allocation at all could be pruned.
+        ValueError: a pattern, an ``ignore`` or texts that do not fit, or a study about something else, before the first
+            forward pass; in the end, if no allocation at all could be pruned.
         ConnectionError: the storage does not answer.
     """
     run = run or SearchRun("dsa")
@@ -83,12 +82,13 @@ def search_dsa(
     structure = find_groups(unfuse_experts(model))
     matrices = find_matrices(model, structure, config.ignore)
     pattern = config.parsed_pattern
-    if pattern.grouped:
+    if pattern.m is not None:
         check_columns(matrices, pattern.m)
     if len(texts.pool) != 1:
         raise ValueError(f"calibration samples of one length expected, got {sorted(texts.pool)}")
     (calibration,) = texts.pool.values()
-    study = open_study(run.study, run.storage, _identity(model, texts, config, run))
+    identity = {"method": "dsa"} | run.identity(model, texts, "calibration") | config.identity
+    study = open_study(run.study, run.storage, identity)
     say("collecting statistics of the dense model")
     with clock("statistics"):
         statistics = calibrate(
@@ -104,27 +104,29 @@ def search_dsa(
         )
     say("the fixed allocations")
     with clock("rivals"):
-        fixed = {name: allocator.named(model, name, statistics) for name in FIXED}
+        fixed = {name: allocator.named(model, name, statistics) for name in FIXED_ALLOCATIONS}
         rivals = {name: _losses(study, name, allocated, objective) for name, allocated in fixed.items()}
-    loop = DsaLoop(study, allocator, objective, config, {fixed[name].levels: rivals[name] for name in FIXED})
+    loop = DsaLoop(study, config, allocator, objective, {fixed[name].levels: rivals[name] for name in fixed})
     deadline = None if run.time_limit is None else begun + run.time_limit
     with clock("trials"):
         run_workers(loop, run.storage, run.workers, deadline, say)
-    past = TrialHistory().update(study)
+    history = TrialHistory().update(study)
     ended = "trials" if counted(study) >= config.trials else "plateau" if loop.over else "time"
     say("pruning the best allocations in full")
     with clock("finalists"):
-        entrants = [Finalist(name, fixed[name], mean(rivals[name]), FIXED[name]) for name in FIXED]
-        lineup = line_up(entrants, past, allocator, objective, config)
+        entrants = [
+            Finalist(name, fixed[name], mean(rivals[name]), function) for name, function in FIXED_ALLOCATIONS.items()
+        ]
+        lineup = line_up(entrants, history, allocator, objective, config)
         segments, spent_within = len(objective), loop.clock.seconds
-        # A byte a weight, which a prune may need itself.
+        # A byte per weight, which a prune may need itself.
         del codes, objective, loop
         judge = FullPruneJudge(model, structure.model_type, matrices, texts, config, study, run.dtype)
-        judged, correlation = _finals(judge, lineup, config)
+        judged, correlation = _finals(judge, *lineup, config)
     if not judged:
         raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
     seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in spent_within.items()}
-    allocations = {each.entrant.name: each.entrant.allocated.by_layer(matrices) for each in judged}
+    allocations = {result.entrant.name: result.entrant.allocated.by_layer(matrices) for result in judged}
     finalists = ranked(judged, config)
     return DsaResult(
         config=config,
@@ -135,33 +137,39 @@ def search_dsa(
         dense=judge.dense,
         segments=segments,
         ended=ended,
-        plateau=past.best.number if ended == "plateau" and past.best else None,
+        plateau=history.best.number if ended == "plateau" and history.best else None,
         allocations=allocations,
-        warnings=_warnings(judge, correlation, past),
+        warnings=_warnings(judge, correlation, history),
         seconds=seconds,
     )
 
 
-def _finals(judge: FullPruneJudge, lineup: Lineup, config: DsaConfig) -> tuple[list[FinalistResult], Correlation]:
-    """All that may win, pruned in full, and how well the fast loss had ordered them and others."""
-    judged = judge.judge(lineup.finalists, "finalists")
+def _finals(
+    judge: FullPruneJudge,
+    finalists: Sequence[Finalist],
+    spread: Sequence[Finalist],
+    reserve: Sequence[Finalist],
+    config: DsaConfig,
+) -> tuple[list[FinalistResult], Correlation]:
+    """Prune in full all that may win; return them, and how well the fast loss had ordered them."""
+    judged = judge.judge(finalists, "finalists")
     if not config.correlate:
         return judged, Correlation(None, ())
-    # What was pruned in full has a full loss like any finalist's, so it may win like one.
-    judged += judge.judge(lineup.spread, "correlation")
+    # These are pruned in full like any finalist, and so may win like one.
+    judged += judge.judge(spread, "correlation")
     correlation = correlate(judged)
     if not correlation.trusted:
-        known = {each.entrant.name for each in judged}
-        judged += judge.judge([each for each in lineup.reserve if each.name not in known], "more finalists")
+        names = {result.entrant.name for result in judged}
+        judged += judge.judge([finalist for finalist in reserve if finalist.name not in names], "more finalists")
     return judged, correlation
 
 
-def _warnings(judge: FullPruneJudge, correlation: Correlation, past: TrialHistory) -> tuple[str, ...]:
-    found = [] if past.best else [NONE_COMPLETE]
+def _warnings(judge: FullPruneJudge, correlation: Correlation, history: TrialHistory) -> tuple[str, ...]:
+    warnings = [] if history.best else [NONE_COMPLETE]
     if not correlation.trusted:
-        found.append(correlation.in_words())
+        warnings.append(correlation.in_words())
     failed = (f"{name} could not be pruned in full and is left out: {why}" for name, why in judge.failed.items())
-    return (*found, *failed)
+    return (*warnings, *failed)
 
 
 def _losses(
@@ -172,15 +180,3 @@ def _losses(
         known = list(objective.evaluate(allocated.levels).losses)
         study.set_user_attr(RIVAL + name, known)
     return tuple(known)
-
-
-def _identity(model: nn.Module, texts: SearchTexts, config: DsaConfig, run: SearchRun) -> dict[str, Any]:
-    return {
-        "method": "dsa",
-        "model": model_fingerprint(model),
-        "calibration": {str(length): samples.hash[:16] for length, samples in texts.pool.items()},
-        "search text": texts.search.hash[:16],
-        "held-out text": texts.held_out.hash[:16],
-        "objective's dtype": str(run.dtype or model.dtype),
-        **config.identity,
-    }

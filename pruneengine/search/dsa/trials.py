@@ -1,110 +1,86 @@
-"""The loop of a search over allocation functions: propose, score, and run what is new until it is known to be worse."""
+"""Trials of a search over allocation functions: propose, score, and evaluate until the trial is clearly worse."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pruneengine.common.optional_imports import require_extra
-from pruneengine.common.progress import Stopwatch, track
+from pruneengine.common.progress import Stopwatch
 from pruneengine.search.dsa.allocator import Allocator, TriedAllocation
 from pruneengine.search.dsa.config import DsaConfig
 from pruneengine.search.dsa.evolution import Evolution
+from pruneengine.search.dsa.history import FOUND, NOT_FINITE, TrialHistory
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.dsa.past import FOUND, NOT_FINITE, TrialHistory
-from pruneengine.search.early_stop import is_worse, mean
-from pruneengine.search.study import ILLEGAL, ask, at_work, counted, fail_abandoned
+from pruneengine.search.early_stop import import_test, is_worse, mean
+from pruneengine.search.loop import TrialLoop
+from pruneengine.search.study import ILLEGAL, counted, trial_seed
 
 if TYPE_CHECKING:
     import optuna
 
+    from pruneengine.search.dsa.sampler import EvolutionSampler
+
 
 @dataclass
-class DsaLoop:
-    """Runs trials of one study until enough were drawn, or none was better for long.
+class DsaLoop(TrialLoop):
+    """Trials over allocation functions, until all are drawn or none was better for the length of a plateau.
 
     Attributes:
         rivals: losses of the fixed allocations on all segments, by their levels.
+        history: of the study's trials.
         clock: seconds by stage, of this process.
     """
 
-    study: optuna.Study
+    config: DsaConfig
     allocator: Allocator
     objective: SparseObjective
-    config: DsaConfig
     rivals: Mapping[tuple[int, ...], tuple[float, ...]]
-    past: TrialHistory = field(default_factory=TrialHistory)
+    history: TrialHistory = field(default_factory=TrialHistory)
     clock: Stopwatch = field(default_factory=Stopwatch)
-
-    def run(self, deadline: float | None = None, workers: int = 1, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Draw, score, evaluate and tell until the study counts ``config.trials``, or a plateau is reached.
-
-        An interrupted trial is marked as failed; what was told stays.
-
-        Args:
-            deadline: no trial is begun once :func:`time.monotonic` passes it.
-            workers: how many share the study, for the estimate of the time left.
-            wanted: no trial is begun once it answers False.
-        """
-        with require_extra("search"):
-            # Now, and not within the first trial that is tested.
-            import scipy.stats  # noqa: F401
-        fail_abandoned(self.study)
-        left = self.config.trials - counted(self.study)
-        with at_work(self.study):
-            for _ in track(self._positions(deadline, wanted), "search", -(-left // workers)):
-                self._step()
-
-    def _positions(self, deadline: float | None, wanted: Callable[[], bool]) -> Iterator[None]:
-        while counted(self.study) < self.config.trials and not self.over:
-            if not wanted() or (deadline is not None and time.monotonic() >= deadline):
-                return
-            yield
 
     @property
     def over(self) -> bool:
-        """Whether there was no better trial for so long that the search has ended."""
+        """True once the trials without a better one have reached the length of a plateau."""
         plateau = self.config.plateau
-        return plateau is not None and self.past.update(self.study).since >= plateau
+        return plateau is not None and self.history.update(self.study).since >= plateau
 
-    def _step(self) -> None:
+    def prepare(self) -> None:
+        """Import the test that stops trials."""
+        import_test()
+
+    def run_trials(self, count: int) -> None:
+        """Draw ``count`` functions one after another, each evaluated until it is clearly worse than the best."""
+        for _ in range(count):
+            self._run_trial()
+
+    def _run_trial(self) -> None:
         import optuna
 
         from pruneengine.search.dsa.sampler import suggest
 
         before = dict(self.clock.seconds)
         with self.clock("propose"):
-            trial = self._ask()
+            trial = self.ask(self._sampler())
+            function = suggest(trial)
         try:
-            with self.clock("propose"):
-                function = suggest(trial)
-            try:
-                with self.clock("score"):
-                    allocated = self.allocator.of_function(function)
-            except ValueError as reason:
-                return self._refuse(trial, str(reason))
-            found, complete = self._found(allocated)
-            found["seconds"] = {
-                stage: round(spent - before.get(stage, 0.0), 6)
-                for stage, spent in self.clock.seconds.items()
-                if spent > before.get(stage, 0.0)
-            }
-            with self.clock("tell"):
-                trial.set_user_attr(FOUND, found)
-                if found["estimate"] is None:
-                    return self._refuse(trial, NOT_FINITE)
-                state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED
-                self.study.tell(trial, found["estimate"] if complete else None, state=state)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            # Another machine took it for lost, and failed it.
-            return None
-        except BaseException:
-            if not self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            raise
+            with self.clock("score"):
+                allocated = self.allocator.of_function(function)
+        except ValueError as reason:
+            return self._refuse(trial, str(reason))
+        entry, complete = self._evaluate(allocated)
+        entry["seconds"] = {
+            stage: round(spent - before.get(stage, 0.0), 6)
+            for stage, spent in self.clock.seconds.items()
+            if spent > before.get(stage, 0.0)
+        }
+        with self.clock("tell"):
+            trial.set_user_attr(FOUND, entry)
+            if entry["estimate"] is None:
+                return self._refuse(trial, NOT_FINITE)
+            state = optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED
+            self.study.tell(trial, entry["estimate"] if complete else None, state=state)
 
     def _refuse(self, trial: optuna.trial.Trial, reason: str) -> None:
         import optuna
@@ -112,33 +88,31 @@ class DsaLoop:
         trial.set_user_attr(ILLEGAL, reason)
         self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
-    def _ask(self) -> optuna.trial.Trial:
+    def _sampler(self) -> EvolutionSampler:
         from pruneengine.search.dsa.sampler import EvolutionSampler
 
         config = self.config
         evolution = Evolution(config.population, config.tournament, config.crossover, config.mutation)
-        # Seeded by its position, so that a search that was killed and resumed draws what an unbroken one would have.
-        seed = (config.seed * 1_000_003 + counted(self.study)) % 2**32
-        self.study.sampler = EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.past)
-        return ask(self.study)
+        seed = trial_seed(config.seed, counted(self.study))
+        return EvolutionSampler(seed, evolution if config.sampler == "evolution" else None, self.history)
 
-    def _found(self, allocated: TriedAllocation) -> tuple[dict[str, Any], bool]:
-        """What a trial leaves in the study, and whether all its losses are known.
+    def _evaluate(self, allocated: TriedAllocation) -> tuple[dict[str, Any], bool]:
+        """Return the entry that a trial leaves in the study, and whether all its losses are known.
 
-        The estimate is None where a loss is not finite: nothing is better or worse than that by any test.
+        The estimate is None where a loss is not finite: no test can compare it.
         """
         levels = allocated.levels
-        found: dict[str, Any] = {"levels": list(levels)}
-        past = self.past.update(self.study)
+        entry: dict[str, Any] = {"levels": list(levels)}
+        history = self.history.update(self.study)
         fixed = mean(self.rivals[levels]) if levels in self.rivals else None
-        if levels in past.ruined or (fixed is not None and not math.isfinite(fixed)):
-            return found | {"losses": [], "estimate": None, "origin": "repeat"}, False
+        if levels in history.ruined or (fixed is not None and not math.isfinite(fixed)):
+            return entry | {"losses": [], "estimate": None, "origin": "repeat"}, False
         if fixed is not None:
-            return found | {"losses": [], "estimate": fixed, "origin": "repeat"}, True
-        known = past.known.get(levels)
+            return entry | {"losses": [], "estimate": fixed, "origin": "repeat"}, True
+        known = history.known.get(levels)
         if known is not None:
-            return found | {"losses": [], "estimate": known.estimate, "origin": "repeat"}, known.complete
-        best = self._best()
+            return entry | {"losses": [], "estimate": known.estimate, "origin": "repeat"}, known.complete
+        best = self._best_losses()
 
         def stop(losses: tuple[float, ...]) -> bool:
             with self.clock("test"):
@@ -149,16 +123,16 @@ class DsaLoop:
             self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + spent
         estimate = fitness.mean
         if not math.isfinite(estimate):
-            run = len(fitness.losses)
-            return found | {"losses": [], "segments": run, "estimate": None, "origin": "sampler"}, False
+            segments = len(fitness.losses)
+            return entry | {"losses": [], "segments": segments, "estimate": None, "origin": "sampler"}, False
         if fitness.stopped and best:
-            # What it is above the best one so far, where both were run.
+            # The best one's mean over all segments, plus the difference where both were run.
             estimate += mean(best) - mean(best[: len(fitness.losses)])
         losses = [round(loss, 6) for loss in fitness.losses]
-        return found | {"losses": losses, "estimate": estimate, "origin": "sampler"}, not fitness.stopped
+        return entry | {"losses": losses, "estimate": estimate, "origin": "sampler"}, not fitness.stopped
 
-    def _best(self) -> tuple[float, ...]:
-        """The losses of the best allocation so far, fixed ones too."""
-        ours = [self.past.best.losses] if self.past.best else []
+    def _best_losses(self) -> tuple[float, ...]:
+        """Return the losses of the best allocation so far, fixed ones included; none where there is no finite one."""
+        ours = [self.history.best.losses] if self.history.best else []
         rivals = [losses for losses in self.rivals.values() if math.isfinite(mean(losses))]
         return min([*rivals, *ours], key=mean, default=())

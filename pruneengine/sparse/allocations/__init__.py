@@ -1,1 +1,1 @@
-"""How a sparsity is spread over the matrices of a model: by name, by function, or from a file."""
+"""Allocations of a sparsity over the matrices of a model: by name, by function, or from a file."""

@@ -1,4 +1,4 @@
-"""What allocations ask of the scores of every matrix: a few numbers each, no scores stored."""
+"""Moments, outlier counts and histograms of the scores of every matrix, without storing the scores."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _LEAST, _GREATEST = ops.MOMENTS.index("min"), ops.MOMENTS.index("max")
 
 @dataclass(frozen=True)
 class ScoreMoments:
-    """Moments, counts and a histogram of the scores of M matrices, or of M blocks that they make.
+    """Moments, counts and a histogram for the scores of each of M matrices or decoder layers.
 
     Attributes:
         moments: float64 ``[M, 12]``, named by :data:`pruneengine.ops.MOMENTS`.
-        above: int64 ``[M, K]``: scores above each of ``thresholds`` times the mean of the decoder layer's.
+        above: int64 ``[M, K]``: number of scores above each of ``thresholds`` times the mean score of the decoder
+            layer.
         histogram: int64 ``[M, 2048]`` (:func:`pruneengine.ops.histogram_edges`).
-        names: the linear's module path, or ``layers.<i>`` of a block.
-        layers: the decoder layer of each.
-        sizes: weights of each.
-        thresholds: K multiples of a decoder layer's mean.
+        names: module paths of the linears, or ``layers.<i>`` for decoder layers.
+        layers: index of the decoder layer of each.
+        sizes: number of weights of each.
+        thresholds: K multiples of a decoder layer's mean score.
     """
 
     moments: Tensor
@@ -40,13 +41,13 @@ class ScoreMoments:
     thresholds: tuple[float, ...] = ()
 
     def column(self, name: str) -> Tensor:
-        """One of :data:`pruneengine.ops.MOMENTS`: float64 ``[M]``."""
+        """Return one of :data:`pruneengine.ops.MOMENTS` by name: float64 ``[M]``."""
         return self.moments[:, ops.MOMENTS.index(name)]
 
     def of_layers(self) -> ScoreMoments:
-        """The matrices of each decoder layer taken together as one block, in the layers' order."""
+        """Return the same for decoder layers: the matrices of each taken together, in the layers' order."""
         layers = sorted(set(self.layers))
-        places = [[place for place, layer in enumerate(self.layers) if layer == wanted] for wanted in layers]
+        places = [[place for place, own in enumerate(self.layers) if own == layer] for layer in layers]
         moments = torch.stack([self.moments[rows].sum(0) for rows in places])
         moments[:, _LEAST] = torch.stack([self.column("min")[rows].min() for rows in places])
         moments[:, _GREATEST] = torch.stack([self.column("max")[rows].max() for rows in places])
@@ -61,53 +62,45 @@ class ScoreMoments:
         )
 
 
-def wanda_norm(statistics: Statistics, site: str) -> Tensor:
-    """The factor of each input channel in Wanda's score (Sun et al. 2024, eq. 1): float32 ``[C]``.
-
-    The root of the mean over samples of the sum over tokens of ``x^2``, as the authors' code has it.
-
-    Raises:
-        ValueError: statistics without "squares" of this site.
-    """
-    return statistics.mean("squares", site).sqrt()
-
-
 def collect_scores(
     model: nn.Module, matrices: Sequence[Matrix], statistics: Statistics | None, thresholds: Sequence[float] = ()
 ) -> ScoreMoments:
-    """Read every weight once (twice with ``thresholds``) for the moments of its scores.
+    """Collect the moments of every matrix's scores, reading each weight once (twice with ``thresholds``).
 
     Args:
         model: dense; float32, float16 or bfloat16 weights, on any device.
-        matrices: what is read.
-        statistics: with "squares": the scores are Wanda's, ``|W| * norm``. None: they are ``|W|``.
-        thresholds: multiples of the mean score of a decoder layer; what lies above is counted, exactly.
+        matrices: to read.
+        statistics: with "squares": the scores are Wanda's, ``|W| * norm``. None: the scores are ``|W|``.
+        thresholds: multiples of the mean score of a decoder layer; the scores above each are counted exactly.
 
     Returns:
-        Tensors on the CPU, a row per matrix.
+        Tensors on the CPU, one row per matrix.
 
     Raises:
-        ValueError: statistics without "squares", or more than 16 thresholds.
+        ValueError: the statistics have no "squares", or there are more than 16 thresholds.
     """
     read = [_read(model, matrix, statistics, ()) for matrix in track(matrices, "scores")]
-    found = ScoreMoments(
-        *(torch.stack(parts) for parts in zip(*read, strict=True)),
+    moments, above, histogram = (torch.stack(parts) for parts in zip(*read, strict=True))
+    scores = ScoreMoments(
+        moments,
+        above,
+        histogram,
         tuple(matrix.name for matrix in matrices),
         tuple(matrix.layer for matrix in matrices),
         tuple(matrix.numel for matrix in matrices),
     )
     if not thresholds:
-        return found
-    blocks = found.of_layers()
+        return scores
+    blocks = scores.of_layers()
     means = dict(zip(blocks.layers, (blocks.column("sum") / blocks.column("count")).tolist(), strict=True))
-    above = [
+    counts = [
         _read(model, matrix, statistics, [multiple * means[matrix.layer] for multiple in thresholds])[1]
         for matrix in track(matrices, "outliers")
     ]
-    return replace(found, above=torch.stack(above), thresholds=tuple(float(multiple) for multiple in thresholds))
+    return replace(scores, above=torch.stack(counts), thresholds=tuple(float(multiple) for multiple in thresholds))
 
 
 def _read(model: nn.Module, matrix: Matrix, statistics: Statistics | None, bounds: Sequence[float]) -> list[Tensor]:
     weight = get_linear(model, matrix.name).weight.detach()
-    norm = None if statistics is None else wanda_norm(statistics, matrix.site).to(weight.device)
+    norm = None if statistics is None else statistics.input_norm(matrix.site).to(weight.device)
     return [part.cpu() for part in ops.block_moments(weight, norm, thresholds=bounds)]

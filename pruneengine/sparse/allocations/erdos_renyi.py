@@ -1,4 +1,4 @@
-"""Erdos-Renyi densities: a matrix keeps weights in proportion to its rows plus its columns."""
+"""Erdos-Renyi allocation: a matrix keeps weights in proportion to its rows plus its columns."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pruneengine.sparse.matrices import Matrix
 
 
 def erdos_renyi(matrices: Sequence[Matrix], sparsity: float, dense: Collection[str] = ()) -> dict[str, float]:
-    """``density = epsilon * (rows + columns) / (rows * columns)`` (Mocanu et al. 2018; Evci et al. 2020).
+    """Return Erdos-Renyi sparsities (Mocanu et al. 2018; Evci et al. 2020) that meet the target.
 
-    Epsilon is solved so that the weights kept are those of the target; a matrix whose density would reach 1 is dense,
-    and epsilon is solved again for the rest.
+    ``density = epsilon * (rows + columns) / (rows * columns)``. Epsilon is solved so that the number of kept weights is
+    that of the target. A matrix whose density would reach 1 is dense, and epsilon is solved again for the rest.
 
     Args:
-        matrices: what is pruned.
-        sparsity: of all of them.
+        matrices: to prune.
+        sparsity: over all matrices.
         dense: names of matrices that are dense in any case (ER-plus).
 
     Returns:
         ``{name: sparsity}``.
 
     Raises:
-        ValueError: the others cannot make up for the dense ones.
+        ValueError: the other matrices cannot make up for the dense ones.
     """
     free = [matrix for matrix in matrices if matrix.name not in dense]
     removed, possible = sparsity * sum(matrix.numel for matrix in matrices), sum(matrix.numel for matrix in free)

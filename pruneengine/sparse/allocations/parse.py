@@ -1,4 +1,4 @@
-"""What an allocation's text means: a name, an allocation function, or sparsities that somebody wrote down."""
+"""Parser of allocation texts: a name, an allocation function, or sparsities that somebody wrote down."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WrittenSparsities:
 
     Attributes:
         content: a list, an object or the fields of a plan.
-        path: the file that held them; None where the allocation itself does.
+        path: of the file with the sparsities; None where they stand in the allocation itself.
     """
 
     content: list[Any] | dict[str, Any]
@@ -28,12 +28,12 @@ class WrittenSparsities:
 
     @property
     def is_plan(self) -> bool:
-        """Whether the content says of itself that it is a plan."""
+        """True where the content has the field ``format`` of a plan."""
         return isinstance(self.content, dict) and "format" in self.content
 
     @property
     def words(self) -> str:
-        """Where they came from."""
+        """Origin of the sparsities, for reports."""
         if self.path is not None:
             return f"file {self.path.name}"
         if self.is_plan:
@@ -42,10 +42,12 @@ class WrittenSparsities:
 
 
 def parse_allocation(allocation: str) -> str | Function | WrittenSparsities:
-    """One of :data:`NAMES` but "dsa", which is a function; a function; or sparsities.
+    """Return the value of an allocation text: a name, a function or sparsities.
+
+    A name is one of :data:`NAMES`, but "dsa" comes back as its function.
 
     Raises:
-        ValueError: none of these, or a file that cannot be read.
+        ValueError: the text is none of these, or a file cannot be read.
     """
     if allocation in NAMES:
         return PUBLISHED if allocation == "dsa" else allocation
@@ -55,43 +57,31 @@ def parse_allocation(allocation: str) -> str | Function | WrittenSparsities:
         return parse(allocation)
     path = Path(allocation)
     try:
-        found = path.is_file()
-    except OSError:
-        found = False
-    if not found:
+        exists = path.is_file()
+    except OSError:  # a text too long for a path
+        exists = False
+    if not exists:
         raise ValueError(
             f"unknown allocation {allocation!r}: expected {', '.join(NAMES)}, a function such as "
             "'abslog | var | atan, asin', sparsities such as [0.5, 0.6, 0.7], or a file that exists"
         )
-    return Function.load(path) if is_function_file(path) else WrittenSparsities(_read(path), path)
+    return Function.load(path) if is_function_file(path) else WrittenSparsities(_read_file(path), path)
 
 
 def without_files(allocation: str) -> str:
-    """The same allocation, as a text that means it when its file is elsewhere, or is edited.
+    """Return the same allocation as a text that needs no file, which may be moved or edited later.
 
     Raises:
         ValueError: as :func:`parse_allocation`.
     """
-    meaning = parse_allocation(allocation)
+    parsed = parse_allocation(allocation)
     if allocation in NAMES:
         return allocation
-    if isinstance(meaning, Function):
-        return str(meaning)
-    return write_inline(meaning.content)
-
-
-def _read(path: Path) -> list[Any] | dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as an allocation ({error})") from None
-    if not isinstance(content, list | dict):
-        raise ValueError(f"{path}: expected a list, an object or a plan, got {type(content).__name__}")
-    return content
+    return write_inline(parsed.content) if isinstance(parsed, WrittenSparsities) else str(parsed)
 
 
 def read_inline(allocation: str) -> list[Any] | dict[str, Any] | None:
-    """The list or object that a text holds as JSON; None where it is another allocation."""
+    """Return the list or object that a text holds as JSON; None for every other allocation."""
     if not allocation.lstrip().startswith(("[", "{")):
         return None
     try:
@@ -101,11 +91,21 @@ def read_inline(allocation: str) -> list[Any] | dict[str, Any] | None:
 
 
 def write_inline(values: Sequence[Any] | Mapping[Any, Any]) -> str:
-    """The text that :func:`read_inline` reads; TypeError where it holds what JSON does not.
+    """Return the text that :func:`read_inline` reads; raise TypeError for values that JSON cannot hold.
 
-    YAML reads the index of a layer as a number; JSON has it as text.
+    Layers' indices, which YAML reads as numbers, become text, as JSON has them.
     """
     try:
         return json.dumps(dict(values) if isinstance(values, Mapping) else list(values))
     except TypeError as error:
         raise TypeError(f"allocation must hold numbers by name or in a list ({error})") from None
+
+
+def _read_file(path: Path) -> list[Any] | dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as an allocation ({error})") from None
+    if not isinstance(content, list | dict):
+        raise ValueError(f"{path}: expected a list, an object or a plan, got {type(content).__name__}")
+    return content

@@ -1,4 +1,4 @@
-"""What each kind of allocation asks for, before the target and the bounds are met to the last digit."""
+"""Requests of the allocations: the sparsities that each asks for, before target and bounds are met exactly."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Request:
     """The sparsities asked for.
 
     Attributes:
-        shares: by matrix; their mean over weights is nearly the target.
-        words: how they were decided.
-        bound: the farthest that a matrix may be from the target; None for any distance.
+        shares: sparsity by matrix; the mean over weights is nearly the target.
+        words: description for reports.
+        bound: greatest distance of a matrix from the target; None for any distance.
         dense: matrices that stay dense, whatever the bound.
-        values: what each decoder layer was judged by.
-        warnings: what the user should know.
+        values: number by which each decoder layer was judged.
+        warnings: for the user.
     """
 
     shares: dict[str, float]
@@ -41,41 +41,47 @@ class Request:
     warnings: tuple[str, ...] = ()
 
 
-def wish_uniform(matrices: Sequence[Matrix], config: SparseConfig) -> Request:
-    """The target everywhere."""
-    return Request(dict.fromkeys((matrix.name for matrix in matrices), config.sparsity), "uniform")
+def target_of(config: SparseConfig) -> float:
+    """Return the config's sparsity, which is never None once the config is made."""
+    assert config.sparsity is not None  # an N:M pattern fills it in
+    return config.sparsity
 
 
-def wish_global(
+def request_uniform(matrices: Sequence[Matrix], config: SparseConfig) -> Request:
+    """Request the target for every matrix."""
+    return Request(dict.fromkeys([matrix.name for matrix in matrices], target_of(config)), "uniform")
+
+
+def request_global(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics | None
 ) -> Request:
-    """One threshold over all scores: ``|W|`` for magnitude, Wanda's for the others."""
+    """Request one threshold over all scores: ``|W|`` for magnitude, Wanda's scores for the other methods."""
     plain = config.method == "magnitude"
-    shares = global_shares(model, matrices, config.sparsity, None if plain else statistics)
+    shares = global_shares(model, matrices, target_of(config), None if plain else statistics)
     return Request(shares, f"global, by {'|W|' if plain else 'Wanda scores'}{_within(config)}", config.spread)
 
 
-def wish_by_shape(matrices: Sequence[Matrix], config: SparseConfig, plus: bool) -> Request:
-    """Erdos-Renyi, and ER-plus (Liu et al. 2022), for which "the last layer" is dense.
+def request_by_shape(matrices: Sequence[Matrix], config: SparseConfig, plus: bool) -> Request:
+    """Request Erdos-Renyi densities; with ``plus`` ER-plus (Liu et al. 2022), where "the last layer" is dense.
 
-    Of a language model that is read as all matrices of the last decoder layer, since the head is never pruned.
+    In a language model we take that to be all matrices of the last decoder layer, since the head is never pruned.
     """
     last = max(matrix.layer for matrix in matrices)
     dense = frozenset(matrix.name for matrix in matrices if plus and matrix.layer == last)
-    shares = erdos_renyi(matrices, config.sparsity, dense)
+    shares = erdos_renyi(matrices, target_of(config), dense)
     if config.spread is None:
         dense = frozenset(name for name, share in shares.items() if share == 0)
     words = f"er-plus, layer {last} dense" if plus else "er"
     return Request(shares, words + _within(config), config.spread, dense)
 
 
-def wish_by_outliers(
+def request_by_outliers(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics
 ) -> Request:
-    """OWL (Yin et al. 2024): layers with more scores above M means of the layer are kept denser.
+    """Request OWL (Yin et al. 2024): layers with more scores above M times the layer's mean stay denser.
 
-    ``keep_l = (1 - s) + 2 lambda (m_l - mean m)``, where m is the percentage of outliers between its least and
-    greatest.
+    ``keep_l = (1 - s) + 2 lambda (m_l - mean m)``. Here m is the position of the layer's percentage of outliers between
+    the least and the greatest.
     """
     blocks = collect_scores(model, matrices, statistics, (config.outlier,)).of_layers()
     values = 100 * blocks.above[:, 0].double() / blocks.column("count")
@@ -86,10 +92,10 @@ def wish_by_outliers(
     return _by_values(matrices, config, words, blocks, values.tolist(), spread, -1)
 
 
-def wish_by_function(
+def request_by_function(
     model: nn.Module, matrices: Sequence[Matrix], config: SparseConfig, statistics: Statistics, function: Function
 ) -> Request:
-    """An allocation function of the layers' scores (:mod:`pruneengine.sparse.functions.function`)."""
+    """Request what a function of the layers' scores says (:mod:`pruneengine.sparse.functions.function`)."""
     blocks = collect_scores(model, matrices, statistics).of_layers()
     distribution = ScoreDistribution(blocks.moments, blocks.histogram)
     values = distribution.values(function).tolist()
@@ -100,11 +106,11 @@ def wish_by_function(
     return _by_values(matrices, config, words, blocks, values, spread, function.sign)
 
 
-def wish_as_given(matrices: Sequence[Matrix], config: SparseConfig, given: WrittenSparsities) -> Request:
-    """Sparsities or a plan that somebody wrote down; who writes zero wants every weight of that matrix kept."""
-    shares = read_sparsities(given, matrices, config.sparsity)
+def request_written(matrices: Sequence[Matrix], config: SparseConfig, written: WrittenSparsities) -> Request:
+    """Request sparsities or a plan that somebody wrote down; a matrix with sparsity zero stays dense."""
+    shares = read_sparsities(written, matrices, target_of(config))
     dense = frozenset(name for name, share in shares.items() if share == 0)
-    return Request(shares, given.words + _within(config), config.spread, dense)
+    return Request(shares, written.words + _within(config), config.spread, dense)
 
 
 def _by_values(
@@ -117,9 +123,9 @@ def _by_values(
     sign: int,
 ) -> Request:
     if not spread:
-        return Request(wish_uniform(matrices, config).shares, words, values=_of_layers(blocks, values))
-    found = allocation_of(values, config.sparsity, spread, sign, weights=blocks.sizes)
-    by_layer = _of_layers(blocks, found.tolist())
+        return Request(request_uniform(matrices, config).shares, words, values=_of_layers(blocks, values))
+    sparsities = allocation_of(values, target_of(config), spread, sign, weights=blocks.sizes)
+    by_layer = _of_layers(blocks, sparsities.tolist())
     shares = {matrix.name: by_layer[matrix.layer] for matrix in matrices}
     return Request(shares, words, values=_of_layers(blocks, values))
 
@@ -127,8 +133,8 @@ def _by_values(
 def _even(
     matrices: Sequence[Matrix], config: SparseConfig, words: str, blocks: ScoreMoments, values: list[float]
 ) -> Request:
-    warning = f"allocation {words}: its values do not tell the layers apart, so each gets {config.sparsity:g}"
-    shares = wish_uniform(matrices, config).shares
+    warning = f"allocation {words}: its values do not tell the layers apart, so each gets {target_of(config):g}"
+    shares = request_uniform(matrices, config).shares
     return Request(shares, words, values=_of_layers(blocks, values), warnings=(warning,))
 
 

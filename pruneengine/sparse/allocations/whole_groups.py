@@ -1,29 +1,30 @@
-"""Sparsities that groups of M weights can have: a whole number goes of each, the same in all of a decoder layer."""
+"""Allocation under N:M: whole numbers of weights per group, the same for all matrices of a decoder layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
+from pruneengine.common.budgets import largest_remainders
 from pruneengine.sparse.matrices import Matrix, of_layers
 
 
 def round_to_groups(
     matrices: Sequence[Matrix], sparsities: Mapping[str, float], target: float, m: int
 ) -> dict[str, float]:
-    """The nearest whole numbers of weights removed per group of ``m`` in each decoder layer, by largest remainder.
+    """Round sparsities to whole numbers of weights per group of ``m`` in each decoder layer, by largest remainder.
 
-    The idea of OWL's N:M variant (Yin et al. 2024), with a mean that is met where the layers are of equal size, and
-    otherwise to half a weight of a group of the largest layer.
+    The idea is that of OWL's N:M variant (Yin et al. 2024). Here the mean is met where all layers have the same size,
+    and otherwise to half a weight per group of the largest layer.
 
     Args:
-        matrices: what is pruned.
-        sparsities: of each matrix, in ``[0, (m - 1) / m]``, by name.
-        target: the mean over weights.
+        matrices: to prune.
+        sparsities: by matrix, in ``[0, (m - 1) / m]``.
+        target: mean over weights.
         m: weights in a group.
 
     Returns:
-        ``{name: removed / m}``, at least one weight of each group kept.
+        ``{name: removed / m}``; at least one weight of each group is kept.
     """
     layers = of_layers(matrices)
     sizes = {layer: sum(matrix.numel for matrix in members) for layer, members in layers.items()}
@@ -31,11 +32,5 @@ def round_to_groups(
         layer: m * math.fsum(sparsities[matrix.name] * matrix.numel for matrix in members) / sizes[layer]
         for layer, members in layers.items()
     }
-    # What is whole but for rounding is whole.
-    removed = {layer: min(math.floor(wish + 1e-9), m - 1) for layer, wish in wished.items()}
-    left = target * m * sum(sizes.values()) - sum(removed[layer] * size for layer, size in sizes.items())
-    for layer in sorted(wished, key=lambda layer: removed[layer] - wished[layer]):
-        if removed[layer] < m - 1 and left >= sizes[layer] / 2:
-            removed[layer] += 1
-            left -= sizes[layer]
+    removed = largest_remainders(wished, sizes, target * m * sum(sizes.values()), dict.fromkeys(wished, m - 1))
     return {matrix.name: removed[matrix.layer] / m for matrix in matrices}

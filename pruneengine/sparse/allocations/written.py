@@ -1,4 +1,4 @@
-"""Allocations that are written down: the plan of an earlier prune, or sparsities by decoder layer or by linear."""
+"""Written allocations: the plan of an earlier prune, or sparsities by decoder layer or by linear."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from pruneengine.sparse.allocations.parse import WrittenSparsities
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.plan import SparsePlan
 
-# Sparsities written with three digits still have the mean that is meant.
-TOLERANCE = 5e-4
+# Sparsities written with three digits may miss the mean that was meant by this much.
+MEAN_TOLERANCE = 5e-4
 
 
-def read_sparsities(given: WrittenSparsities, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
-    """The sparsity that is written down of every matrix.
+def read_sparsities(written: WrittenSparsities, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
+    """Return the written sparsity of every matrix.
 
     Args:
-        given: a plan (:class:`pruneengine.sparse.plan.SparsePlan`) of the same model; a list with a number for each
-            decoder layer that has matrices; or an object whose names are linears and layers' indices, where a linear
-            goes before its layer.
-        matrices: what is pruned.
-        target: what the mean over weights must be.
+        written: a plan (:class:`pruneengine.sparse.plan.SparsePlan`) of the same model; a list with a number for each
+            decoder layer that has matrices; or an object whose names are linears and indices of layers, where the
+            number of a linear overrides that of its layer.
+        matrices: to prune.
+        target: expected mean over weights.
 
     Returns:
-        ``{name: sparsity}``; their mean over weights is nearly, within half a thousandth, the target.
+        ``{name: sparsity}``; the mean over weights is the target to half a thousandth (:data:`MEAN_TOLERANCE`).
 
     Raises:
-        ValueError: no such content, a plan of another model or target, a list of another length, a name that the model
-            does not have or a matrix without a number, a number outside [0, 1), or another mean.
+        ValueError: other content, a plan of another model or target, a list of another length, a name that the model
+            does not have, a matrix without a number, a number outside [0, 1), or another mean.
     """
     try:
-        if given.is_plan:
-            return _of_plan(SparsePlan.from_dict(given.content), matrices, target)
-        found = _by_name(given.content, matrices)
-        for name, value in found.items():
+        if written.is_plan:
+            return _of_plan(SparsePlan.from_dict(written.content), matrices, target)
+        sparsities = _by_name(written.content, matrices)
+        for name, value in sparsities.items():
             _require_sparsity(name, value)
-        _require_mean(found, matrices, target)
+        _require_mean(sparsities, matrices, target)
     except ValueError as error:
-        raise ValueError(f"{given.path or 'allocation'}: {error}") from None
-    return found
+        raise ValueError(f"{written.path or 'allocation'}: {error}") from None
+    return sparsities
 
 
 def _of_plan(plan: SparsePlan, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
@@ -59,10 +59,10 @@ def _by_name(content: list[Any] | dict[str, Any], matrices: Sequence[Matrix]) ->
     names = {matrix.name for matrix in matrices}
     if unknown := [key for key in content if key not in names and key not in map(str, layers)]:
         raise ValueError(f"{unknown[0]!r} is neither a linear, such as {min(names)}, nor one of layers {_span(layers)}")
-    found = {matrix.name: content.get(matrix.name, content.get(str(matrix.layer))) for matrix in matrices}
-    if missing := [name for name, value in found.items() if value is None]:
+    sparsities = {matrix.name: content.get(matrix.name, content.get(str(matrix.layer))) for matrix in matrices}
+    if missing := [name for name, value in sparsities.items() if value is None]:
         raise ValueError(f"no sparsity for {len(missing)} linears, such as {missing[0]}")
-    return found
+    return sparsities
 
 
 def _span(layers: Mapping[int, Any]) -> str:
@@ -74,8 +74,8 @@ def _require_sparsity(name: str, value: Any) -> None:
         raise ValueError(f"the sparsity of {name} is {value!r}, expected a number in [0, 1)")
 
 
-def _require_mean(found: Mapping[str, float], matrices: Sequence[Matrix], target: float) -> None:
+def _require_mean(sparsities: Mapping[str, float], matrices: Sequence[Matrix], target: float) -> None:
     total = sum(matrix.numel for matrix in matrices)
-    mean = math.fsum(found[matrix.name] * matrix.numel for matrix in matrices) / total
-    if abs(mean - target) > TOLERANCE:
+    mean = math.fsum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
+    if abs(mean - target) > MEAN_TOLERANCE:
         raise ValueError(f"the sparsities' mean over weights is {mean:.6g}, expected {target:g}")

@@ -1,1 +1,1 @@
-"""Allocation functions: from the scores of a decoder layer to how much of it goes, after DSA (NeurIPS 2024)."""
+"""Allocation functions of DSA (NeurIPS 2024): from the scores of a decoder layer to its sparsity."""

@@ -1,4 +1,4 @@
-"""From the numbers of the blocks to the sparsity of each (Li, Dong et al., NeurIPS 2024, their code).
+"""Sparsities from the values of an allocation function (Li, Dong et al., NeurIPS 2024, their code).
 
 ``sparsity_l = s + sign * 2λ (m_l - mean m)`` with ``m = (v - min v) / (max v - min v)``: the sparsest block lies 2λ
 above the least sparse, and the mean is s. Any affine map of v with a positive slope gives the same allocation.
@@ -19,10 +19,10 @@ MOST = 0.99
 
 
 def position(values: ArrayLike) -> Array | None:
-    """``m`` in [0, 1], where each value lies between the least and the greatest; None when all are equal.
+    """Return ``m`` in [0, 1], the position of each value between the least and the greatest; None if all are equal.
 
     Raises:
-        ValueError: values that are not a vector of finite numbers.
+        ValueError: the values are not a vector of finite numbers.
     """
     v = np.asarray(values, dtype=np.float64)
     if v.ndim != 1 or not v.size or not np.isfinite(v).all():
@@ -41,24 +41,25 @@ def allocation_of(
     *,
     weights: Sequence[float] | ArrayLike | None = None,
 ) -> Array:
-    """The sparsity of every block from its value.
+    """Return the sparsity of every block from its value.
 
-    The authors' code makes 0.01 of what is 0 or less, and has no upper bound: it misses the mean where that acts, and
-    is not followed there.
+    The authors' code replaces sparsities of 0 or less by 0.01, and has no upper bound. Where that changes a sparsity
+    their mean is missed, so we do not follow it.
 
     Args:
-        values: one finite number a block ``[B]``.
-        sparsity: the mean s over the blocks, in [0, 0.99].
+        values: one finite number per block ``[B]``.
+        sparsity: mean s over the blocks, in [0, 0.99].
         spread: λ in (0, 0.5].
         sign: +1, higher values become sparser; -1, the reverse.
-        weights: how many weights each block has, for the mean; as many in each by default.
+        weights: number of weights in each block, for the mean; by default the same in each.
 
     Returns:
-        float64 ``[B]``, read-only: every sparsity in [0, 0.99] and the weighted mean s up to float64 rounding; what a
-        bound cuts off is given to the blocks within by one common shift. All s where all values are equal.
+        float64 ``[B]``, read-only. Every sparsity lies in [0, 0.99], and the weighted mean is s up to float64 rounding.
+        The part that a bound cuts off is given to the blocks within the bounds, by one common shift. All are s if all
+        values are equal.
 
     Raises:
-        ValueError: numbers out of their range, or values or weights of another shape.
+        ValueError: a number out of its range, or values or weights of another shape.
     """
     require_within("sparsity", sparsity, 0, MOST)
     if not 0 < spread <= 0.5:
@@ -69,18 +70,18 @@ def allocation_of(
     if m is None:
         return _fixed(np.full(np.size(values), float(sparsity)))
     share = _share(weights, m.size)
-    wanted = sparsity + sign * 2 * spread * (m - m @ share)
-    if wanted.min() >= 0 and wanted.max() <= MOST:
-        return _fixed(wanted)
-    return _fixed(np.array(meet_mean(wanted.tolist(), share.tolist(), sparsity, [(0.0, MOST)] * m.size)))
+    unbounded = sparsity + sign * 2 * spread * (m - m @ share)
+    if unbounded.min() >= 0 and unbounded.max() <= MOST:
+        return _fixed(unbounded)
+    return _fixed(np.array(meet_mean(unbounded.tolist(), share.tolist(), sparsity, [(0.0, MOST)] * m.size)))
 
 
-def canonical(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
-    """A key that candidates share whose values differ in scale and offset alone: m in whole thousandths.
+def canonical_levels(values: ArrayLike, sign: int = 1) -> tuple[int, ...]:
+    """Return a key shared by candidates whose values differ in scale and offset alone: m in whole thousandths.
 
-    m is that of the negated values for sign -1. All equal: the empty key. Candidates of one key lie within 1e-3 of one
-    another in every m (L-infinity); two that lie nearer still may fall on two sides of a border. λ is no part of the
-    key.
+    For sign -1 it is the m of the negated values. If all values are equal the key is empty. Candidates with the same
+    key lie within 1e-3 of one another in every m (L-infinity); two that lie nearer may still fall on two sides of a
+    border. λ is no part of the key.
     """
     m = _oriented(values, sign)
     # Halves, which ratios of small whole numbers hit, go up whatever their last bits say.

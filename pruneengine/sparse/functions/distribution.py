@@ -1,4 +1,4 @@
-"""The scores of every block as candidates see them: exact moments and a histogram, instead of the scores."""
+"""Score distributions of the blocks: exact moments and a histogram, from which candidates are evaluated."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from pruneengine.sparse.functions.operations import Array, apply_post, apply_pre
 from pruneengine.sparse.functions.reductions import apply_reduce, rounded
 from pruneengine.sparse.functions.sample import sample_of
 
+# Reductions of logarithms, which have a sign, that follow from their sum and sum of squares.
+_SIGNED = ("mean", "var", "std", "frobenius")
 _NEVER_NEGATIVE = ("abs", "square", "exp", "sigmoid", "minmax", "sqrt", "softmax")
-_LOGS = (("log",), ("abslog",))
-# Below this, what tells blocks apart is the rounding of float32 and of the sums, not the blocks.
-TOLERANCE = 1e-6
-STEADY = 1e-2
+# A smaller relative difference between blocks comes from the rounding of float32 and of the sums.
+ROUNDING_TOLERANCE = 1e-6
+# Greatest shift of a block on the way from the least to the greatest when its number is off by rounding.
+POSITION_TOLERANCE = 1e-2
 
 
 class ScoreDistribution:
     """The element-wise scores of B blocks, for any number of candidate functions.
 
-    The moments of :func:`pruneengine.ops.block_moments` answer exactly what they can (mean, variance, deviation, l1,
-    norm, geometric mean and entropy of the scores and of their squares; mean, variance, deviation and norm of their
-    logarithm); all else comes from the histogram (:mod:`.sample`). From 40,000 scores a block on that
-    is good to 1e-4 after one smooth operation, and to 1e-6 in the median over all chains. Worse are exponentials of
-    scores beyond 10, which the few greatest rule (percent), and logarithms, geometric means and entropies of what comes
-    near 0 in the midst of the scores (``normalize, log``: the order of magnitude at times).
-    Every chain of operations before a reduction, and every reduction, is worked out once.
+    Some reductions follow exactly from the moments of :func:`pruneengine.ops.block_moments`: mean, variance, deviation,
+    l1, norm, geometric mean and entropy of the scores and of their squares; mean, variance, deviation and norm of their
+    logarithm. Everything else comes from the histogram (:mod:`.sample`).
+
+    From 40,000 scores per block on, results from the histogram are good to 1e-4 after one smooth operation, and to 1e-6
+    in the median over all chains. Two kinds are worse: exponentials of scores beyond 10, which the few greatest scores
+    dominate (percent); and logarithms, geometric means and entropies of values that come near 0 in the midst of the
+    scores (``normalize, log``: the order of magnitude at times).
+
+    Every chain of operations before a reduction, and every reduction, is computed once.
 
     Args:
         moments: float64 ``[B, 12]``.
@@ -64,25 +69,25 @@ class ScoreDistribution:
 
     @property
     def counts(self) -> Array:
-        """How many scores each block has: float64 ``[B]``."""
+        """Number of scores in each block: float64 ``[B]``."""
         return self._moment("count")
 
     def values(self, function: Function) -> Array:
-        """The function's number of every block: float64 ``[B]``. In the safe reading all are finite, always.
+        """Return the function's number for every block: float64 ``[B]``.
 
-        In compat NaN has become 0 and an infinity -1.
+        In the safe reading all numbers are finite, always. In compat NaN has become 0 and an infinity -1.
         """
         if function.reduce == "no":
             return self._mean_of_each(function)
         return _transformed(self.reduced(function.pre, function.reduce, function.compat), function)
 
-    def is_valid(self, function: Function, tolerance: float = TOLERANCE) -> bool:
-        """Whether the function tells blocks apart by more than rounding.
+    def is_valid(self, function: Function, tolerance: float = ROUNDING_TOLERANCE) -> bool:
+        """Return True if the function tells blocks apart by more than rounding.
 
-        Its numbers must be finite and differ by more than ``tolerance`` of the greatest magnitude, before transform and
-        post already; and when the reduced numbers are off by ``tolerance``, no block may move by more than a hundredth
-        of the way from the least to the greatest. So ``sin`` of 10^8 is out: it is another allocation on another
-        machine.
+        Its numbers must be finite and differ by more than ``tolerance`` of the greatest magnitude, both before and
+        after transform and post. And an error of ``tolerance`` in the reduced numbers may move no block by more than a
+        hundredth of the way from the least to the greatest. So ``sin`` of 10^8 is invalid: it would be another
+        allocation on another machine.
         """
         values = self.values(function)
         if function.reduce == "no":
@@ -91,10 +96,15 @@ class ScoreDistribution:
         if not (tells_apart(reduced, tolerance) and tells_apart(values, tolerance)):
             return False
         off = _transformed(reduced * (1 + tolerance * (-1.0) ** np.arange(len(reduced))), function)
-        return tells_apart(off, tolerance) and bool(np.abs(position(off) - position(values)).max() < STEADY)
+        if not tells_apart(off, tolerance):
+            return False
+        before, after = position(values), position(off)
+        assert before is not None  # the numbers differ
+        assert after is not None
+        return bool(np.abs(after - before).max() < POSITION_TOLERANCE)
 
     def reduced(self, pre: tuple[str, ...], reduce: str, compat: bool = False) -> Array:
-        """The blocks' numbers before transform and post: float64 ``[B]``, kept for later candidates."""
+        """Return the blocks' numbers before transform and post: float64 ``[B]``, cached for later candidates."""
         pre = self._simplified(pre)
         key = (pre, reduce, compat)
         if key not in self._reduced:
@@ -108,7 +118,7 @@ class ScoreDistribution:
 
     @cached_property
     def sample(self) -> tuple[Array, Array]:
-        """``(values, weights)``, float64 ``[B, K]``: what stands for the scores."""
+        """``(values, weights)``, float64 ``[B, K]``: the weighted sample that stands for the scores."""
         return sample_of(self.moments.numpy(), self.histogram.numpy())
 
     def _mean_of_each(self, function: Function) -> Array:
@@ -132,7 +142,7 @@ class ScoreDistribution:
 
     @staticmethod
     def _simplified(pre: tuple[str, ...]) -> tuple[str, ...]:
-        """Without the magnitude of what is no negative number: scores, and what some operations give."""
+        """Drop ``abs`` where its argument is never negative: on scores, and behind some operations."""
         kept: list[str] = []
         for name in pre:
             if name != "abs" or (kept and kept[-1] not in _NEVER_NEGATIVE):
@@ -143,7 +153,7 @@ class ScoreDistribution:
         return self.moments[:, MOMENTS.index(name)].numpy()
 
     def _exact(self, pre: tuple[str, ...], reduce: str, compat: bool) -> Array | None:
-        """What the moments answer alone, or None."""
+        """Return the reduction where the moments alone give it; None elsewhere."""
         if pre in ((), ("square",)):
             names = ("sum", "sum2", "slog") if not pre else ("sum2", "sum4", "s2log")
             total, squares, logs = (self._moment(name) for name in names)
@@ -154,6 +164,7 @@ class ScoreDistribution:
         return None
 
     def _of_sums(self, reduce: str, total: Array, squares: Array, power: int = 1, logs: Array | None = None) -> Array:
+        """Return a reduction of ``x^power``; ``logs`` is the sum of ``x^power ln x``, for the entropy alone."""
         n = self.counts
         with np.errstate(all="ignore"):
             if reduce in ("mean", "l1", "no"):
@@ -164,12 +175,18 @@ class ScoreDistribution:
                 positive = self._moment("positive")
                 return np.where(positive > 0, np.exp(power * self._moment("log") / positive), 0.0)
             if reduce == "entropy":
+                assert logs is not None  # every caller that asks for an entropy passes them
                 return np.where(total > 0, np.log(total) - power * logs / total, 0.0)
             var = np.maximum(squares - np.square(total) / n, 0.0) / (n - 1)
         return var if reduce == "var" else np.sqrt(var)
 
 
-_SIGNED = ("mean", "var", "std", "frobenius")
+def tells_apart(values: Array, tolerance: float = ROUNDING_TOLERANCE) -> bool:
+    """Return True if the values are finite and differ by more than ``tolerance`` of the greatest magnitude."""
+    if not np.isfinite(values).all():
+        return False
+    high, low = values.max(), values.min()
+    return bool(high - low > tolerance * max(high, -low))
 
 
 def _transformed(value: Array, function: Function) -> Array:
@@ -177,11 +194,3 @@ def _transformed(value: Array, function: Function) -> Array:
         if name != "no":
             value = apply_post(name, value, function.compat)
     return as_published(value) if function.compat else value
-
-
-def tells_apart(values: Array, tolerance: float = TOLERANCE) -> bool:
-    """Whether values are finite and not all equal up to ``tolerance`` of the greatest magnitude."""
-    if not np.isfinite(values).all():
-        return False
-    high, low = values.max(), values.min()
-    return bool(high - low > tolerance * max(high, -low))

@@ -1,4 +1,6 @@
-"""Functions from text: our notation and the strings of DSA's authors. Names are looked up; nothing is evaluated.
+"""Parser of allocation functions: our notation and the strings of DSA's authors.
+
+Names are looked up; nothing is evaluated.
 
 Our notation, spaces and letter case free::
 
@@ -10,8 +12,8 @@ Our notation, spaces and letter case free::
     spread    := ( "λ" | "lambda" | "spread" ) "=" number         in (0, 0.5]; 0.08 when absent
     sign      := "+" | "-" | "sign=+" | "sign=-"                  "+" when absent
 
-``absminmax | var | atan, sigmoid | λ=0.08`` is one. Names: :mod:`.names`. What :class:`Function`
-prints is this notation, and reads back as an equal value.
+An example is ``absminmax | var | atan, sigmoid | λ=0.08``. Names are in :mod:`.names`. :class:`Function` prints itself
+in this notation, and the text reads back as an equal value.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ Piece = tuple[str, int]
 
 
 def parse(text: str) -> Function:
-    """The function that a text describes, in our notation or the authors' (``W:(..)-(..)-(..)-(..)``).
+    """Return the function of a text in our notation or the authors' (``W:(..)-(..)-(..)-(..)``).
 
     Raises:
-        ValueError: text that is not a function, with the position (from 1) and what was expected there.
+        ValueError: the text is not a function; the message has the position (from 1) and what was expected there.
+        TypeError: the argument is no text.
     """
     if not isinstance(text, str):
         raise TypeError(f"a function must be text, got {text!r}")
@@ -44,28 +47,28 @@ def parse(text: str) -> Function:
     compat = any(stage.lower() == "compat" for stage, _ in rest)
     pre = _pre(text, *first, compat)
     reduce = _operation(text, "reduce", *second)
-    last = ["no", "no"]
+    transform, post = "no", "no"
     if rest and not _is_option(rest[0][0]):
         names = list(_pieces(rest[0][0], ",", rest[0][1]))
         if len(names) > 2:
             raise _error(text, names[2][1], "expected '|' or the end: a transform and a post operation at most")
-        last[: len(names)] = _last(text, names, compat)
+        transform, post = _last(text, names, compat)
         rest = rest[1:]
-    options = _options(text, rest)
-    return Function(pre, reduce, *last, **options)
+    spread, sign, compat = _options(text, rest)
+    return Function(pre, reduce, transform, post, spread, sign, compat)
 
 
 def parse_published(text: str) -> Function:
-    """The compat function of a string of the authors, as their code reads it.
+    """Return the compat function of a string of the authors, as their code reads it.
 
-    ``W:(ABSLOG)-(VAR)-(ATAN,ASIN)-(7)``: pre, reduction, what follows, λ. Their code parses the λ and never uses it:
-    the spread is 0.08, its ``--Lamda``. Of the three-part strings one such as ``W:(ABS)-(VAR)-(SIN)`` has no λ, and
-    ``W:(ABS)-(VAR)-(9)``, on which their code fails for want of an operation "9", is read as it must have been meant:
+    ``W:(ABSLOG)-(VAR)-(ATAN,ASIN)-(7)`` holds pre, reduction, transform and post, and λ. Their code parses the λ and
+    never uses it: the spread is 0.08, its ``--Lamda``. A string of three parts such as ``W:(ABS)-(VAR)-(SIN)`` has no
+    λ. On ``W:(ABS)-(VAR)-(9)`` their code fails for want of an operation "9"; we read it as it must have been meant:
     nothing after the reduction, and again a λ that is not used.
 
     Raises:
-        ValueError: text of another form, with the position and what was expected; a reduction that only exists on
-            matrices; one of several operations in the reduction.
+        ValueError: another form (the message has the position and what was expected), a reduction that only exists on
+            matrices, or several operations in the reduction.
     """
     start = re.match(r"\s*W\s*:", text, re.IGNORECASE)
     if not start:
@@ -82,17 +85,18 @@ def parse_published(text: str) -> Function:
     last = list(_pieces(parts[2][0], ",", parts[2][1])) if len(parts) == 3 and parts[2][0].strip() else []
     if len(last) > 2:
         raise _error(text, last[2][1], "expected ')': two operations after the reduction at most")
-    return Function(pre, reduce, *_last(text, last, compat=True), spread=SPREAD, compat=True)
+    transform, post = _last(text, last, compat=True)
+    return Function(pre, reduce, transform, post, compat=True)
 
 
 def _groups(text: str, at: int) -> Iterator[Piece]:
     group = re.compile(r"\s*\(([^()|-]*)\)\s*")
     while True:
-        found = group.match(text, at)
-        if not found:
+        match = group.match(text, at)
+        if not match:
             raise _error(text, at, "expected operations in parentheses")
-        yield found[1], found.start(1)
-        at = found.end()
+        yield match[1], match.start(1)
+        at = match.end()
         if at == len(text):
             return
         if text[at] != "-":
@@ -101,24 +105,27 @@ def _groups(text: str, at: int) -> Iterator[Piece]:
 
 
 def _pieces(text: str, separator: str, at: int) -> Iterator[Piece]:
-    """The parts between separators, without the spaces around them, each with where it begins."""
+    """Yield the parts between separators, without the spaces around them, each with its position."""
     for part in text.split(separator):
         yield part.strip(), at + len(part) - len(part.lstrip())
         at += len(part) + len(separator)
 
 
 def _pre(text: str, stage: str, at: int, compat: bool) -> tuple[str, ...]:
-    found: list[str] = []
+    operations: list[str] = []
     for name, begin in _pieces(stage, ",", at):
-        found += COMPOUNDS.get(name.lower()) or [_operation(text, "pre", name, begin, compat)]
-        if len([one for one in found if one != "no"]) > 2:
+        operations += COMPOUNDS.get(name.lower()) or [_operation(text, "pre", name, begin, compat)]
+        if len([operation for operation in operations if operation != "no"]) > 2:
             raise _error(text, begin, "expected '|': two operations before the reduction at most")
-    return tuple(one for one in found if one != "no")
+    return tuple(operation for operation in operations if operation != "no")
 
 
-def _last(text: str, names: list[Piece], compat: bool) -> list[str]:
+def _last(text: str, names: list[Piece], compat: bool) -> tuple[str, str]:
+    """Return the transform and the post operation of up to two names; "no" for a missing one."""
     stages = zip(("transform", "post"), names, strict=False)
-    return [_operation(text, stage, *name, compat) for stage, name in stages]
+    operations = [_operation(text, stage, *name, compat) for stage, name in stages]
+    transform, post = [*operations, "no", "no"][:2]
+    return transform, post
 
 
 def _operation(text: str, stage: str, name: str, at: int, compat: bool = False) -> str:
@@ -136,17 +143,18 @@ def _is_option(stage: str) -> bool:
     return "=" in stage or stage in _SIGNS or stage.lower() == "compat"
 
 
-def _options(text: str, stages: list[Piece]) -> dict[str, float | int | bool]:
-    options: dict[str, float | int | bool] = {}
+def _options(text: str, stages: list[Piece]) -> tuple[float, int, bool]:
+    """Return spread, sign and compat, with the defaults of :class:`Function` for the missing ones."""
+    options: dict[str, float] = {}
     for stage, at in stages:
         name, value = _option(text, stage, at)
         if name in options:
             raise _error(text, at, f"the {name} is given twice")
         options[name] = value
-    return options
+    return options.get("spread", SPREAD), int(options.get("sign", 1)), "compat" in options
 
 
-def _option(text: str, stage: str, at: int) -> tuple[str, float | int | bool]:
+def _option(text: str, stage: str, at: int) -> tuple[str, float]:
     name, equals, value = (part.strip() for part in stage.partition("="))
     if stage.lower() == "compat":
         return "compat", True

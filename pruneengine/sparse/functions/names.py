@@ -1,4 +1,4 @@
-"""The vocabulary of allocation functions: which operation may stand in which stage, and under which names.
+"""Vocabulary of allocation functions: the operations of each stage, and their other names.
 
 The tables are those of DSA (Li, Dong et al., NeurIPS 2024): the poster's OP00 to OP17 and those of the authors' code.
 """
@@ -20,7 +20,7 @@ STAGES = {"pre": PRE, "reduce": REDUCE, "transform": POST, "post": POST}
 # The poster lists sqrt and softmax; the authors' code has neither, nor a square after the reduction.
 NOT_IN_CODE = {"pre": ("sqrt", "softmax"), "reduce": (), "transform": ("sqrt", "square"), "post": ("sqrt", "square")}
 
-# Known to the authors' code and drawn by its random search, but each raises on the one vector it gives them.
+# The authors' code knows these, and its random search draws them, but each raises on a block's one vector of scores.
 MATRIX_ONLY = ("gram", "corref", "diagonal", "determinant", "rank", "slogdet")
 
 # Two operations under one name.
@@ -35,24 +35,25 @@ ALIASES = {
 
 
 def known(stage: str, name: str, compat: bool = False) -> str:
-    """The operation that ``name`` stands for in a stage: "pre", "reduce", "transform" or "post".
+    """Return the operation that ``name`` stands for in a stage: "pre", "reduce", "transform" or "post".
 
     Raises:
-        ValueError: an operation that the stage does not have, with near names or all of them; a reduction of
-            matrices, with the reason why there is none; with ``compat``, one that the authors' code does not have.
+        ValueError: the stage has no such operation (the message has near names, or all); it is a reduction of matrices
+            (the message has the reason why there is none); or, with ``compat``, the authors' code does not have it.
+        TypeError: the name is no text.
     """
     if not isinstance(name, str):
         raise TypeError(f"an operation must be a name, got {name!r}")
     lower = name.lower()
-    found = ALIASES.get(lower, lower)
+    operation = ALIASES.get(lower, lower)
     names = STAGES[stage]
-    if compat and found in NOT_IN_CODE[stage]:
+    if compat and operation in NOT_IN_CODE[stage]:
         raise ValueError(
             f"operation {name!r} in the stage {stage} is not in the authors' code: there is no compat reading of it"
         )
-    if found in names:
-        return found
-    if found in MATRIX_ONLY:
+    if operation in names:
+        return operation
+    if operation in MATRIX_ONLY:
         where = "" if stage == "reduce" else f" (and not in the stage {stage})"
         raise ValueError(
             f"operation {name!r} is defined on matrices only{where}: a block's scores are one vector, "

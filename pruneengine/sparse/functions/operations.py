@@ -1,24 +1,24 @@
-"""Every operation of the allocation functions, each in two readings.
+"""Operations of the allocation functions, each in two readings.
 
-**Safe**: finite for every finite input, with the natural value wherever there is one. Outside of that:
+**Safe**: finite for every finite input, with the natural value wherever there is one. Exceptions:
 
 ======================  ==================================================================================
 log (pre)               0 where x <= 0 (as the authors' code, which sets such scores to 1)
 abslog (pre)            ln abs(x), signed as in the authors' code; 0 where x = 0
-exp                     its argument is held below 100, so that e^100 is the most
+exp                     the argument is clamped to at most 100
 normalize, minmax       0 everywhere in a block whose scores are all equal
 sqrt                    of abs(x)
-log (after)             ln abs(v), with abs(v) held above 1e-100
-asin, acos              the argument is held within [-1, 1]
-all                     the result is held within [-1e100, 1e100]
+log (after)             ln abs(v), with abs(v) clamped to at least 1e-100
+asin, acos              the argument is clamped to [-1, 1]
+all                     the result is clamped to [-1e100, 1e100]
 ======================  ==================================================================================
 
-**Compat**: as the authors' code computes it, in float32 with its overflows, infinities and NaN (a block's number is
-cleaned of them only at the end: :func:`as_published`). Log is ``ln(x + 1e-6)`` there; its writes into its argument
-change nothing else, because the scores that it is given are a copy.
+**Compat**: as the authors' code computes it, in float32 with its overflows, infinities and NaN. Only a block's final
+number is cleaned of them (:func:`as_published`). Log is ``ln(x + 1e-6)`` there. It writes into its argument, which
+changes nothing else, because that argument is a copy of the scores.
 
-Functions of scores take ``x``, float64 ``[B, K]``, the scores of B blocks, and ``w``, how often each occurs; functions
-of the blocks' numbers take ``v``, float64 of any shape.
+Functions of scores take ``x``, float64 ``[B, K]``, the scores of B blocks, and ``w``, the number of times that each
+occurs. Functions of the blocks' numbers take ``v``, float64 of any shape.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ MOST_EXPONENT = 100.0
 
 
 def weighted_sum(x: Array, w: Array) -> Array:
-    """The sum over the scores of each block: ``[B]``. What does not occur counts as nothing, infinities included."""
+    """Return the sum over the scores of each block: ``[B]``. Scores with weight 0 are left out, even infinities."""
     return np.einsum("bk,bk->b", np.where(w > 0, x, 0.0), w)
 
 
 def weighted_mean(x: Array, w: Array) -> Array:
-    """The mean of each block: ``[B]``; exactly 0 where rounding alone keeps it from being 0."""
+    """Return the mean of each block: ``[B]``; exactly 0 where it differs from 0 by rounding alone."""
     mean, magnitude = weighted_sum(x, w), weighted_sum(np.abs(x), w)
     return np.where(np.abs(mean) < 1e-12 * magnitude, 0.0, mean) / w.sum(1)
 
 
 def weighted_var(x: Array, w: Array) -> Array:
-    """The unbiased variance of each block: ``[B]``; NaN of a single score."""
+    """Return the unbiased variance of each block: ``[B]``; NaN for a single score."""
     return weighted_sum(np.square(x - weighted_mean(x, w)[:, None]), w) / (w.sum(1) - 1)
 
 
@@ -126,21 +126,21 @@ COMPAT_POST: Mapping[str, OfValues] = _ON_VALUES | {
 
 
 def apply_pre(name: str, x: Array, w: Array, compat: bool) -> Array:
-    """One operation on the scores of all blocks: ``[B, K]``."""
-    return _held((COMPAT_PRE if compat else SAFE_PRE)[name], compat, x, w)
+    """Apply one operation to the scores of all blocks: ``[B, K]``."""
+    return _evaluated((COMPAT_PRE if compat else SAFE_PRE)[name], compat, x, w)
 
 
 def apply_post(name: str, v: Array, compat: bool) -> Array:
-    """One transform or post operation, element by element."""
-    return _held((COMPAT_POST if compat else SAFE_POST)[name], compat, v)
+    """Apply one transform or post operation, element by element."""
+    return _evaluated((COMPAT_POST if compat else SAFE_POST)[name], compat, v)
 
 
-def _held(function: Callable[..., Array], compat: bool, *arguments: Array) -> Array:
+def _evaluated(function: Callable[..., Array], compat: bool, *arguments: Array) -> Array:
     with np.errstate(all="ignore"):
         result = function(*arguments)
         return result.astype(np.float32).astype(np.float64) if compat else np.minimum(np.maximum(result, -LIMIT), LIMIT)
 
 
 def as_published(v: Array) -> Array:
-    """The authors' last rule: NaN becomes 0, an infinity of either sign -1."""
+    """Apply the authors' last rule: NaN becomes 0, an infinity of either sign -1."""
     return np.where(np.isnan(v), 0.0, np.where(np.isinf(v), -1.0, v))

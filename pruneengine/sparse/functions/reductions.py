@@ -1,14 +1,16 @@
-"""The reductions of the allocation functions: the scores of a block become a number.
+"""Reductions of the allocation functions: the scores of a block become one number.
 
 Both readings have mean, unbiased variance and deviation, ``l1 = mean |x|`` (as the authors' code, not a sum) and the
-Frobenius norm. They differ in two:
+Frobenius norm. Two reductions differ:
 
-- geometric: safe, ``exp(mean ln |x|)`` over what is not 0 (0 when all is); compat, the float32 product to the power
-  1/n, which is 0 or infinite for any block of real size.
-- entropy: ``-sum p ln p`` of ``p = x / sum x`` over ``x >= 0``, 0 when nothing is positive; compat, with p inside the
-  logarithm held above float32's epsilon, as torch's Categorical does, which bends it for blocks of millions of scores.
+- geometric: safe, ``exp(mean ln |x|)`` over the scores that are not 0 (0 if all are); compat, the float32 product to
+  the power 1/n, which is 0 or infinite for any block of real size.
+- entropy: ``-sum p ln p`` of ``p = x / sum x`` over ``x >= 0``, 0 if no score is positive; compat, with p inside the
+  logarithm clamped to at least float32's epsilon, as in torch's Categorical, which distorts the entropy of blocks with
+  millions of scores.
 
-Arguments: ``x`` float64 ``[B, K]``, ``w`` how often each occurs ``[B, K]``; results ``[B]``.
+Arguments: scores ``x``, float64 ``[B, K]``, and ``w``, the number of times that each occurs ``[B, K]``. Results:
+``[B]``.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ _LEAST_LOG, _MOST_LOG = float(np.log(np.finfo(np.float32).smallest_subnormal)), 
 
 
 def apply_reduce(name: str, x: Array, w: Array, compat: bool) -> Array:
-    """One number a block: float64 ``[B]``; "no" is the mean."""
+    """Reduce the scores to one number per block: float64 ``[B]``; "no" is the mean."""
     with np.errstate(all="ignore"):
         value = (COMPAT_REDUCE if compat else SAFE_REDUCE)[name](x, w)
     return rounded(value, compat)
 
 
 def rounded(value: Array, compat: bool) -> Array:
-    """What a reduction hands on: float32 as published, or held within the safe limits (0 for what is undefined)."""
+    """Round a reduction to float32, as published, or clamp it to the safe limits (0 where it is undefined)."""
     with np.errstate(all="ignore"):
         if compat:
             return value.astype(np.float32).astype(np.float64)

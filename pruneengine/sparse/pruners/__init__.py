@@ -1,1 +1,1 @@
-"""Pruners: which weights of a matrix become zero (magnitude, Wanda, SparseGPT)."""
+"""Pruners: the choice of the weights of a matrix that become zero (magnitude, Wanda, SparseGPT)."""

@@ -1,4 +1,7 @@
-"""What enters a linear, summed up over the calibration text: all that a pruner keeps of it."""
+"""Sums over the inputs of a linear: sums of squares for Wanda, the Hessian for SparseGPT.
+
+These sums are all that a pruner keeps of the calibration text.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,33 @@ from pruneengine import ops
 
 
 class SquareSums:
-    """Sums of squares of each sample and channel, for Wanda's norms."""
+    """Sums of squares per sample and channel, for Wanda's norms."""
 
     def __init__(self) -> None:
         self._samples: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """Take in ``[b, T, C]`` of further samples."""
+        """Add the inputs ``[b, T, C]`` of further samples."""
         self._samples.append(ops.activation_stats(x)[1])
 
     def norm(self, module: str) -> Tensor:
-        """Root of the mean over samples: float32 ``[C]``, the same to the bit for any split into batches.
+        """Return the root of the mean over samples: float32 ``[C]``, the same to the bit for any split into batches.
 
         Raises:
-            ValueError: it is not finite; the message names the module.
+            ValueError: a norm is not finite; the message names the module.
         """
-        return checked_norm(torch.cat(self._samples).mean(0), module)
+        return checked_norm(torch.cat(self._samples).mean(0).sqrt(), module)
 
 
 class Hessian:
-    """``2 X^T X`` over all tokens, by samples: that of a linear's squared error, for SparseGPT."""
+    """``2 X^T X`` over all tokens, divided by the number of samples: the Hessian of a linear's squared error."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._samples = 0
 
     def add(self, x: Tensor) -> None:
-        """Take in ``[b, T, C]`` of further samples, in float32."""
+        """Add the inputs ``[b, T, C]`` of further samples, in float32."""
         rows = x.reshape(-1, x.shape[-1]).float()
         if self._sum is None:
             self._sum = rows.new_zeros(x.shape[-1], x.shape[-1])
@@ -43,26 +46,27 @@ class Hessian:
         self._samples += len(x)
 
     def matrix(self, module: str) -> Tensor:
-        """Float32 ``[C, C]``, the caller's to change; the sums are given away.
+        """Return the Hessian, float32 ``[C, C]``. The sum itself is handed over, so this works once.
 
         Raises:
-            ValueError: it is not finite; the message names the module.
+            ValueError: an entry is not finite; the message names the module.
         """
-        found, self._sum = self._sum, None
-        if not bool(found.isfinite().all()):
+        total, self._sum = self._sum, None
+        assert total is not None, "no inputs, or the Hessian was handed over before"
+        if not bool(total.isfinite().all()):
             raise ValueError(_not_finite(module))
-        return found.mul_(2 / self._samples)
+        return total.mul_(2 / self._samples)
 
 
-def checked_norm(squares: Tensor, module: str) -> Tensor:
-    """The root of mean squares ``[C]``; ValueError naming the module whose input they are of when not finite."""
-    if not bool(squares.isfinite().all()):
+def checked_norm(norm: Tensor, module: str) -> Tensor:
+    """Return norms ``[C]``; raise ValueError, naming the module that reads them, if one is not finite."""
+    if not bool(norm.isfinite().all()):
         raise ValueError(_not_finite(module))
-    return squares.sqrt()
+    return norm
 
 
 def idle(site: str, squares: Tensor) -> bool:
-    """Whether a site is that of an expert that no token was sent to; ``squares`` or norms of what entered: ``[C]``."""
+    """Return True for a site of an expert that no token was sent to; ``squares`` or norms of its inputs: ``[C]``."""
     return ".experts." in site and not bool(squares.any())
 
 

@@ -1,4 +1,4 @@
-"""Which weights go by magnitude or by Wanda's score, exactly as many as a plan says, and their zeros."""
+"""Pruning by score: the smallest weights by magnitude or Wanda's score, exactly as many as a plan says."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def zero_smallest(
 
     Args:
         model: whose linears change.
-        plan: how many weights of each matrix go, and the pattern.
-        matrices: those to prune; under compare "layer" all of a decoder layer that are not to stay dense.
-        compare: whose weights compete for the zeros: "row", "matrix" or "layer"; not read under an N:M pattern.
-        norms: of each input channel, float32 ``[C]`` by site: Wanda's score (Sun et al. 2024, eq. 1); None for
-            magnitude.
+        plan: number of weights to zero in each matrix, and the pattern.
+        matrices: those to prune; under compare "layer" all matrices of a decoder layer but those that stay dense.
+        compare: "row", "matrix" or "layer": the weights that compete for the zeros. Ignored under an N:M pattern.
+        norms: float32 ``[C]`` per site, one factor per input channel: Wanda's score (Sun et al. 2024, eq. 1). None
+            for magnitude.
     """
     pattern = Pattern.parse(plan.pattern)
     matrices = [matrix for matrix in matrices if plan.removed[matrix.name]]
@@ -42,12 +42,11 @@ def zero_smallest(
         for matrix, linear in zip(matrices, linears, strict=True)
     ]
     if compare != "layer":
-        # All scores would be zero, and no weight better than another.
+        # Norms of an idle expert are zero, and so would be all its scores: its weights go by magnitude.
         used = [torch.ones_like(norm) if idle(m.site, norm) else norm for m, norm in zip(matrices, used, strict=True)]
-    if pattern.grouped:
+    if pattern.m is not None:
         for matrix, linear, norm in zip(matrices, linears, used, strict=True):
-            kept = plan.kept_of_group(matrix.name)
-            zero_of_groups(linear, kept, pattern.m, norm)
+            zero_of_groups(linear, plan.kept_of_group(matrix.name), pattern.m, norm)
     elif compare == "layer":
         count = sum(plan.removed[matrix.name] for matrix in matrices)
         masks = ops.select_mask_global([linear.weight.detach() for linear in linears], count, used) if matrices else []
@@ -60,13 +59,17 @@ def zero_smallest(
 
 
 def smallest_of_rows(weight: Tensor, count: int, norm: Tensor) -> Tensor:
-    """True at ``count // R`` of the smallest scores of every row, one more of the first ``count % R``: ``[R, C]``."""
-    each, extra = divmod(count, len(weight))
+    """Return True at the ``count // R`` smallest scores of every row: bool ``[R, C]``.
+
+    In the first ``count % R`` rows it is one score more.
+    """
+    per_row, extra = divmod(count, len(weight))
     if not extra:
-        return ops.select_mask(weight, each, norm)
-    return torch.cat([ops.select_mask(weight[:extra], each + 1, norm), ops.select_mask(weight[extra:], each, norm)])
+        return ops.select_mask(weight, per_row, norm)
+    first, rest = (ops.select_mask(weight[:extra], per_row + 1, norm), ops.select_mask(weight[extra:], per_row, norm))
+    return torch.cat([first, rest])
 
 
 def smallest_of_matrix(weight: Tensor, count: int, norm: Tensor) -> Tensor:
-    """True at the ``count`` smallest scores of the matrix: bool ``[R, C]``."""
+    """Return True at the ``count`` smallest scores of the matrix: bool ``[R, C]``."""
     return ops.select_mask_global([weight], count, [norm])[0]

@@ -1,7 +1,7 @@
-"""SparseGPT's column loop (Frantar & Alistarh 2023, algorithm 1): what goes, and what the others take over for it.
+"""SparseGPT's column loop (Frantar & Alistarh 2023, algorithm 1).
 
-With H the Hessian of a linear's squared error and ``H^-1 = U^T U``, U upper triangular, the weight ``w_j`` of a row may
-go at the cost ``w_j^2 / U_jj^2``; the columns behind it make up for it by ``-(w_j / U_jj) U_j,j+1:``.
+H is the Hessian of a linear's squared error, and ``H^-1 = U^T U`` with U upper triangular. Removing the weight ``w_j``
+of a row costs ``w_j^2 / U_jj^2``; the columns behind it make up for it by ``-(w_j / U_jj) U_j,j+1:``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pruneengine import ops
 
-# Stronger than this, the mean of the diagonal many times over, nothing of the Hessian would be left.
+# As a multiple of the diagonal's mean. With stronger damping nothing of the Hessian would be left.
 STRONGEST_DAMPING = 10.0
-# Columns that are brought up to date together: one matrix product in place of so many smaller ones.
+# Columns that are updated together: one matrix product in place of 32 smaller ones.
 _STRIDE = 32
 # Triangular matrices up to this size are inverted by a solver.
 _SOLVED = 128
@@ -24,12 +24,12 @@ _SOLVED = 128
 
 @dataclass(frozen=True)
 class Share:
-    """What one of the stacked linears loses.
+    """The rows of one of the stacked linears, and the number of weights that it loses.
 
     Attributes:
-        rows: its rows of the stack.
-        count: weights that go where there is no pattern.
-        kept: N of the pattern, or None.
+        rows: of the stack.
+        count: number of weights to remove where there is no pattern.
+        kept: N of the N:M pattern; None without a pattern.
     """
 
     rows: slice
@@ -38,16 +38,16 @@ class Share:
 
 
 def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
-    """The upper triangular U of ``(H + damping)^-1 = U^T U``, and the damping that it took.
+    """Return the upper triangular U of ``(H + damping)^-1 = U^T U``, and the damping that was needed.
 
-    Where there is no Cholesky factor the damping is made ten times as strong and it is tried again.
+    Where there is no Cholesky factor, the next attempt has ten times the damping.
 
     Args:
         hessian: float32 ``[C, C]``, symmetric, with a positive diagonal; changed in place.
-        damp: what is added to the diagonal, as a fraction of its mean.
+        damp: added to the diagonal, as a fraction of its mean.
 
     Raises:
-        ValueError: no factor up to :data:`STRONGEST_DAMPING`.
+        ValueError: there is no factor up to :data:`STRONGEST_DAMPING`.
     """
     diagonal = hessian.diagonal()
     mean, own = diagonal.mean(), diagonal.clone()
@@ -65,7 +65,10 @@ def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
 
 
 def _inverse(upper: Tensor) -> Tensor:
-    """Of an upper triangular ``[C, C]``, by halves: products of matrices, three times as fast as solving for a unit."""
+    """Return the inverse of an upper triangular ``[C, C]``.
+
+    Works by halves, in products of matrices: three times as fast as solving for the unit matrix.
+    """
     size = len(upper)
     if size <= _SOLVED:
         return torch.linalg.solve_triangular(upper, torch.eye(size, device=upper.device), upper=True)
@@ -80,15 +83,15 @@ def _inverse(upper: Tensor) -> Tensor:
 def prune_columns(
     columns: Tensor, factor: Tensor, dead: Tensor, shares: Sequence[Share], block: int, m: int | None
 ) -> None:
-    """Prune stacked linears that read one input, and let the weights that stay make up for those that go.
+    """Prune stacked linears that read one input; the remaining weights make up for the removed ones.
 
     Args:
         columns: float32 ``[C, R]``, contiguous: the transposed weights one beside the other; changed in place.
         factor: U of :func:`inverse_factor`.
         dead: bool ``[C]``, inputs that are always zero: their weights go first.
-        shares: of the stack.
-        block: columns whose weights compete and whose errors are handed on together.
-        m: of the pattern, a divisor of ``block`` and of C; None for unstructured.
+        shares: one per stacked linear.
+        block: number of columns whose weights compete and whose errors are handed on together.
+        m: M of the N:M pattern, a divisor of ``block`` and of C; None for unstructured.
     """
     total = len(columns)
     scale = factor.diagonal().reciprocal()
@@ -98,11 +101,11 @@ def prune_columns(
         stop = min(start + block, total)
         part, upper, inverse = columns[start:stop], factor[start:stop, start:stop], scale[start:stop, None]
         errors = torch.empty_like(part)
-        gone = torch.empty_like(part, dtype=torch.bool)
+        removed = torch.empty_like(part, dtype=torch.bool)
         if m is None:
             for share in shares:
                 count = share.count * stop // total - share.count * start // total
-                gone[:, share.rows] = _cheapest(part[:, share.rows] * worth[start:stop, None], count)
+                removed[:, share.rows] = _cheapest(part[:, share.rows] * worth[start:stop, None], count)
         for first in range(0, stop - start, stride):
             now = slice(first, min(first + stride, stop - start))
             if first:
@@ -110,17 +113,18 @@ def prune_columns(
             if m is not None:
                 rows = part[now].T.contiguous()
                 for share in shares:
-                    gone[now, share.rows] = ops.nm_mask(rows[share.rows], share.kept, m, worth[start:stop][now]).T
-            weight = gone[now] * inverse[now]
+                    assert share.kept is not None  # every share has N where there is a pattern
+                    removed[now, share.rows] = ops.nm_mask(rows[share.rows], share.kept, m, worth[start:stop][now]).T
+            weight = removed[now] * inverse[now]
             for i in range(now.start, now.stop):
                 if i > first:
                     part[i].addmv_(errors[first:i].T, upper[first:i, i], alpha=-1)
                 torch.mul(part[i], weight[i - first], out=errors[i])
-        part.masked_fill_(gone, 0)
+        part.masked_fill_(removed, 0)
         if stop < total:
             columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
 
 
 def _cheapest(costs: Tensor, count: int) -> Tensor:
-    """True at the ``count`` entries of smallest magnitude: bool, of the shape of ``costs``."""
+    """Return True at the ``count`` entries of smallest magnitude: bool, of the shape of ``costs``."""
     return ops.select_mask(costs.abs_().view(1, -1), count).view_as(costs)

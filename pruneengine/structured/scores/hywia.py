@@ -1,4 +1,4 @@
-"""Fused methods: two scores of the same units blended into one. HyWIA is the only one so far.
+"""Fused methods: two scores of the same units, blended into one. HyWIA is the only one so far.
 
 Of HyWIA (Liu et al., AAAI 2025, arXiv 2403.10799) we know the abstract: coarse (structured) and fine (unstructured)
 importance come from the same gradients, and attention blends them. What attends to what, how scores are normalised and
@@ -23,7 +23,7 @@ VARIANTS = ("a", "b", "c")
 
 @dataclass(frozen=True)
 class Fusion:
-    """A fused method: the metrics it blends."""
+    """A fused method and the metrics it blends."""
 
     name: str
     coarse: str
@@ -36,13 +36,13 @@ FUSIONS = {"hywia": Fusion("hywia", "vectorize", "param_first", "Coarse and fine
 
 @dataclass(frozen=True)
 class HyWIA:
-    """How coarse and fine scores are blended.
+    """Options of blending coarse and fine scores.
 
     Attributes:
         variant: "a": a group's two vectors of normalised scores attend to each other, and all its units get one blend.
             "b": every unit weighs its own two scores. "c": a :class:`LearnedAttention`, fitted by
             :mod:`pruneengine.structured.scores.hywia_fit`.
-        temperature: of the softmax; near 0 it picks one score, towards infinity it takes their mean.
+        temperature: softmax temperature; near 0 the softmax picks one score, towards infinity it takes their mean.
         blend: a fixed share of the fine score in [0, 1] for every unit, in place of attention.
         attention: the fitted weights of variant "c".
     """
@@ -66,13 +66,13 @@ class HyWIA:
 
     @property
     def fitted(self) -> bool:
-        """Whether the blend is learned, so that :attr:`attention` is needed."""
+        """True if the blend is learned, so that :attr:`attention` is needed."""
         return self.variant == "c" and self.blend is None
 
 
 @dataclass(frozen=True)
 class Blend:
-    """What was blended, per group: the two float32 scores and the fine score's float64 share, ``[units]`` each."""
+    """The parts of a blend per group: the two float32 scores and the fine score's float64 share, ``[units]`` each."""
 
     coarse: dict[str, Tensor]
     fine: dict[str, Tensor]
@@ -80,12 +80,12 @@ class Blend:
 
 
 def methods() -> tuple[str, ...]:
-    """Every name that a method may have."""
+    """Return every name that a method may have."""
     return (*METRICS, *FUSIONS)
 
 
 def needs_of(method: str) -> frozenset[str]:
-    """Quantities of the statistics that a method reads.
+    """Return the quantities of the statistics that a method reads.
 
     Raises:
         ValueError: an unknown method; the message lists the known ones.
@@ -103,21 +103,21 @@ def fuse(
 ) -> tuple[dict[str, Tensor], Blend]:
     """Blend two scores of every group: ``(1 - a) * c / mean(c) + a * f / mean(f)``, a the fine score's share.
 
-    Within a group the scores have unit mean: fine is never less than coarse, and would drown it. For allocations that
-    compare groups the scale comes back as ``(mean(c) / C)^(1 - a) * (mean(f) / F)^a``, C and F the means over the
-    model and a the group's mean share. So a share of 0 or 1 everywhere gives the coarse or fine scores themselves, and
-    a factor on all coarse or all fine scores changes no order. Where one of the two is zero throughout a group, a
-    share between 0 and 1 goes to the other.
+    Within a group both scores are scaled to unit mean, because the fine one is never smaller and would drown the coarse
+    one. For allocations that compare groups, the factor ``(mean(c) / C)^(1 - a) * (mean(f) / F)^a`` brings the scale
+    back, with C and F the means over the model and a the group's mean share. So a share of 0 or 1 everywhere gives the
+    coarse or fine scores themselves, and a factor on all coarse or all fine scores changes no order. Where one of the
+    two is zero throughout a group, a share between 0 and 1 goes to the other.
 
     Args:
         coarse: non-negative float32 ``[units]`` per group name.
-        fine: the same of the fine score.
+        fine: non-negative float32 ``[units]`` per group name.
         groups: the groups that are scored.
-        layers: decoder layers of the model.
-        options: how.
+        layers: number of decoder layers of the model.
+        options: variant, temperature and share.
 
     Returns:
-        float64 scores per group name, and what they were blended from.
+        float64 scores per group name, and the parts of the blend.
 
     Raises:
         ValueError: variant "c" without its fitted weights.
@@ -129,7 +129,7 @@ def fuse(
 def blend_scores(
     coarse: Mapping[str, Tensor], fine: Mapping[str, Tensor], shares: Mapping[str, Tensor], groups: Sequence[Group]
 ) -> dict[str, Tensor]:
-    """:func:`fuse` by known shares of the fine score, float64 ``[units]`` per group name."""
+    """Blend two scores as :func:`fuse`, by known shares of the fine score, float64 ``[units]`` per group name."""
     means = {g.name: (float(coarse[g.name].double().mean()), float(fine[g.name].double().mean())) for g in groups}
     mean_share = {name: float(share.mean()) for name, share in shares.items()}
     whole = sum(mean_share.values()) / max(1, len(mean_share))
@@ -146,7 +146,7 @@ def blend_scores(
 
 
 def fixed_share(coarse: Tensor, fine: Tensor, share: float) -> Tensor:
-    """One share of the fine score for all units of a group, float64 ``[units]``.
+    """Return one share of the fine score for all units of a group, float64 ``[units]``.
 
     Where one of the two scores is zero throughout, a share between 0 and 1 goes to the other.
     """
@@ -157,10 +157,15 @@ def fixed_share(coarse: Tensor, fine: Tensor, share: float) -> Tensor:
 
 
 def normalise(scores: Tensor) -> Tensor:
-    """Scores of one group at unit mean, float64; zeros stay zeros."""
+    """Scale the scores of one group to unit mean, float64; zeros stay zeros."""
     scores = scores.double()
     mean = scores.mean()
     return scores / mean if mean > 0 else torch.zeros_like(scores)
+
+
+def group_features(coarse: Tensor, fine: Tensor, group: Group, layers: int) -> tuple[Tensor, Tensor]:
+    """Return the features of a group's normalised scores for :class:`LearnedAttention`, for a fit and for a blend."""
+    return features(coarse, fine, group.kind, group.layer / max(1, layers - 1))
 
 
 def _power(base: float, exponent: float) -> float:
@@ -168,7 +173,7 @@ def _power(base: float, exponent: float) -> float:
 
 
 def _share(coarse: Tensor, fine: Tensor, group: Group, layers: int, options: HyWIA) -> Tensor:
-    """The fine score's share of every unit: float64 ``[units]``."""
+    """Return the fine score's share of every unit: float64 ``[units]``."""
     if options.blend is not None:
         return fixed_share(coarse, fine, options.blend)
     if not (bool(coarse.any()) and bool(fine.any())):
@@ -183,23 +188,18 @@ def _share(coarse: Tensor, fine: Tensor, group: Group, layers: int, options: HyW
     return options.attention.share(*group_features(coarse, fine, group, layers), options.temperature)
 
 
-def group_features(coarse: Tensor, fine: Tensor, group: Group, layers: int) -> tuple[Tensor, Tensor]:
-    """What :class:`LearnedAttention` sees of a group's normalised scores, when it is fitted and when it blends."""
-    return features(coarse, fine, group.kind, group.layer / max(1, layers - 1))
-
-
 def _between_groups(coarse: Tensor, fine: Tensor, temperature: float) -> Tensor:
-    """Variant a: the column mean of ``softmax(X X^T / (T sqrt(C)))``, X the two vectors of scores, ``[2, C]``."""
+    """Return the share of variant a: the column mean of ``softmax(X X^T / (T sqrt(C)))``, X both scores ``[2, C]``."""
     tokens = torch.stack([coarse, fine])
     return _softmax(tokens @ tokens.T / math.sqrt(len(coarse)), temperature).mean(0)[1]
 
 
 def _within_units(coarse: Tensor, fine: Tensor, temperature: float) -> Tensor:
-    """Variant b: each unit's query is the mean of its two tokens, its keys are the tokens."""
+    """Return the shares of variant b: each unit's query is the mean of its two tokens, its keys are the tokens."""
     tokens = torch.stack([coarse, fine], 1)
     return _softmax(tokens * tokens.mean(1, keepdim=True), temperature)[:, 1]
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Softmax over the last dimension; the peak goes first, so that no temperature overflows."""
+    """Compute a softmax over the last dimension; the peak is subtracted first, so that no temperature overflows."""
     return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)

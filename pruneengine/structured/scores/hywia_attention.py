@@ -1,7 +1,7 @@
-"""A few learned weights that decide, unit by unit, how far to trust the fine score and how far the coarse one.
+"""Learned attention of HyWIA: a few weights that decide, unit by unit, the share of the fine score in the blend.
 
-The two normalised scores of a unit are two tokens; a query made of what the unit is like attends to them. All groups of
-a model share the weights. (HyWIA's abstract speaks of attention; the features and sizes are ours.)
+The two normalised scores of a unit are two tokens; a query made of the unit's features attends to them. All groups of a
+model share the weights. (HyWIA's abstract speaks of attention; the features and sizes are ours.)
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class LearnedAttention:
 
     @classmethod
     def initial(cls, seed: int = 0) -> LearnedAttention:
-        """Random queries and zero keys: an equal blend everywhere, from which a gradient leads away."""
+        """Return random queries and zero keys: an equal blend everywhere, from which a gradient leads away."""
         generator = torch.Generator().manual_seed(seed)
         query = torch.randn(WIDTH, UNIT_FEATURES, generator=generator, dtype=torch.float64)
         return cls(query / math.sqrt(UNIT_FEATURES), torch.zeros(WIDTH, TOKEN_FEATURES, dtype=torch.float64))
 
     def share(self, tokens: Tensor, units: Tensor, temperature: float = 1.0) -> Tensor:
-        """The fine score's share of each unit, ``[C]``, from :func:`features`."""
+        """Return the fine score's share of each unit, ``[C]``, from :func:`features`."""
         keys, queries = tokens @ self.key.T, units @ self.query.T
         logits = (keys * queries[:, None]).sum(2) / (temperature * math.sqrt(WIDTH))
         return logits.softmax(1)[:, 1]
 
 
 def features(coarse: Tensor, fine: Tensor, kind: str, depth: float) -> tuple[Tensor, Tensor]:
-    """What the attention sees of a group, every entry in [-1, 1].
+    """Return the features of a group for the attention, every entry in [-1, 1].
 
     Args:
         coarse: normalised scores ``[C]``.
-        fine: the same units' normalised fine scores.
+        fine: normalised fine scores of the same units, ``[C]``.
         kind: "heads" or "mlp".
         depth: 0 for the first decoder layer, 1 for the last.
 
@@ -54,14 +54,14 @@ def features(coarse: Tensor, fine: Tensor, kind: str, depth: float) -> tuple[Ten
     scores = torch.stack([coarse, fine], 1).double()
     logs = scores.clamp_min(math.exp(-_LOG_LIMIT)).log().clamp_max(_LOG_LIMIT) / _LOG_LIMIT
     places = torch.stack([_places(column) for column in scores.T], 1)
-    which = torch.tensor([-1.0, 1.0], dtype=torch.float64).expand_as(logs)
+    side = torch.tensor([-1.0, 1.0], dtype=torch.float64).expand_as(logs)
     constant = torch.tensor([1.0 if kind == "mlp" else -1.0, 2 * depth - 1, 1.0], dtype=torch.float64)
     units = torch.cat([logs.mean(1, keepdim=True), places.mean(1, keepdim=True), constant.expand(len(scores), 3)], 1)
-    return torch.stack([logs, places, which], 2), units
+    return torch.stack([logs, places, side], 2), units
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ascending ranks from 0, float64 ``[C]``; equal values share the mean of theirs."""
+    """Return ascending ranks from 0, float64 ``[C]``; equal values share the mean of their ranks."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     return (ends - (counts + 1) / 2)[inverse]

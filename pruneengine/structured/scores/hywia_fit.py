@@ -1,9 +1,9 @@
-"""Variant "c" of HyWIA: its attention fitted end to end, through soft masks, on samples of their own.
+"""Fit of HyWIA's attention (variant "c") end to end, through soft masks, on samples held out from the statistics.
 
 Each step blends the scores, turns them into soft masks around the threshold at which the plan would cut, and follows
-the gradient of the token loss with respect to the attention alone; the model's weights are frozen. In the end masks are
-hard, so the loss under hard masks on the other half of the samples picks the step that is kept. (HyWIA's
-abstract speaks of an end-to-end pass; this one is ours.)
+the gradient of the token loss with respect to the attention alone; the model's weights are frozen. The masks of a plan
+are hard, so the loss under hard masks on the other half of the samples picks the step that is kept. (HyWIA's abstract
+speaks of an end-to-end pass; this one is ours.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure
-from pruneengine.model.decoder import causal_parts, frozen
+from pruneengine.model.decoder import causal_parts, frozen, hidden_states
 from pruneengine.model.loss import token_nll, token_nll_backward
 from pruneengine.model.masking import gate
 from pruneengine.structured.scores.hywia import Blend, HyWIA, group_features, normalise
@@ -32,12 +32,12 @@ SOFTNESS = 0.5
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit found.
+    """The attention that a fit kept, and its losses.
 
     Attributes:
-        options: with the attention that was kept.
+        options: the options of the fit, with the attention that was kept.
         losses: mean token loss under soft masks, of every step's own batch.
-        checks: ``{step: mean token loss under hard masks}`` on the samples that no step saw; 0 is the equal blend.
+        checks: ``{step: mean token loss under hard masks}`` on the samples that no step saw; step 0 is the equal blend.
         best: the step that was kept.
     """
 
@@ -62,17 +62,17 @@ def fit(
 
     Args:
         model: the dense model.
-        structure: its structure.
+        structure: the model's structure.
         blend: the coarse and fine scores of its groups.
-        removed: how many units of each group the plan will remove; groups that lose none are not masked.
-        samples: held out from the statistics, at least 2; the first half is fitted on, two samples a step in turn, and
+        removed: number of units of each group that the plan will remove; groups that lose none are not masked.
+        samples: at least 2, held out from the statistics. Steps take two samples each, in turn, from the first half;
             the second half picks the step.
-        options: of variant "c"; its temperature is used.
-        steps: of Adam.
-        seed: of the initial attention.
+        options: options of variant "c"; the fit uses the temperature.
+        steps: number of steps of Adam.
+        seed: random seed of the initial attention.
 
     Raises:
-        ValueError: fewer than two samples, or of fewer than two tokens.
+        ValueError: fewer than two samples, or samples of fewer than two tokens.
         FloatingPointError: a loss is not finite.
     """
     if len(samples) < 2 or samples.tokens.shape[1] < 2:
@@ -106,7 +106,7 @@ def fit(
 
 
 class _Scores:
-    """Everything about the groups that does not change from step to step."""
+    """Scores and features of the groups, which do not change from step to step."""
 
     def __init__(self, structure: Structure, blend: Blend, removed: Mapping[str, int]) -> None:
         self.groups = []
@@ -118,6 +118,7 @@ class _Scores:
                 self.groups.append((name, count, coarse, fine, *seen))
 
     def gates(self, attention: LearnedAttention, temperature: float, hard: bool = False) -> dict[str, Tensor]:
+        """Return soft or hard gates per group name by the blend of an attention."""
         gates = {}
         for name, count, coarse, fine, tokens, units in self.groups:
             share = attention.share(tokens, units, temperature)
@@ -126,7 +127,7 @@ class _Scores:
 
 
 def _gate(scores: Tensor, removed: int, hard: bool) -> Tensor:
-    """A step from 0 to 1 between the last score that goes and the first that stays: ``[units]``."""
+    """Return a step from 0 to 1 between the last score that goes and the first that stays: ``[units]``."""
     ordered, order = scores.detach().sort(stable=True)
     if hard:
         return torch.ones_like(scores).index_fill_(0, order[:removed], 0)
@@ -136,25 +137,21 @@ def _gate(scores: Tensor, removed: int, hard: bool) -> Tensor:
 
 
 def _loss(model: nn.Module, batches: list[Tensor]) -> float:
-    body, head, logit_options = causal_parts(model)
+    _, head, logit_options = causal_parts(model)
     total = sum(
-        float(token_nll(_hidden(body, tokens), head, tokens[:, 1:], **logit_options).double().sum())
+        float(token_nll(hidden_states(model, tokens)[:, :-1], head, tokens[:, 1:], **logit_options).double().sum())
         for tokens in batches
     )
     return total / sum(tokens[:, 1:].numel() for tokens in batches)
 
 
 def _loss_backward(model: nn.Module, tokens: Tensor) -> float:
-    body, head, logit_options = causal_parts(model)
-    hidden = _hidden(body, tokens)
+    _, head, logit_options = causal_parts(model)
+    hidden = hidden_states(model, tokens)[:, :-1]
     weight = 1 / tokens[:, 1:].numel()
     nll, gradient = token_nll_backward(hidden.detach(), head, tokens[:, 1:], weight, **logit_options)
     hidden.backward(gradient)
     return float(nll.double().mean())
-
-
-def _hidden(body: nn.Module, tokens: Tensor) -> Tensor:
-    return body(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
 
 
 def _finite(loss: float, step: int) -> float:

@@ -1,5 +1,6 @@
-"""A continuous family of metrics: LLM-Pruner's four, Wanda, magnitude and energy are points of it, and a search moves.
+"""Parametrised importance metric; the AdaPruner search moves through its parameters.
 
+The published metrics (LLM-Pruner's four, Wanda, magnitude, energy) are special cases, the points of the family.
 A point blends two parts. The Taylor part estimates the change of the loss: per weight ``a = w*g`` (first order) and
 ``b = w^2*F/2`` (second), summed before the absolute value (coarse) or after it (fine). The activation part is
 ``|W|^p * n^q``, n the norm of the input channel. The family is ours; its corners are the published metrics.
@@ -81,7 +82,7 @@ class MetricPoint:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Quantities of the statistics that it reads."""
+        """The quantities of the statistics that the metric reads."""
         needs: set[str] = set()
         if self.share < 1:
             needs.update(COARSE[self.order] if self.tau < 1 else (), (FINE[self.order],) if self.tau > 0 else ())
@@ -90,7 +91,7 @@ class MetricPoint:
         return frozenset(needs)
 
     def in_words(self) -> str:
-        """One sentence for a report; what has no effect is left out."""
+        """Return the metric as one sentence for a report, without parameters that have no effect."""
         parts = [self._taylor_words()] if self.share < 1 else []
         parts += [self._activation_words()] if self.share > 0 else []
         if len(parts) == 2:
@@ -115,11 +116,12 @@ class MetricPoint:
         return f"the sum of {weight} times the input's {what}{exponent}"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the parameters as plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetricPoint:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Read :meth:`to_dict`'s values; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values, "key")
 
 
@@ -152,9 +154,9 @@ def score_point(
         model: the dense model.
         point: the metric.
         statistics: with the quantities the point needs; none for plain magnitude.
-        structure: its structure, when it is at hand.
-        kinds: what will be pruned, as in :func:`pruneengine.structured.scores.score.score`.
-        layers: score these decoder layers only.
+        structure: the model's structure, if it is at hand.
+        kinds: kinds of units to be pruned, as in :func:`pruneengine.structured.scores.score.score`.
+        layers: the decoder layers to score; all by default.
         cache: sums of this model's weights, kept from call to call.
 
     Raises:
@@ -168,15 +170,15 @@ def score_point(
     taylor = partial(_taylor, point)
     activation = partial(_activation, point, cache or WeightSums(model))
     parts = [taylor] * (point.share < 1) + [activation] * (point.share > 0)
-    scores = [score_groups(model, part, groups, statistics, aggregate=point.aggregate) for part in parts]
-    if len(scores) == 2:
-        shares = {g.name: fixed_share(scores[0][g.name], scores[1][g.name], point.share) for g in groups}
-        scores = [blend_scores(*scores, shares, groups)]
-    return as_scores("family", point.aggregate, scores[0], structure)
+    scores, *second = [score_groups(model, part, groups, statistics, aggregate=point.aggregate) for part in parts]
+    if second:
+        shares = {g.name: fixed_share(scores[g.name], second[0][g.name], point.share) for g in groups}
+        scores = blend_scores(scores, second[0], shares, groups)
+    return as_scores("family", point.aggregate, scores, structure)
 
 
 def _taylor(point: MetricPoint, view: MemberView) -> Tensor:
-    """``(1 - tau) * coarse + tau * fine``; both are sums over rows or columns that the statistics hold."""
+    """Return ``(1 - tau) * coarse + tau * fine``; both are sums over rows or columns that the statistics hold."""
     if point.tau == 1:
         return view.mean(FINE[point.order])
     coarse = _coarse(point.order, view)

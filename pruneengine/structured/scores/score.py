@@ -1,4 +1,4 @@
-"""Statistics and weights -> Scores: one float32 vector per group, one entry a unit; the smallest go first."""
+"""Scores of units from statistics and weights: one float32 vector per group; units with the smallest go first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.model import KINDS, Group, Member, Structure, find_groups, get_linear
+from pruneengine.model.prunable import check_prunable
 from pruneengine.structured.scores.hywia import FUSIONS, Blend, HyWIA, fuse, needs_of
-from pruneengine.structured.scores.metrics import MemberView, get_metric
+from pruneengine.structured.scores.metrics import MemberView, MetricFunction, get_metric
 
 # LLM-Pruner's --grouping_strategy: how the members' vectors, stacked [members, C], become one.
 AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,7 +34,7 @@ class Scores:
     Attributes:
         groups: float32 ``[units]`` per group name.
         layers: float32 ``[num_layers]``, the sums over a layer's groups.
-        blend: of a fused method: what was blended, and how.
+        blend: the two scores that a fused method blended, and their shares; None for other methods.
     """
 
     metric: str
@@ -64,17 +65,17 @@ def score(
 
     Args:
         model: the dense model.
-        structure: its structure, when it is at hand.
-        kinds: what will be pruned; without "layers", groups of other kinds are left out.
-        layers: score these decoder layers only.
+        structure: the model's structure, if it is at hand.
+        kinds: kinds of units to be pruned; without "layers", groups of other kinds are left out.
+        layers: the decoder layers to score; all by default.
         metric: a name from :data:`METRICS` or :data:`FUSIONS`.
-        statistics: what :func:`calibrate` collected; not needed for random and magnitude.
+        statistics: as returned by :func:`calibrate`; not needed for random and magnitude.
         aggregate: sum, mean, prod, max, first (the root) or last (o_proj, down_proj). Products are scaled by one
             common factor, the largest score of the model, because float32 cannot hold them.
         fold: "gqa" adds up the query heads that are really removed with a KV head; "llm-pruner" reproduces the
             misaligned fold of LLM-Pruner's GQA script, for comparison only.
-        seed: of the random metric.
-        hywia: how "hywia" blends; by default as :class:`pruneengine.structured.scores.hywia.HyWIA` says.
+        seed: random seed of the random metric.
+        hywia: options of "hywia"; the defaults of :class:`pruneengine.structured.scores.hywia.HyWIA` if None.
 
     Raises:
         ValueError: unknown names, statistics that lack what the metric needs, weights that are not finite.
@@ -86,11 +87,17 @@ def score(
         raise ValueError(f"unknown fold {fold!r}; choose from {', '.join(FOLDS)}")
     structure = structure or find_groups(model)
     require_quantities(f"method {metric!r}", needs, statistics)
+    check_prunable(model)
     chosen_groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
     if metric in FUSIONS:
-        options = {"structure": structure, "kinds": kinds, "layers": layers, "aggregate": aggregate, "fold": fold}
         parts = (FUSIONS[metric].coarse, FUSIONS[metric].fine)
-        coarse, fine = (score(model, part, statistics, seed=seed, **options).groups for part in parts)
+        coarse, fine = (
+            score(
+                model, part, statistics,
+                structure=structure, kinds=kinds, layers=layers, aggregate=aggregate, fold=fold, seed=seed,
+            ).groups
+            for part in parts
+        )  # fmt: skip
         groups, blend = fuse(coarse, fine, chosen_groups, structure.num_layers, hywia or HyWIA())
         return as_scores(metric, aggregate, groups, structure, blend)
     of = get_metric(metric).of
@@ -99,14 +106,14 @@ def score(
 
 
 def require_quantities(what: str, needs: Collection[str], statistics: Statistics | None) -> None:
-    """Refuse statistics that lack a quantity; ``what`` needs it."""
+    """Raise ValueError if statistics lack a quantity; the message says that ``what`` needs it."""
     if missing := set(needs) - (statistics.tensors.keys() if statistics else set()):
         raise ValueError(f"{what} needs the quantity {min(missing)!r}, which was not collected")
 
 
 def score_groups(
     model: nn.Module,
-    of: Callable[[MemberView], Tensor | None],
+    of: MetricFunction,
     groups: Sequence[Group],
     statistics: Statistics | None = None,
     *,
@@ -118,9 +125,9 @@ def score_groups(
 
     Args:
         model: the dense model.
-        of: gives a vector over a member's rows or columns, or None where the member takes no part. It is asked only
-            for the member that counts where ``aggregate`` is "first" or "last".
-        groups: what is scored.
+        of: returns a vector over a member's rows or columns, or None where the member takes no part. Where
+            ``aggregate`` is "first" or "last" it is called only for the member that counts.
+        groups: the groups to score.
         statistics: handed to ``of`` with every member.
         aggregate: a name from :data:`AGGREGATES`.
         fold: a name from :data:`FOLDS`.
@@ -153,7 +160,7 @@ def score_groups(
 def as_scores(
     metric: str, aggregate: str, groups: dict[str, Tensor], structure: Structure, blend: Blend | None = None
 ) -> Scores:
-    """float64 scores per group name as a value: float32, and the sums over each layer."""
+    """Return float64 scores per group name as :class:`Scores`: in float32, with the sums over each layer."""
     sums = torch.zeros(structure.num_layers, dtype=torch.float64)
     for name, values in groups.items():
         sums[structure.by_name[name].layer] += values.sum()
@@ -161,7 +168,7 @@ def as_scores(
 
 
 def _fold(vector: Tensor, member: Member, group: Group, fold: str) -> Tensor:
-    """``[units * member.width]`` -> ``[units * root_width]``: query heads summed onto their KV head, row by row."""
+    """Sum query heads onto their KV head, row by row: ``[units * member.width]`` -> ``[units * root_width]``."""
     repeats = member.width // group.root_width
     if repeats == 1:
         return vector

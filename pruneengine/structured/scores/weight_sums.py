@@ -1,8 +1,9 @@
-"""Sums of ``|W|^a * n^b``, kept between calls: what a search over metrics would otherwise read again every trial."""
+"""Cache of sums of ``|W|^a * n^b``, so that a search over metrics does not read all weights in every trial."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -10,9 +11,12 @@ from pruneengine.structured.scores.metrics import MemberView
 
 MOMENTS = ("second", "variance")
 
+# Exponents of weight and norm, the moment, and the calibration text of the statistics.
+Setting: TypeAlias = tuple[int, float, str, str]
+
 
 class WeightSums:
-    """Sums over the rows or columns of one model's linears; its weights must not change as long as this is in use.
+    """Sums over the rows or columns of one model's linears, whose weights must not change while the cache is in use.
 
     A norm of the input channels factors out of a column's sum, so columns are read once per exponent of the weight.
     Rows mix the norms of all channels: they are kept for the latest ``recent`` choices of exponents and statistics.
@@ -24,10 +28,10 @@ class WeightSums:
         self.model = model
         self._recent = recent
         self._plain: dict[tuple[str, int], Tensor] = {}
-        self._normed: OrderedDict[tuple, dict[str, Tensor]] = OrderedDict()
+        self._normed: OrderedDict[Setting, dict[str, Tensor]] = OrderedDict()
 
     def of(self, view: MemberView, power: int, norm_power: float, moment: str) -> Tensor:
-        """Sum of ``|W|^power * n^norm_power`` over each row or column of a member, float32.
+        """Return the sum of ``|W|^power * n^norm_power`` over each row or column of a member, float32.
 
         ``n`` is the root of the mean over samples of the sum over tokens of x^2 ("second") or of the squared distance
         from the channel's mean ("variance"): the tokens' root mean square times the root of their number.
@@ -35,7 +39,7 @@ class WeightSums:
         member = view.member
         if norm_power == 0:
             return self._plain_sums(view, power)
-        known = self._under((power, norm_power, moment, view.statistics.data))
+        known = self._under((power, norm_power, moment, view.collected.data))
         if member.name not in known:
             if member.site not in known:
                 squares = view.input_squares() if moment == "second" else view.input_fluctuation()
@@ -52,8 +56,8 @@ class WeightSums:
             self._plain[key] = view.weight_sums(power)
         return self._plain[key]
 
-    def _under(self, setting: tuple) -> dict[str, Tensor]:
-        """What was computed under a setting, by the name of a member (sums) or site (norms)."""
+    def _under(self, setting: Setting) -> dict[str, Tensor]:
+        """Return the values computed under a setting, by the name of a member (sums) or site (norms)."""
         known = self._normed.setdefault(setting, {})
         self._normed.move_to_end(setting)
         while len(self._normed) > self._recent:

@@ -8,7 +8,7 @@ import torch
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.data.samples import Samples
 from pruneengine.search.adapruner.pool import SubsetOptions, collect_pool
-from pruneengine.search.adapruner.space.subsets import Subset, canonical, menu, select
+from pruneengine.search.adapruner.space.subsets import Subset, canonical_subset, menu, select
 from pruneengine.structured.scores.score import score
 from tests.helpers.tiny import tiny_model, tiny_tokens
 
@@ -54,7 +54,7 @@ def test_a_subset_in_words():
         "32 samples of 128 tokens from all sources, those of lowest loss",
     )
     assert replace(found, source="c4", selector="random-3").in_words().endswith("from c4, drawn at random (seed 3)")
-    assert canonical(Subset(16, "c4", 4, "diverse"), SIZES).in_words() == "all 4 samples of 16 tokens from c4"
+    assert canonical_subset(Subset(16, "c4", 4, "diverse"), SIZES).in_words() == "all 4 samples of 16 tokens from c4"
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_time_limit_ends_the_search_with_what_there_is(tmp_path):
         ({"trials": 0}, "trials must be a whole number from 1, got 0"),
         ({"pool": 8, "counts": (16,)}, "a subset of 16 samples is larger than the pool of 8"),
         ({"ratio": 1.2}, r"ratio must lie in \(0, 1\), got 1.2"),
-        ({"structure": ("layers",)}, "heads, mlp or both"),
+        ({"kinds": ("layers",)}, "heads, mlp or both"),
         ({"selectors": ("best",)}, "unknown selector 'best'"),
         ({"compensate": ("magic",)}, "unknown compensation 'magic'"),
         ({"sampler": "grid"}, "unknown sampler 'grid'; choose from tpe, random"),
@@ -307,7 +307,7 @@ def test_a_winner_with_means_gets_their_bias(tmp_path):
     assert torch.isfinite(torch.tensor(found.winner.held_out))
 
 
-@pytest.mark.parametrize("part", [{"layers": "1:3"}, {"structure": "mlp"}])
+@pytest.mark.parametrize("part", [{"layers": "1:3"}, {"kinds": "mlp"}])
 def test_a_part_of_the_model_has_its_baselines_and_its_means(tmp_path, part):
     choices = {"compensate": ("none", "bias"), "shape": "per-layer", "ratio": 0.3, "sampler": "random"}
     found = search(tiny_model(), TEXTS, replace(CONFIG, **choices | part), run_in(tmp_path))

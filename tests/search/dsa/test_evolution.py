@@ -15,7 +15,7 @@ from pruneengine.search.dsa.evolution import (  # noqa: E402
     genes_of,
     random_function,
 )
-from pruneengine.search.dsa.past import FOUND, TrialHistory  # noqa: E402
+from pruneengine.search.dsa.history import FOUND, TrialHistory  # noqa: E402
 from pruneengine.search.dsa.sampler import EvolutionSampler, suggest  # noqa: E402
 
 

@@ -64,7 +64,7 @@ def test_an_ignore_that_matches_nothing_is_refused_before_any_work(monkeypatch):
 def test_a_study_from_before_there_was_an_ignore_goes_on(tmp_path):
     run = SearchRun("old", f"journal:{tmp_path / 'old.journal'}")
     model = tiny_model()
-    identity = dsa._identity(model, texts(), config(), run)
+    identity = {"method": "dsa"} | run.identity(model, texts(), "calibration") | config().identity
     assert "ignore" not in identity
     open_study(run.study, run.storage, identity)
     assert search(run, trials=2).counts["drawn"] == 2

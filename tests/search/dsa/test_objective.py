@@ -12,7 +12,6 @@ from pruneengine.model import find_groups, get_linear
 from pruneengine.model.masking import masked_weights
 from pruneengine.search.dsa.codes import level_of_group, levels_of, quantile_masks
 from pruneengine.search.dsa.objective import SparseObjective
-from pruneengine.search.early_stop import is_worse
 from pruneengine.sparse.matrices import find_matrices
 from pruneengine.sparse.pattern import Pattern
 from tests.helpers.tiny import VARIANTS, tiny_model, tiny_tokens
@@ -190,13 +189,3 @@ def test_levels_of_layers_of_other_sizes_keep_the_mean_over_weights():
     # Of equal size, one of either pair would be raised.
     assert levels_of([0.5 + 0.6 / 256, 0.5 + 0.55 / 256], [10, 1000]) == (129, 129)
     assert levels_of([0.5 + 0.4 / 256, 0.5 + 0.6 / 256], [1000, 10]) == (128, 129)
-
-
-def test_what_is_worse_segment_by_segment_is_stopped():
-    best = tuple(range(16))
-    assert is_worse(tuple(loss + 0.1 for loss in best[:8]), best, 0.1)
-    assert not is_worse(tuple(loss + 0.1 * (-1) ** loss for loss in best[:8]), best, 0.1)
-    # Worse in most segments, and better on average all the same.
-    assert not is_worse((0.1, 1.1, 2.1, 3.1, 4.1, 5.1, 6.1, 0), best, 0.9)
-    assert not is_worse((9.0,), best, 0.1)
-    assert not is_worse((9.0, 9.0), (), 0.1)

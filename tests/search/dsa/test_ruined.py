@@ -6,8 +6,8 @@ optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
 from pruneengine.report.pages.search_dsa import dsa_page  # noqa: E402
+from pruneengine.search.dsa.history import FOUND, NOT_FINITE, TrialHistory  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
-from pruneengine.search.dsa.past import FOUND, NOT_FINITE, TrialHistory  # noqa: E402
 from pruneengine.search.run import SearchRun  # noqa: E402
 from pruneengine.search.study import ILLEGAL, reopen_study  # noqa: E402
 from tests.search.dsa.test_search import search  # noqa: E402

@@ -226,6 +226,7 @@ def test_a_plateau_ends_the_search():
     assert result.plateau == min((t.value, t.number) for t in result.trials if t.segments and t.state == "complete")[1]
 
 
+@pytest.mark.fresh_process
 def test_workers_share_a_study(tmp_path):
     result = search(SearchRun("w", f"journal:{tmp_path / 'w.journal'}", workers=2), trials=10)
     assert result.counts["drawn"] >= 10

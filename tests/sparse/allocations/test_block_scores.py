@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pruneengine.calibration.calibrate import calibrate
 from pruneengine.common.budgets import meet_mean
 from pruneengine.ops import MOMENTS
-from pruneengine.sparse.allocations.block_scores import collect_scores, wanda_norm
+from pruneengine.sparse.allocations.block_scores import collect_scores
 from pruneengine.sparse.allocations.erdos_renyi import erdos_renyi
 from pruneengine.sparse.allocations.whole_groups import round_to_groups
 from pruneengine.sparse.matrices import Matrix, of_layers
@@ -50,7 +50,7 @@ def test_moments_are_those_of_the_scores(dtype, wanda):
 def test_the_norm_is_the_published_one():
     site = MATRICES[0].site
     squares = STATISTICS.get("squares", site).double()
-    assert torch.allclose(wanda_norm(STATISTICS, site).double(), squares.mean(0).sqrt(), rtol=1e-6)
+    assert torch.allclose(STATISTICS.input_norm(site).double(), squares.mean(0).sqrt(), rtol=1e-6)
     with pytest.raises(ValueError, match="hold no 'squares'"):
         collect_scores(MODEL, MATRICES, calibrate(MODEL, tiny_tokens(), ("sum",)))
 

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pruneengine.sparse.functions.allocation import allocation_of, canonical, position
+from pruneengine.sparse.functions.allocation import allocation_of, canonical_levels, position
 
 blocks = arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6))
 sparsities = st.floats(0, 0.99)
@@ -41,7 +41,7 @@ def test_scale_and_offset_change_nothing(values, scale, offset):
     np.testing.assert_allclose(one, other, atol=1e-12)
     mirrored = allocation_of(-values, 0.6, 0.08, -1)
     np.testing.assert_allclose(one, mirrored, atol=1e-12)
-    assert canonical(values) == canonical(-values, -1)
+    assert canonical_levels(values) == canonical_levels(-values, -1)
 
 
 def test_more_is_sparser_or_denser_by_the_sign():
@@ -69,16 +69,16 @@ def test_allocations_are_read_only():
 
 
 def test_canonical_keys():
-    assert canonical([0, 1, 4]) == (0, 250, 1000)
-    assert canonical([0, 1, 4], -1) == (1000, 750, 0)
-    assert canonical([10, 12.0001, 18]) == canonical([0, 1, 4])
-    assert canonical([0, 1.01, 4]) != canonical([0, 1, 4])
-    assert canonical([2, 2]) == ()
+    assert canonical_levels([0, 1, 4]) == (0, 250, 1000)
+    assert canonical_levels([0, 1, 4], -1) == (1000, 750, 0)
+    assert canonical_levels([10, 12.0001, 18]) == canonical_levels([0, 1, 4])
+    assert canonical_levels([0, 1.01, 4]) != canonical_levels([0, 1, 4])
+    assert canonical_levels([2, 2]) == ()
 
 
 @given(arrays.arrays(np.float64, 6, elements=st.floats(0, 1)), arrays.arrays(np.float64, 6, elements=st.floats(0, 1)))
 def test_equal_keys_are_near(values, others):
-    if canonical(values) == canonical(others) != ():
+    if canonical_levels(values) == canonical_levels(others) != ():
         assert np.abs(position(values) - position(others)).max() < 1.001e-3
 
 

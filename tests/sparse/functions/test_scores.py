@@ -1,4 +1,4 @@
-"""What allocation functions say of blocks: cached statistics against whole vectors, in both readings."""
+"""Values of allocation functions for blocks: cached statistics against whole vectors, in both readings."""
 
 import itertools
 import math

@@ -1,1 +1,1 @@
-"""Search space of AdaPruner: what a candidate is, and the choices that it is drawn from."""
+"""Search space of AdaPruner: candidates, and the choices that they are drawn from."""

@@ -1,4 +1,4 @@
-"""What a search proposes: which samples, which metric, which allocation."""
+"""Candidate of a search: samples, metric and allocation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Candidate:
 
     Attributes:
         subset: the calibration samples.
-        metric: how units are scored.
-        curve: how the ratio is spread over depth and kinds, of a per-layer plan.
-        kv_groups: KV groups removed from every layer, of a uniform plan.
-        fill: what removed channels turn into: "zero", or their "mean", which a bias can hold.
+        metric: the metric that scores units.
+        curve: spread of the ratio over depth and kinds, for a per-layer plan.
+        kv_groups: number of KV groups removed from every layer, for a uniform plan.
+        fill: value of removed channels: "zero", or their "mean", which a bias can hold.
     """
 
     subset: Subset
@@ -40,12 +40,12 @@ class Candidate:
             raise ValueError(f"unknown fill {self.fill!r}; choose from {', '.join(FILLS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a report."""
+        """Return plain values, for a report."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Return the candidate of :meth:`to_dict`'s values; raise ValueError for unknown keys, with the known ones."""
         parts = {
             "subset": from_known(Subset, values["subset"], "key"),
             "metric": MetricPoint.from_dict(values["metric"]),
@@ -54,7 +54,7 @@ class Candidate:
         return from_known(cls, dict(values) | parts, "key")
 
     def in_words(self) -> dict[str, str]:
-        """Data, metric and allocation, a sentence each."""
+        """Return data, metric and allocation as one sentence each."""
         if self.curve is None:
             allocation = f"{self.kv_groups} KV groups of every layer go, channels make up the rest"
         else:

@@ -1,7 +1,7 @@
-"""Allocations of a few smooth numbers, which a sampler can learn: a curve over depth, and how far scores bend it.
+"""Allocation curves of a few smooth parameters: a curve over depth, and the weight of scores beside it.
 
-The curve is ours. Single layers are no parameters of it: their losses do not add up, and thirty numbers would be fitted
-to noise.
+The curve is ours. It has no parameter per layer: the losses of single layers do not add up, and a sampler would fit
+thirty numbers to noise.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ NORMALISATIONS = ("none", *_MIDDLES)
 
 @dataclass(frozen=True)
 class Curve:
-    """How a target spreads over the groups of a per-layer plan.
+    """Spread of a target over the groups of a per-layer plan.
 
     ``Curve()`` is the uniform allocation. Depth runs from x = -1, the first layer that may be touched, to x = 1.
 
     Attributes:
         slope: in [-1, 1]: ratios are proportional to ``1 + slope * x``; at 1 the last layer gives most, the first none.
-        bend: in [-1, 1]: and to ``1 + bend * (2 x^2 - 1)``; at 1 the ends give most, the middle none.
-        first, last: so many layers at either end give nothing.
-        adapt: in [0, 1], from the curve alone to what one ranking of all units by their scores takes of each group.
-        normalise: what a group's scores are divided by before that ranking. "none": their parameters, as
+        bend: in [-1, 1]: ratios are also proportional to ``1 + bend * (2 x^2 - 1)``; at 1 the ends give most, the
+            middle none.
+        first, last: numbers of layers at either end that give nothing.
+        adapt: in [0, 1], from the curve alone to the share that one ranking of all units by score takes of each group.
+        normalise: divisor of a group's scores before that ranking. "none": their parameters, as
             ``allocation="global"``; a few layers with massive activations then decide. "mean": of the group, where a
             few massive units decide. "trimmed": the mean without the largest twentieth. "median": least sensitive,
             but blind at a ratio near a half, where all groups give the half below their medians.
@@ -69,21 +70,21 @@ class Curve:
         kinds: Iterable[str] = ("heads", "mlp"),
         layers: range | None = None,
     ) -> dict[str, float]:
-        """The ratio of every group, for :func:`pruneengine.structured.plan.make_plan` with shape "per-layer".
+        """Return the ratio of every group, for :func:`pruneengine.structured.plan.make_plan` with shape "per-layer".
 
         Args:
             structure: the model's structure.
-            scores: of its units; read where ``adapt`` is above 0.
+            scores: scores of its units; read where ``adapt`` is above 0.
             ratio: fraction of the prunable parameters of ``kinds`` over the whole model, in (0, 1).
             kinds: "heads", "mlp" or both.
             layers: the decoder layers that may be touched; all by default.
 
         Returns:
-            ``{group name: ratio}`` of the groups that may give: met exactly, before units are rounded, with no ratio
-            above 0.9 and one unit of every group left.
+            ``{group name: ratio}`` of the groups that may give. They meet the target exactly before units are rounded;
+            no ratio is above 0.9, and every group keeps a unit.
 
         Raises:
-            ValueError: other kinds, or a target that the groups left open cannot give; the message says which.
+            ValueError: other kinds, or a target that the open groups cannot give; the message names them.
         """
         kinds = width_kinds(kinds)
         budget = budget_of(structure, ratio, kinds)
@@ -105,11 +106,11 @@ class Curve:
         return scale_to_budget(groups, {name: share * factors[name] for name, share in shares.items()}, budget, CAP)
 
     def at(self, x: float) -> float:
-        """The curve at depth x in [-1, 1], before it is scaled to a target. A product, so it is never negative."""
+        """Return the curve at depth x in [-1, 1], before it is scaled to a target; a product that is never negative."""
         return (1 + self.slope * x) * (1 + self.bend * (2 * x * x - 1))
 
     def in_words(self) -> str:
-        """A sentence for a report."""
+        """Return a sentence for a report."""
         shape = "alike in all layers" if not (self.slope or self.bend) else "along a curve over depth"
         if self.slope or self.bend:
             shape += f" (slope {self.slope:+.2f}, bend {self.bend:+.2f})"
@@ -123,11 +124,12 @@ class Curve:
         return structure.of_kind(kinds, layers[self.first : max(self.first, len(layers) - self.last)])
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Curve:
-        """The inverse of :meth:`to_dict`; ValueError for unknown keys, with the known ones."""
+        """Return the curve of :meth:`to_dict`'s values; raise ValueError for unknown keys, with the known ones."""
         return from_known(cls, values, "key")
 
 
@@ -136,7 +138,7 @@ def _depth(layer: int, layers: range) -> float:
 
 
 def _densities(scores: Tensor, group: Group, normalise: str) -> Tensor:
-    """Worth per parameter, float64 ``[units]``; a group's own scale drops out unless ``normalise`` is "none"."""
+    """Return scores per parameter: float64 ``[units]``; the group's own scale drops out but for "none"."""
     scores = scores.double()
     if normalise == "none":
         return scores / group.unit_params

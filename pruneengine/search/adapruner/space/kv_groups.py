@@ -1,4 +1,4 @@
-"""Plans of one width for all layers have one choice: the KV groups each layer gives; channels make up the rest."""
+"""Search dimension of uniform plans: the KV groups removed from every layer; MLP channels make up the ratio."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterable, Sequence
 from pruneengine.model import Group, Structure
 from pruneengine.structured.budget import most_of
 
+# A tenth of every group stays: the rest of a layer should still be able to work.
+CAP = 0.9
+
 
 def legal_heads(structure: Structure, ratio: float, kinds: Iterable[str] = ("heads", "mlp")) -> range:
-    """How many KV groups every layer may give so that channels can make up the rest and keep a tenth.
+    """Return the numbers of KV groups per layer with which channels can meet the ratio and keep a tenth.
 
     Args:
         structure: the model's structure, with layers of equal width.
         ratio: fraction of the prunable parameters of ``kinds``, in (0, 1).
-        kinds: "heads", "mlp" or both; heads alone can only give the number nearest to the ratio.
+        kinds: "heads", "mlp" or both; heads alone give the number nearest to the ratio.
 
     Returns:
-        The counts, before channels are rounded.
+        The legal numbers, before channels are rounded.
 
     Raises:
         ValueError: other kinds, layers of different width, or a ratio that no count can reach.
@@ -46,7 +49,7 @@ def legal_heads(structure: Structure, ratio: float, kinds: Iterable[str] = ("hea
 def uniform_ratios(
     structure: Structure, ratio: float, kv_groups: int, kinds: Iterable[str] = ("heads", "mlp")
 ) -> dict[str, float]:
-    """Ratios under which :func:`make_plan` takes ``kv_groups`` of every layer in shape "uniform".
+    """Return the ratios under which :func:`make_plan` takes ``kv_groups`` of every layer in shape "uniform".
 
     Args:
         structure: the model's structure, with layers of equal width.
@@ -55,10 +58,10 @@ def uniform_ratios(
         kinds: "heads", "mlp" or both.
 
     Returns:
-        ``{group name: ratio}``; channels take what meets the target exactly, before they are rounded.
+        ``{group name: ratio}``; the channels' ratio meets the target exactly, before they are rounded.
 
     Raises:
-        ValueError: a count that is not legal; the message names those that are.
+        ValueError: a number that is not legal; the message names the legal ones.
     """
     kinds = width_kinds(kinds)
     legal = legal_heads(structure, ratio, kinds)
@@ -70,20 +73,8 @@ def uniform_ratios(
     return {g.name: kv_groups / g.units for g in heads} | {g.name: of_channels for g in channels}
 
 
-def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    heads, channels = (structure.of_kind({kind} & set(kinds)) for kind in ("heads", "mlp"))
-    for part in dict.fromkeys(g.part for g in (*heads, *channels)):
-        if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
-            raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
-    return heads, channels
-
-
-# A tenth of every group stays: what is left of a layer should still be able to work.
-CAP = 0.9
-
-
 def width_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Refuse kinds of units other than those that layers give in part."""
+    """Return the kinds; raise ValueError for kinds of units that layers do not give in part."""
     kinds = tuple(kinds)
     if not kinds or set(kinds) - {"heads", "mlp"}:
         raise ValueError(f"kinds must be heads, mlp or both, got {kinds}")
@@ -91,12 +82,20 @@ def width_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
 
 
 def budget_of(structure: Structure, ratio: float, kinds: tuple[str, ...]) -> float:
-    """Parameters to remove: a ratio in (0, 1) of the prunable parameters of the kinds."""
+    """Return the number of parameters to remove: a ratio in (0, 1) of the prunable parameters of the kinds."""
     if not 0 < ratio < 1:
         raise ValueError(f"ratio must lie in (0, 1), got {ratio}")
     return ratio * structure.prunable_params(kinds)
 
 
 def available(groups: Sequence[Group]) -> float:
-    """Parameters that groups can give when each keeps a tenth, and one unit."""
+    """Return the number of parameters that groups can give when each keeps a tenth, and one unit."""
     return sum(most_of(g, CAP) * g.params for g in groups)
+
+
+def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    heads, channels = (structure.of_kind({kind} & set(kinds)) for kind in ("heads", "mlp"))
+    for part in dict.fromkeys(g.part for g in (*heads, *channels)):
+        if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
+            raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
+    return heads, channels

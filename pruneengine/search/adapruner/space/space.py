@@ -1,13 +1,13 @@
-"""The search space, in Optuna's terms: a trial's suggestions -> a candidate, and a candidate -> its parameters.
+"""Search space in Optuna's terms: suggestions of a trial to a candidate, and a candidate to its parameters.
 
 Conditional parameters are suggested only where they have an effect, so that the sampler never learns from noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pruneengine.model import Structure
 from pruneengine.search.adapruner.space.candidate import Candidate
@@ -20,6 +20,7 @@ from pruneengine.structured.scores.weight_sums import MOMENTS
 if TYPE_CHECKING:
     import optuna
 
+T = TypeVar("T")
 PARTS = ("activation", "taylor", "both")
 MOST_PROTECTED_FIRST, MOST_PROTECTED_LAST = 4, 3
 SHARES = (0.05, 0.95)
@@ -27,14 +28,14 @@ SHARES = (0.05, 0.95)
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may propose.
+    """Choices of a search.
 
     Attributes:
         menu: the subsets of the calibration pool.
         kv_groups: the numbers of KV groups that a uniform plan may remove from every layer; empty for per-layer plans.
         heads: whether heads are pruned at all.
-        layers: that may change.
-        fills: what removed channels may turn into.
+        layers: number of layers that may change.
+        fills: values that removed channels may turn into.
     """
 
     menu: tuple[Subset, ...]
@@ -54,24 +55,24 @@ class Space:
         )
 
     def params(self, candidate: Candidate) -> dict[str, Any]:
-        """The suggestions that give this candidate."""
+        """Return the suggestions that give this candidate."""
         subset, metric, curve = candidate.subset, candidate.metric, candidate.curve
-        part = {0: "taylor", 1: "activation"}.get(metric.share, "both")
-        found = {"length": subset.length, "source": subset.source, "samples": subset.count, "selector": subset.selector}
-        found |= {"part": part, "aggregate": metric.aggregate, "fill": candidate.fill}
+        part = {0.0: "taylor", 1.0: "activation"}.get(metric.share, "both")
+        params: dict[str, Any] = {"length": subset.length, "source": subset.source, "samples": subset.count}
+        params |= {"selector": subset.selector, "part": part, "aggregate": metric.aggregate, "fill": candidate.fill}
         if part != "activation":
-            found |= {"order": metric.order, "tau": metric.tau}
+            params |= {"order": metric.order, "tau": metric.tau}
         if part != "taylor":
-            found |= {"weight power": metric.weight_power, "norm power": metric.norm_power, "moment": metric.moment}
+            params |= {"weight power": metric.weight_power, "norm power": metric.norm_power, "moment": metric.moment}
         if part == "both":
-            found["share"] = metric.share
+            params["share"] = metric.share
         if curve is None:
-            return found | {"kv groups": candidate.kv_groups}
-        found |= {"slope": curve.slope, "bend": curve.bend, "first": curve.first, "last": curve.last}
-        return found | {"adapt": curve.adapt, "normalise": curve.normalise, "heads": curve.heads}
+            return params | {"kv groups": candidate.kv_groups}
+        params |= {"slope": curve.slope, "bend": curve.bend, "first": curve.first, "last": curve.last}
+        return params | {"adapt": curve.adapt, "normalise": curve.normalise, "heads": curve.heads}
 
     def default_kv_groups(self, ratio: float, structure: Structure) -> int:
-        """What a prune without a search would remove from every layer: the ratio's share, rounded down."""
+        """Return the number of KV groups that a prune without a search removes: the ratio's share, rounded down."""
         units = structure.of_kind(("heads",))[0].units if self.heads else 0
         return min(self.kv_groups, key=lambda k: (abs(k - int(ratio * units + 1e-9)), k))
 
@@ -118,9 +119,9 @@ class Space:
 
 
 def _one_of(trial: optuna.trial.BaseTrial, name: str, choices: Sequence[Any]) -> Any:
-    """A suggestion where there is a choice."""
+    """Return a suggestion where there is a choice, the only value otherwise."""
     return trial.suggest_categorical(name, choices) if len(choices) > 1 else choices[0]
 
 
-def _distinct(values) -> tuple:
+def _distinct(values: Iterable[T]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(values))

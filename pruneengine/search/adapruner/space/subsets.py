@@ -1,15 +1,15 @@
-"""Which samples of a pool a search may calibrate on: a finite menu of subsets, known before any backward pass.
+"""Subsets of the pool that a search may calibrate on: a finite menu, known before any backward pass.
 
-A subset is named by length, source, number of samples and selector. Selectors look at the losses of the dense model and
-at mean hidden states, or at a seed:
+A subset is named by length, source, number of samples and selector. Selectors read the losses of the dense model and
+mean hidden states, or a seed:
 
 - ``random-K``: the first ``count`` of a permutation drawn with seed K, so that larger counts contain smaller ones;
 - ``low-loss``, ``high-loss``: the lowest or highest mean token losses;
 - ``middle-loss``: the window of ``count`` samples around the median, in order of loss;
-- ``diverse``: greedy farthest points. The sample nearest to the mean direction comes first, then always the one whose
-  largest cosine similarity to those chosen is smallest (our own choice; no publication is followed).
+- ``diverse``: greedy farthest points. The sample nearest to the mean direction comes first, then always the sample
+  whose largest cosine similarity to the chosen ones is smallest (ours; no publication is followed).
 
-Ties go to the earlier sample. A count that takes the whole source needs no selector and is called ``whole``.
+Ties go to the earlier sample. A count that takes the whole source needs no selector: its selector is ``whole``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Subset:
         return f"{self.length}/{self.source}/{self.count}/{self.selector}"
 
     def in_words(self) -> str:
-        """For a report, e.g. "32 samples of 128 tokens from all sources, those of lowest loss"."""
+        """Return words for a report, e.g. "32 samples of 128 tokens from all sources, those of lowest loss"."""
         source = "all sources" if self.source == ALL else self.source
         if self.selector == WHOLE:
             return f"all {self.count} samples of {self.length} tokens from {source}"
@@ -70,14 +70,14 @@ class Subset:
 def menu(
     sizes: Sizes, counts: Iterable[int], lengths: Iterable[int], sources: Iterable[str], selectors: Iterable[str]
 ) -> tuple[Subset, ...]:
-    """Every combination that there is, in order and without two names for the same samples.
+    """Return every combination that exists, in order and without two names for the same samples.
 
     Args:
         sizes: samples of each source, "all" included, by length.
         counts: numbers of samples.
-        lengths: tokens a sample.
-        sources: "all" or names.
-        selectors: as the module says.
+        lengths: numbers of tokens per sample.
+        sources: "all" or names of sources.
+        selectors: as the module's docstring lists them.
 
     Raises:
         ValueError: a length or source that the pool does not have, a count above all samples, an unknown selector,
@@ -85,7 +85,7 @@ def menu(
     """
     counts, sources, selectors = list(counts), list(sources), list(selectors)
     chosen = [
-        canonical(Subset(length, source, count, selector), sizes)
+        canonical_subset(Subset(length, source, count, selector), sizes)
         for length in lengths
         for source in sources
         for count in counts
@@ -100,8 +100,12 @@ def menu(
     return tuple(dict.fromkeys(chosen))
 
 
-def canonical(subset: Subset, sizes: Sizes) -> Subset:
-    """The one name of a subset: ``whole`` where it takes every sample, "all" where its source is the only one."""
+def canonical_subset(subset: Subset, sizes: Sizes) -> Subset:
+    """Return the one name of a subset: ``whole`` for every sample of a source, "all" where the source is the only one.
+
+    Raises:
+        ValueError: a length, source or count that the pool does not have; the message says what it has.
+    """
     if subset.length not in sizes:
         raise ValueError(f"subset {subset}: the pool has samples of {', '.join(map(str, sizes))} tokens")
     of_length = sizes[subset.length]
@@ -118,20 +122,20 @@ def canonical(subset: Subset, sizes: Sizes) -> Subset:
 
 
 def select(subset: Subset, source: tuple[str, ...], losses: Tensor, features: Tensor) -> tuple[int, ...]:
-    """The samples of a subset, ascending.
+    """Return the rows of a subset's samples, ascending.
 
     Args:
-        subset: which.
-        source: where each of the N samples comes from.
-        losses: mean token loss of each, float32 ``[N]``.
-        features: a vector for each, ``[N, D]``; only directions count.
+        subset: the subset.
+        source: source of each of the N samples.
+        losses: mean token loss of each sample, float32 ``[N]``, nats.
+        features: a vector per sample, ``[N, D]``; only directions count.
     """
     here = torch.tensor([n for n, name in enumerate(source) if subset.source in (ALL, name)])
     return tuple(sorted(here[_order(subset, losses[here], features[here])[: subset.count]].tolist()))
 
 
 def _order(subset: Subset, losses: Tensor, features: Tensor) -> Tensor:
-    """The first ``count`` are the subset: int64, at least that many."""
+    """Return sample positions whose first ``count`` are the subset: int64, at least that many."""
     if subset.selector.startswith(RANDOM):
         seed = int(subset.selector.removeprefix(RANDOM))
         return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).permutation(len(losses)))

@@ -1,0 +1,82 @@
+"""Models that can be pruned: whole, dense, unwrapped, in floating point."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Wrappers by defining module and name, so that none needs to be imported; and what to pass in place of one.
+WRAPPERS = {
+    ("torch.nn.parallel", "DistributedDataParallel"): "model.module",
+    ("torch.nn.parallel", "DataParallel"): "model.module",
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"): "the model before it was wrapped",
+    ("torch._dynamo", "OptimizedModule"): "model._orig_mod",
+    ("deepspeed", "DeepSpeedEngine"): "model.module",
+}
+
+
+def check_prunable(model: nn.Module, *, weights: bool = True) -> None:
+    """Raise ValueError unless every weight of a model can be read, scored and cut as it stands.
+
+    Args:
+        model: as it was given.
+        weights: require weights in memory; False admits a model on the meta device, of which only shapes are read.
+
+    Raises:
+        ValueError: the model is wrapped, carries adapters, is quantised, or has weights that are sharded, offloaded or
+            not in floating point. The message names the first such place and the way out.
+    """
+    _refuse_wrapper(model)
+    _refuse_adapters(model)
+    _refuse_quantised(model)
+    for name, parameter in model.named_parameters():
+        _refuse_parameter(name, parameter, weights)
+
+
+def quantisation_of(config: object) -> str | None:
+    """Return the quantisation method that a config names, or None.
+
+    Args:
+        config: of transformers, or the content of a ``config.json``.
+    """
+    stored = (config if isinstance(config, dict) else vars(config)).get("quantization_config")
+    if not stored:
+        return None
+    values = stored if isinstance(stored, dict) else vars(stored)
+    method = values.get("quant_method") or values.get("_target_") or type(stored).__name__
+    return str(getattr(method, "value", method))
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    for kind in type(model).__mro__:
+        for (module, name), inner in WRAPPERS.items():
+            if kind.__name__ == name and kind.__module__.startswith(module):
+                raise ValueError(f"the model is wrapped by {name}: pass {inner}")
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("peft.") or hasattr(module, "lora_A"):
+            where = f" at {path}" if path else ""
+            raise ValueError(f"the model carries adapters ({type(module).__name__}{where}): merge them first")
+
+
+def _refuse_quantised(model: nn.Module) -> None:
+    method = quantisation_of(getattr(model, "config", {}))
+    # transformers dequantises GGUF files as it reads them, and leaves the entry in the config.
+    if method not in (None, "gguf"):
+        raise ValueError(f"the model is quantised ({method}): load it in full precision to prune it")
+
+
+def _refuse_parameter(name: str, parameter: Tensor, weights: bool) -> None:
+    kind = type(parameter.data if type(parameter) is nn.Parameter else parameter)
+    if kind is not Tensor:
+        raise ValueError(
+            f"{name} is a {kind.__name__}, expected a plain tensor: gather sharded weights, and load quantised ones in "
+            "full precision"
+        )
+    if weights and parameter.is_meta:
+        raise ValueError(f"{name} is on the meta device, offloaded or never loaded: load the model into memory")
+    if parameter.dtype not in FLOATS:
+        raise ValueError(f"{name} has dtype {parameter.dtype}: load the model in float32, bfloat16 or float16")
