@@ -14,6 +14,7 @@ from pruneengine.calibration.calibrate import calibrate
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.checkpoint.load import load_model as load
 from pruneengine.checkpoint.write import save
+from pruneengine.common.aliases import accept_former_argument
 from pruneengine.data.samples import Samples, Tokens
 from pruneengine.data.windows import evaluation_windows, load_samples
 from pruneengine.evaluation.perplexity import perplexity
@@ -139,6 +140,7 @@ def prune(
 ) -> SparseReport: ...
 
 
+@accept_former_argument("batches", "samples")
 def prune(
     model: nn.Module,
     samples: Tokens | None = None,

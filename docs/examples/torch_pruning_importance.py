@@ -59,7 +59,7 @@ class GatedMLP(nn.Module):
 
 
 def group_of(model: GatedMLP) -> tp.Group:
-    """The MLP's channels: rows of gate and up, columns of down."""
+    """Return the MLP's channels: rows of gate and up, columns of down."""
     graph = tp.DependencyGraph().build_dependency(model, torch.randn(1, 4, model.gate.in_features))
     return graph.get_pruning_group(model.gate, tp.prune_linear_out_channels, list(range(model.gate.out_features)))
 

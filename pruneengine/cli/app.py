@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # Options whose name on the command line differs from the config's field.
-FIELDS = {
-    "kinds": "structure", "held_out_windows": "held_out", "held_out_share": "held_out", "total_windows": "windows",
-}  # fmt: skip
+FIELDS = {"held_out_windows": "held_out", "held_out_share": "held_out", "total_windows": "windows"}
 
 app = typer.Typer(
     add_completion=False,

@@ -58,6 +58,7 @@ def _labels(paths: list[str]) -> list[str]:
     parts = [(path.parent if path.name == "results.json" else path).parts for path in whole]
 
     def label(own: tuple[str, ...]) -> str:
+        """Return the shortest end of a path that no other path has, or all of it."""
         others = set(parts) - {own}
         lengths = range(1, len(own) + 1)
         alone = (length for length in lengths if all(other[-length:] != own[-length:] for other in others))

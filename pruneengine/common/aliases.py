@@ -1,12 +1,13 @@
-"""Former names of dataclass fields, accepted for one release after a field was renamed."""
+"""Former names of dataclass fields and of arguments, accepted for one release after a renaming."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def accept_former_name(former: str, name: str) -> Callable[[type[T]], type[T]]:
@@ -27,5 +28,25 @@ def accept_former_name(former: str, name: str) -> Callable[[type[T]], type[T]]:
 
         type.__setattr__(kind, "__init__", build_from_either)
         return kind
+
+    return decorate
+
+
+def accept_former_argument(former: str, name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator that lets a function take the keyword argument ``name`` by its former name, too.
+
+    The function raises TypeError where it is given both.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call_with_either(*values: P.args, **named: P.kwargs) -> T:
+            if former in named:
+                if name in named:
+                    raise TypeError(f"{function.__name__} takes {name}, or {former} (its former name), got both")
+                named[name] = named.pop(former)
+            return function(*values, **named)
+
+        return call_with_either
 
     return decorate

@@ -1,4 +1,4 @@
-"""What a job measures its models by: the same text, in the same arithmetic, before and after."""
+"""Size and perplexity of a model, measured alike before and after a change."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from pruneengine.evaluation.speed import SpeedResult
 
 @dataclass(frozen=True)
 class Measurer:
-    """Measures models that were loaded alike.
+    """A measurer of models on one text, in one dtype.
 
     Attributes:
         text: windows of the perplexity; None for none.
-        dtype: what they compute in; None for their weights' dtype.
+        dtype: dtype that models compute in; None for the dtype of their weights.
     """
 
     text: Samples | None
     dtype: torch.dtype | None = None
 
     def measure(self, model: nn.Module) -> Measures:
-        """Size, and perplexity where there is a text."""
-        found = None if self.text is None else perplexity(model, self.text, dtype=self.dtype)
-        return Measures(*model_size(model), perplexity=found)
+        """Return size, and perplexity where there is a text."""
+        result = None if self.text is None else perplexity(model, self.text, dtype=self.dtype)
+        return Measures(*model_size(model), perplexity=result)
 
     def measure_pruned(self, model: nn.Module) -> tuple[Measures, tuple[str, ...]]:
-        """The same of a model that hours went into: a loss that is not finite is a warning, so that it is saved all the
-        same."""
+        """Return the measures of a changed model, and warnings.
+
+        A loss that is not finite is a warning: hours of work are saved all the same.
+        """
         try:
             return self.measure(model), ()
         except FloatingPointError as error:
@@ -40,7 +42,7 @@ class Measurer:
 
 @dataclass(frozen=True)
 class Measures:
-    """One side of the before-and-after table; None where it was not measured."""
+    """Size, perplexity and speed of one model; None where it was not measured."""
 
     params: int
     weight_bytes: int

@@ -1,1 +1,1 @@
-"""What the verbs run: from a model's name to a finished folder, a job a file."""
+"""Jobs of the verbs: from a model's name to a finished folder, one file per job."""

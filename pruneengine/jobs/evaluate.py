@@ -1,4 +1,4 @@
-"""The eval job: load a model, measure what was asked for, keep every result as soon as it is there."""
+"""Job of ``pruneengine eval``: load a model, measure it, and keep every result as soon as it is there."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from pruneengine.jobs.versions import versions
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to measure.
+    """Options of an evaluation.
 
     Attributes:
         source: model folder, GGUF file or hub name.
         text: evaluation text spec, or None for no perplexity.
-        seqlen: tokens a window.
-        windows: only the first; None for all.
+        seqlen: tokens per window.
+        windows: number of windows, from the first on; None for all.
         tasks: names of lm-eval tasks.
         include_path: folder of further task files.
-        limit: only the first items of each task; None for all.
-        batch_size: sequences a forward of the tasks, as of :func:`zero_shot`; the text and the
-            speed have their own.
+        limit: number of items per task, from the first on; None for all.
+        batch_size: sequences per forward pass of the tasks, as of :func:`zero_shot`; the text and the speed have
+            their own.
         speed: measure tokens per second.
         dense: another model, whose speed is measured in turn with this one's.
         dtype: of the weights in memory.
-        compute_dtype: what a float32 model computes text and tasks in; None for ``dtype``.
+        compute_dtype: dtype that a float32 model computes text and tasks in; None for ``dtype``.
         out: the file of the results; None for ``results.json`` in a folder that pruneengine wrote, else none.
     """
 
@@ -61,13 +61,13 @@ class EvalOptions:
 
     @property
     def file(self) -> Path | None:
-        """Where the results go."""
+        """The file of the results; None keeps none."""
         folder = Path(self.source).expanduser()
         return self.out or (folder / FILE_NAME if written_here(folder) else None)
 
 
 def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Results:
-    """Perplexity, then task by task, then speed. The file is rewritten after each of them.
+    """Measure perplexity, then task by task, then speed, and rewrite the file after each of them.
 
     What the file already holds of the same weights and is not measured again stays in it; the return value is what
     was measured now.
@@ -86,21 +86,22 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
             f"{options.file} holds results of {results.difference(earlier)}; choose another --out, or delete it"
         )
 
-    def keep(found: Results) -> None:
+    def keep(changed: Results) -> None:
+        """Write the changed results, with the earlier ones of the same weights."""
         nonlocal results
-        results = found
+        results = changed
         if options.file is not None:
             (results.after(earlier) if earlier else results).write(options.file)
 
     if options.text is not None:
         windows = data.evaluation_windows(options.text, tokenizer, options.seqlen, options.windows)
-        found = perplexity(model, windows, dtype=options.compute_dtype)
-        keep(results.with_text(TextResult.of(options.text, options.seqlen, found)))
+        measured = perplexity(model, windows, dtype=options.compute_dtype)
+        keep(results.with_text(TextResult.of(options.text, options.seqlen, measured)))
     if options.tasks:
         zeroshot.zero_shot(
             model, tokenizer, options.tasks, include_path=options.include_path, limit=options.limit,
             batch_size=options.batch_size, dtype=options.compute_dtype, manager=manager,
-            done=lambda found: keep(results.with_task(found)),
+            done=lambda task: keep(results.with_task(task)),
         )  # fmt: skip
     if options.speed or options.dense is not None:
         keep(_with_speed(results, model, options, say))
@@ -108,7 +109,7 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
 
 
 def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
-    """Refuse what can be refused before the model is loaded; lm-eval's task manager and the earlier results."""
+    """Refuse what can be refused before the model is loaded; return lm-eval's task manager and the earlier results."""
     if options.text is not None:
         data.check_spec(options.text, options.windows, default=1)
         if options.seqlen < 2:
@@ -126,6 +127,7 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
 
 
 def _with_speed(results: Results, model: nn.Module, options: EvalOptions, say: Callable[[str], None]) -> Results:
+    """Measure the speed, in turn with that of the dense model where one is named."""
     if options.dense is None:
         return replace(results, speed=measure_speed(model))
     say(f"loading {options.dense}")

@@ -102,6 +102,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     numbers = summary(report, dense, pruned, job.warnings)
 
     def store() -> SavedCheckpoint:
+        """Save the model as it is now."""
         return job.store(plan=report.plan, recipe=recipe, report=numbers)
 
     recovered = job.recover(planned, pruned, store=lambda: store().path)

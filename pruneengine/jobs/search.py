@@ -66,6 +66,7 @@ def run(
     pruned = job.changed()
 
     def store(recovered: Recovered | None = None) -> SearchJobResult:
+        """Save the model as it is now, with its report."""
         recipe = _recipe(config, options, recovered)
         numbers = search_summary(result, dense, pruned) | ({"recovery": recovered.numbers} if recovered else {})
         saved = job.store(plan=result.plan, recipe=recipe, report=numbers)

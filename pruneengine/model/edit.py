@@ -61,7 +61,7 @@ def replace_bias(linear: nn.Linear, values: Tensor | None) -> None:
     """Give a linear another bias ``[out]``, or none."""
     own = linear.weight if linear.bias is None else linear.bias
     bias = None if values is None else nn.Parameter(values, requires_grad=own.requires_grad)
-    linear.bias = bias  # type: ignore[assignment]  # torch: every linear has a bias
+    linear.bias = bias  # type: ignore[assignment]  # torch's stubs: every linear has a bias
 
 
 def complete_biases(model: nn.Module, structure: Structure) -> None:
@@ -87,7 +87,7 @@ def complete_biases(model: nn.Module, structure: Structure) -> None:
 def add_zero_bias(linear: nn.Linear) -> None:
     """Give a linear without a bias one of zeros."""
     if linear.bias is None:
-        zeros = linear.weight.new_zeros(linear.weight.shape[0])  # type: ignore[unreachable]  # as above
+        zeros = linear.weight.new_zeros(linear.weight.shape[0])  # type: ignore[unreachable]  # torch's stubs, as above
         replace_bias(linear, zeros)
 
 
@@ -119,7 +119,7 @@ def drop_layers(model: nn.Module, structure: Structure, kept: tuple[int, ...]) -
     for index, layer in enumerate(remaining):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # type: ignore[assignment]  # torch: modules have but tensors and modules
+                module.layer_idx = index  # type: ignore[assignment]  # torch's stubs: tensors and modules only
     setattr(model.get_submodule(parent), name, remaining)
     config = text_config(model.config)
     for name in structure.family.layer_lists:
@@ -145,7 +145,7 @@ def count_experts(model: nn.Module, structure: Structure) -> None:
     if structure.family.experts is None:
         return
     counts = {len(structure.experts(layer)) for layer in range(structure.num_layers)}
-    model.num_experts = max(counts)  # type: ignore[assignment]  # torch: modules have but tensors and modules
+    model.num_experts = max(counts)  # type: ignore[assignment]  # torch's stubs: tensors and modules only
     if len(counts) > 1:
         text_config(model.config).output_router_logits = False
 

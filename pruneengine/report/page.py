@@ -68,7 +68,7 @@ class Section:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing beneath the heading."""
+        """True if nothing stands beneath the heading."""
         return not (self.paragraphs or self.figures or any(table.rows for table in self.tables))
 
 
@@ -85,7 +85,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as one HTML file that refers to nothing outside itself; all text is escaped.
+    """Return the page as one HTML file that refers to nothing outside itself; all text is escaped.
 
     Raises:
         ImportError: jinja2 is missing; the message names the extra.
@@ -95,6 +95,7 @@ def render(page: Page) -> str:
 
 @cache
 def _template() -> Any:
+    """Return the compiled template of the page."""
     with require_extra("report"):
         from jinja2 import Environment, StrictUndefined
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -102,4 +103,5 @@ def _template() -> Any:
 
 
 def _text(name: str) -> str:
+    """Return the text of a file of this package."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")

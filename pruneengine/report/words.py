@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers in words, as people read them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NOTHING = "–"
 
 
 def count(value: float | None) -> str:
-    """``134,515,008``."""
+    """Return ``134,515,008``."""
     return NOTHING if value is None else f"{value:,.0f}"
 
 
 def short_count(value: float) -> str:
-    """``134.5 M``: three or four digits and a magnitude."""
+    """Return ``134.5 M``: three or four digits and a magnitude."""
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
@@ -24,12 +24,12 @@ def short_count(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes as ``538.1 MB`` or ``1.10 GB``, decimal."""
+    """Return bytes as ``538.1 MB`` or ``1.10 GB``, decimal."""
     return NOTHING if value is None else in_words(value)
 
 
 def duration(seconds: float | None) -> str:
-    """``0.03 s``, ``28.9 s``, ``12.5 min`` or ``3.20 h``."""
+    """Return ``0.03 s``, ``28.9 s``, ``12.5 min`` or ``3.20 h``."""
     if seconds is None:
         return NOTHING
     if seconds >= 7200:
@@ -40,19 +40,19 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
-    """A fraction as ``19.92%``."""
+    """Return a fraction as ``19.92%``."""
     return NOTHING if fraction is None else f"{fraction:.{digits}%}"
 
 
 def change(before: float | None, after: float | None) -> str:
-    """``−15.7%``, with a real minus sign; nothing where there is no ratio."""
+    """Return ``−15.7%``, with a real minus sign; nothing where there is no ratio."""
     if before is None or after is None or before == 0:
         return NOTHING
     return f"{after / before - 1:+.1%}".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """``digits`` significant ones, grouped, with a real minus sign: ``16.50``, ``−0.003142``, ``1,180``."""
+    """Return ``digits`` significant ones, grouped, with a real minus sign: ``16.50``, ``−0.003142``, ``1,180``."""
     if value is None:
         return NOTHING
     if value < 0:
@@ -63,19 +63,19 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """``+0.301``."""
+    """Return ``+0.301``."""
     if value is None:
         return NOTHING
     return ("+" if value >= 0 else "−") + number(abs(value), digits)
 
 
 def with_error(value: Mapping[str, float]) -> str:
-    """A "mean" and its "standard error": ``+0.301 ± 0.012``."""
+    """Return a "mean" and its "standard error" as ``+0.301 ± 0.012``."""
     return f"{signed(value['mean'])} ± {number(value['standard error'], 2)}"
 
 
 def plain(value: Any) -> str:
-    """Whatever an option or a parameter holds, as text."""
+    """Return the value of an option or a parameter as text."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -90,7 +90,7 @@ def plain(value: Any) -> str:
 
 
 def clipped(text: str, length: int = 26) -> str:
-    """The text, with an ellipsis in its middle where it is longer."""
+    """Return the text, with an ellipsis in its middle where it is longer."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 3

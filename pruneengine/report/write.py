@@ -1,4 +1,4 @@
-"""A report's files: the JSON, and the page where the packages for it are there."""
+"""Files of a report: the JSON, and the page where the packages for it are there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Page]]] = 
 
 
 def report_files(verb: str, values: Mapping[str, Any], say: Say | None = None) -> dict[str, str]:
-    """``{"report.json": text, "report.html": text}``; the page shows nothing that the JSON does not hold.
+    """Return ``{"report.json": text, "report.html": text}``; the page shows nothing that the JSON does not hold.
 
     Args:
         verb: "prune", "sparse", "search" or "recover", whose page function names the values.
@@ -65,4 +65,5 @@ def write_report(folder: str | Path, verb: str, values: Mapping[str, Any], say: 
 
 
 def _warn(line: str) -> None:
+    """Warn in one line, at the caller of :func:`report_files`."""
     warnings.warn(line, stacklevel=3)

@@ -15,6 +15,7 @@ from pruneengine.calibration.calibrate import calibrate, check_tokens, check_wei
 from pruneengine.calibration.idle_experts import idle_experts, idle_words
 from pruneengine.calibration.pruning import PruningReport, find_structure
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.aliases import accept_former_argument
 from pruneengine.common.progress import Stopwatch, track
 from pruneengine.data.samples import Tokens, as_samples
 from pruneengine.model import Structure, get_linear, model_fingerprint
@@ -54,6 +55,7 @@ class SparseReport(PruningReport[SparseConfig, SparsePlan]):
         )
 
 
+@accept_former_argument("batches", "samples")
 def sparsify(
     model: nn.Module,
     samples: Tokens | None = None,

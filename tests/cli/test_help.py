@@ -97,7 +97,15 @@ def configs(monkeypatch):
 @pytest.mark.parametrize("verb", ["prune", "search"])
 def test_kinds_by_either_name(configs, tmp_path, verb, name):
     run(verb, "model", "--out", tmp_path / "out", "--ratio", 0.5, name, "mlp")
-    assert configs[0].structure == ("mlp",)
+    assert configs[0].kinds == ("mlp",)
+
+
+@pytest.mark.parametrize("key", ["kinds", "structure"])
+def test_kinds_win_over_those_of_a_recipe(configs, tmp_path, key):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"config: {{ratio: 0.5, {key}: [heads]}}\n")
+    run("prune", "model", "--out", tmp_path / "out", "--recipe", recipe, "--kinds", "mlp")
+    assert configs[0].kinds == ("mlp",)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_path_that_exists_needs_no_quotes(tmp_path):
 
 @pytest.mark.parametrize("spec", ["", " ", ",", "a,", "a:0", "a:x", ":3", '"":3', '"a":', '"a', "\0"])
 def test_what_is_no_spec_is_named(spec):
-    with pytest.raises(ValueError, match="spec|unknown text source"):
+    with pytest.raises(ValueError, match=r"spec|unknown text source"):
         check_spec(spec, None, default=1)
 
 

@@ -129,3 +129,15 @@ def test_arguments_that_do_not_apply_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         pruneengine.prune(model, tokens, **options)
     assert torch.equal(logits(model, tokens), before)
+
+
+def test_the_calibration_text_is_taken_by_its_former_name():
+    tokens = tiny_tokens()
+    plans = []
+    for name in ("samples", "batches"):
+        report = pruneengine.prune(tiny_model(), config=PruneConfig("wanda", 0.4), **{name: tokens})
+        plans.append(report.plan)
+        assert pruneengine.sparsify(tiny_model(), config=pruneengine.SparseConfig("wanda", 0.5), **{name: tokens})
+    assert plans[0] == plans[1]
+    with pytest.raises(TypeError, match=r"prune takes samples, or batches \(its former name\), got both"):
+        pruneengine.prune(tiny_model(), samples=tokens, batches=tokens)

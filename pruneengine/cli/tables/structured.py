@@ -76,8 +76,8 @@ def show_sizes(console: Console, structure: Structure, itemsize: int) -> None:
         table.add_column(column, justify="right")
     prunable = structure.prunable_params(("heads", "mlp"))
     for ratio in (0.1, 0.2, 0.3, 0.5):
-        left = structure.total_params - round(ratio * prunable)
-        table.add_row(f"{ratio:g}", f"{left:,}", f"{left / structure.total_params:.1%}", size(left * itemsize))
+        kept = structure.total_params - round(ratio * prunable)
+        table.add_row(f"{ratio:g}", f"{kept:,}", f"{kept / structure.total_params:.1%}", size(kept * itemsize))
     console.print(table)
 
 
@@ -106,14 +106,14 @@ def show_plan(console: Console, report: PruneReport) -> None:
     """Print the kept units of every layer."""
     plan = report.plan
     table = Table(title="plan", title_justify="left")
-    columns = {PARTS[part]: of for part, of in plan_columns(plan).items()}
+    columns = {PARTS[part]: column for part, column in plan_columns(plan).items()}
     for column in ("layer", *columns):
         table.add_column(column, justify="right")
     for layer in range(len(next(iter(columns.values()))["units"])):
         if layer not in plan.kept_layers:
             table.add_row(str(layer), *["removed"] * len(columns))
             continue
-        pairs = ((of["kept"][layer], of["units"][layer]) for of in columns.values())
+        pairs = ((column["kept"][layer], column["units"][layer]) for column in columns.values())
         table.add_row(str(layer), *(f"{kept} of {units}" if kept < units else str(units) for kept, units in pairs))
     console.print(table)
     show_target(console, report)

@@ -10,17 +10,17 @@ from pruneengine.report.figures.svg import COLOURS, drawing
 Point = Sequence[float]
 Box = tuple[float, float, float, float]
 
-# Up to so many units a layer each is drawn as a cell of its own; above, the kept ones are a bar.
+# Largest number of units per layer that are drawn as cells of their own; above, the kept ones are a bar.
 CELLS = 32
 LINES = ("main", "second", "third", "ink")
 
 
 def plan_picture(kinds: Mapping[str, Mapping[str, Any]]) -> str:
-    """The plan: a row of axes a kind, a column a layer, kept units filled.
+    """Draw the plan: one row of axes per kind, one column per layer, kept units filled.
 
     Args:
         kinds: ``{label: {"units": [per layer], "kept": [per layer], "which": ["101", ...] or None}}``; ``which`` marks
-            every unit of a layer as kept (1) or not; a layer that is gone keeps 0.
+            every unit of a layer as kept (1) or not; a removed layer keeps 0.
     """
     heights = tuple(1.0 if max(rows["units"], default=0) > CELLS else 0.5 for rows in kinds.values())
     with drawing(int(80 + 130 * sum(heights or (1,))), wide=True, ratios=heights or (1,)) as drawn:
@@ -33,6 +33,7 @@ def plan_picture(kinds: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _plan_row(ax: Any, label: str, rows: Mapping[str, Any]) -> None:
+    """Draw one kind: a cell per unit where units are few, else a bar per layer, and a cross where all go."""
     units, kept, which = rows["units"], rows["kept"], rows.get("which")
     kept_boxes: list[Box] = []
     lost_boxes: list[Box] = []
@@ -50,8 +51,8 @@ def _plan_row(ax: Any, label: str, rows: Mapping[str, Any]) -> None:
     _boxes(ax, lost_boxes, "empty")
     _boxes(ax, kept_boxes, "main")
     most = max(units, default=1) or 1
-    gone = [layer for layer, stay in enumerate(kept) if stay == 0]
-    ax.plot(gone, [most / 2] * len(gone), "x", color=COLOURS["second"], markersize=5)
+    removed = [layer for layer, stay in enumerate(kept) if stay == 0]
+    ax.plot(removed, [most / 2] * len(removed), "x", color=COLOURS["second"], markersize=5)
     ax.set_xlim(-0.7, max(len(units), 1) - 0.3)
     ax.set_ylim(0, most)
     ax.set_yticks([0, most] if most <= 4 else [0, round(most / 2), most])
@@ -61,7 +62,7 @@ def _plan_row(ax: Any, label: str, rows: Mapping[str, Any]) -> None:
 
 
 def _boxes(ax: Any, boxes: Sequence[Box], colour: str) -> None:
-    """Rectangles (left, bottom, width, height) as one path: thousands of elements would make the page slow."""
+    """Draw rectangles (left, bottom, width, height) as one path: thousands of elements would make the page slow."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
@@ -78,7 +79,7 @@ def _boxes(ax: Any, boxes: Sequence[Box], colour: str) -> None:
 
 
 def sparsity_picture(rows: Mapping[str, Sequence[float | None]]) -> str:
-    """A row a linear, a column a layer: each cell is filled from below by as much of its weights as stays.
+    """Draw one row per linear and one column per layer: each cell is filled from below by its share of kept weights.
 
     Args:
         rows: ``{label: [sparsity of each layer's]}``, None where the linear stays dense unasked.
@@ -109,7 +110,7 @@ def sparsity_picture(rows: Mapping[str, Sequence[float | None]]) -> str:
 
 
 def score_spread(rows: Sequence[Mapping[str, float]], label: str) -> str:
-    """How the scores of a kind spread in every layer: least to most thin, quartiles thick, median as a dot.
+    """Draw the spread of a kind's scores in every layer: least to most thin, quartiles thick, median as a dot.
 
     Args:
         rows: ``{"layer", "least", "quartile", "median", "third quartile", "most"}`` of every scored layer.
@@ -135,7 +136,7 @@ def score_spread(rows: Sequence[Mapping[str, float]], label: str) -> str:
 
 
 def lines(series: Mapping[str, Sequence[Point]], x: str, y: str) -> str:
-    """``{name: [(x, y), ...]}`` as lines, one colour a series, at most four; ``x`` and ``y`` label the axes."""
+    """Draw ``{name: [(x, y), ...]}`` as lines, one colour per series, at most four; ``x`` and ``y`` label the axes."""
     with drawing(230) as drawn:
         (ax,) = drawn.axes
         for (name, points), colour in zip(series.items(), LINES, strict=False):
@@ -152,7 +153,7 @@ def lines(series: Mapping[str, Sequence[Point]], x: str, y: str) -> str:
 
 
 def loss_curves(losses: Sequence[Point], validation: Sequence[Point] = (), best_step: int | None = None) -> str:
-    """Training and validation loss by step, and the step that was kept.
+    """Draw training and validation loss by step, and the step that was kept.
 
     Args:
         losses: ``(step, mean nll)``; with over 50 of them a running mean is drawn over the single ones.
@@ -184,11 +185,12 @@ def loss_curves(losses: Sequence[Point], validation: Sequence[Point] = (), best_
 
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Return the x and the y values of points."""
     return [x for x, _ in points], [y for _, y in points]
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Of up to ``window`` values on either side."""
+    """Return means over up to ``window`` values on either side."""
     means = []
     for i in range(len(values)):
         near = values[max(0, i - window) : i + window + 1]
@@ -197,7 +199,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def choose_scale(ax: Any, values: Sequence[float]) -> None:
-    """A logarithmic y axis where values span more than a factor of 20; it is linear near 0 if some are not positive."""
+    """Set a logarithmic y axis where values span more than a factor of 20; linear near 0 if some are not positive."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     positive = sorted(value for value in values if value > 0)
@@ -211,20 +213,20 @@ def choose_scale(ax: Any, values: Sequence[float]) -> None:
 
 
 def whole_numbers(ax: Any) -> None:
-    """Ticks of x at whole numbers only: layers, steps, trials."""
+    """Set ticks of x at whole numbers only: layers, steps, trials."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
 
 
 def legend(ax: Any) -> None:
-    """Above the axes, in one row where it fits."""
+    """Add a legend above the axes, in one row where it fits."""
     columns = 6 if ax.figure.get_size_inches()[0] > 8 else 2
     ax.figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=COLOURS["ink"], borderpad=0)
 
 
 def say_empty(ax: Any, words: str) -> None:
-    """Words in place of data."""
+    """Write words in place of data."""
     ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=COLOURS["muted"])
     ax.set_xticks([])
     ax.set_yticks([])

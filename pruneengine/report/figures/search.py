@@ -14,7 +14,7 @@ BASELINES, BARS = 8, 12
 
 
 def history(trials: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Every trial's value, the best so far, trials that were stopped or failed, and baselines as lines.
+    """Draw every trial's value, the best so far, trials that were stopped or failed, and baselines as lines.
 
     Args:
         trials: ``{"number", "state", "value", "origin"}``; smaller values are better.
@@ -48,13 +48,14 @@ def history(trials: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str
 def drawn_baselines(
     trials: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """The best one, and up to seven more that beat the worst trial: further lines would squash the trials."""
+    """Return the best baseline, and up to seven more that beat the worst trial: more lines would squash the trials."""
     known = sorted((b for b in baselines if b["value"] is not None), key=lambda b: b["value"])[:BASELINES]
     worst = max((t["value"] for t in trials if t["value"] is not None), default=float("inf"))
     return known[:1] + [baseline for baseline in known[1:] if baseline["value"] <= worst]
 
 
 def _trials(ax: Any, done: list[Any], stopped: list[Any], failed: list[Any], illegal: list[Any]) -> None:
+    """Draw trials by state and origin, and the best value so far."""
     marks = (
         ("sampler", "o", "main", "searched"),
         ("start", "D", "third", "given first"),
@@ -71,27 +72,30 @@ def _trials(ax: Any, done: list[Any], stopped: list[Any], failed: list[Any], ill
         ax.plot(xs, ys, "x", color=COLOURS["muted"], markersize=4.5, label="stopped early")
     # Without a value there is only a place on the x axis.
     bare = [t["number"] for t in stopped if t["value"] is None]
-    for numbers, colour, label in (
+    at_edge: tuple[tuple[list[Any], str, str | None], ...] = (
         (bare, "muted", None if seen else "stopped early"),
         ([t["number"] for t in failed], "second", "failed"),
         ([t["number"] for t in illegal], "soft", "no legal plan"),
-    ):
+    )
+    for numbers, colour, mark_label in at_edge:
         if numbers:
             edge = ax.get_xaxis_transform()
             ax.plot(
-                numbers, [0.015] * len(numbers), "x", color=COLOURS[colour], markersize=4.5, label=label, transform=edge
-            )
+                numbers, [0.015] * len(numbers), "x", color=COLOURS[colour], markersize=4.5, label=mark_label,
+                transform=edge,
+            )  # fmt: skip
     best, steps = float("inf"), []
     for trial in sorted(done, key=lambda t: t["number"]):
         best = min(best, trial["value"])
         steps.append((trial["number"], best))
     if steps:
-        xs, ys = zip(*steps, strict=True)
-        ax.plot(xs, ys, color=COLOURS["main"], linewidth=1.4, drawstyle="steps-post", label="best so far")
+        ax.plot(
+            *zip(*steps, strict=True), color=COLOURS["main"], linewidth=1.4, drawstyle="steps-post", label="best so far"
+        )
 
 
 def _baselines(ax: Any, baselines: list[Mapping[str, Any]]) -> None:
-    """Dashed lines, named at the right; names that would touch are spread."""
+    """Draw dashed lines, named at the right; names that would touch are spread."""
     low, high = ax.get_ylim()
     ax.set_ylim(low, high)
     to_axes = ax.transData + ax.transAxes.inverted()
@@ -105,7 +109,7 @@ def _baselines(ax: Any, baselines: list[Mapping[str, Any]]) -> None:
 
 
 def spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Ascending heights moved until neighbours are ``apart``, and down again from 1 where that is passed."""
+    """Move ascending heights until neighbours are ``apart``, and down again from 1 where that is passed."""
     places: list[float] = []
     for height in heights:
         places.append(max(height, places[-1] + apart) if places else height)
@@ -117,7 +121,7 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
 
 
 def importance(shares: Mapping[str, float]) -> str:
-    """How much of the values' variance each parameter explains: bars, the largest first, at most twelve."""
+    """Draw the share of the values' variance that each parameter explains: bars, the largest first, at most twelve."""
     ranked = sorted(shares.items(), key=lambda item: -item[1])[:BARS]
     with drawing(40 + 30 * max(len(ranked), 3)) as drawn:
         (ax,) = drawn.axes
@@ -149,7 +153,7 @@ def importance(shares: Mapping[str, float]) -> str:
 
 
 def pareto(points: Sequence[Mapping[str, Any]], x: str, y: str) -> str:
-    """Loss against a cost, smaller being better in both; what no other point beats in both is joined.
+    """Draw loss against a cost, smaller being better in both; points that no other beats in both are joined.
 
     ``points`` are ``{"x", "y"}``, with a "name" where they are baselines. It is written beside those on the front
     and the best of them: more names would touch. ``x`` and ``y`` label the axes.
@@ -184,7 +188,7 @@ def pareto(points: Sequence[Mapping[str, Any]], x: str, y: str) -> str:
 
 
 def pareto_front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The points that no other point matches in both and beats in one, by ascending x."""
+    """Return the points that no other point matches in both and beats in one, by ascending x."""
     front: list[Mapping[str, Any]] = []
     for point in sorted(points, key=lambda p: (p["x"], p["y"])):
         if not front or point["y"] < front[-1]["y"]:
@@ -193,6 +197,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def _few_ticks(ax: Any) -> None:
+    """Set at most five ticks of x, with short numbers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     from pruneengine.report.words import short_count

@@ -53,7 +53,7 @@ class Drawing:
 
 @contextmanager
 def drawing(height: int, *, wide: bool = False, ratios: tuple[float, ...] = (1,)) -> Iterator[Drawing]:
-    """Axes above each other that share x, styled for the page; :attr:`Drawing.svg` is there after the block.
+    """Yield axes above each other that share x, styled for the page; :attr:`Drawing.svg` is there after the block.
 
     Args:
         height: in CSS pixels.
@@ -83,6 +83,7 @@ def drawing(height: int, *, wide: bool = False, ratios: tuple[float, ...] = (1,)
 
 
 def _style(ax: Any) -> None:
+    """Style axes for the page: a rule at the bottom and horizontal grid lines."""
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.spines["bottom"].set_color(COLOURS["rule"])
@@ -95,7 +96,10 @@ def _style(ax: Any) -> None:
 
 
 def _inline(document: str) -> str:
-    """The ``<svg>`` element alone, without prolog and name spaces (HTML knows them), in the page's colours and font."""
+    """Return the ``<svg>`` element alone, in the page's colours and font.
+
+    Prolog and name spaces are left out: HTML knows them.
+    """
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     # Groups carry names that repeat from drawing to drawing, and nothing refers to them.

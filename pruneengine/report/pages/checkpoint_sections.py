@@ -1,4 +1,4 @@
-"""What became of the checkpoint, on the pages of a prune and a search: compensation, recovery, reload proof."""
+"""Sections of a checkpoint on the pages of a prune and a search: compensation, recovery, reload proof."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _DONE = {"bias": "got a bias", "least-squares": "were refitted"}
 
 
 def compensation_section(values: Mapping[str, Any]) -> Section:
-    """What was fitted to make up for removed units, and what it gains on samples held out of the fit."""
-    found = values.get("compensation")
-    rows = (found or {}).get("held-out error") or ()
+    """Return the section of what makes up for removed units, and its gain on samples held out of the fit."""
+    compensation = values.get("compensation") or {}
+    rows = compensation.get("held-out error") or ()
     if not rows:
         return Section("Compensation")
-    biases = found["how"] == "bias"
+    biases = compensation["how"] == "bias"
     changed = [row for row in rows if biases or row["ridge"] is not None]
     before, after = (_mean(rows, side) for side in ("before", "after"))
     text = (
-        f"By {found['how']}, {found['mode']}: {len(changed)} of {len(rows)} groups {_DONE.get(found['how'], 'changed')}"
+        f"By {compensation['how']}, {compensation['mode']}: {len(changed)} of {len(rows)} groups "
+        f"{_DONE.get(compensation['how'], 'changed')}"
         f"; the squared error of their outputs on held-out samples goes from {percent(before, 1)} to "
         f"{percent(after, 1)} of the outputs' squares on average."
     )
@@ -41,15 +42,18 @@ def compensation_section(values: Mapping[str, Any]) -> Section:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
+    """Return the kind of a row's group."""
     return part_of(row["group"])[1]
 
 
 def _mean(rows: Any, side: str) -> float | None:
+    """Return the mean error of a side over the rows that have one; None without any."""
     known = [row[side] for row in rows if row[side] is not None]
     return sum(known) / len(known) if known else None
 
 
 def _errors(rows: Any, kind: str) -> Figure:
+    """Draw the errors of a kind by layer, before and after."""
     label = KINDS.get(kind, kind)
     own = [row for row in rows if _kind(row) == kind]
     series = {
@@ -62,23 +66,25 @@ def _errors(rows: Any, kind: str) -> Figure:
 
 
 def recovery_facts(values: Mapping[str, Any]) -> Iterator[Fact]:
-    """The perplexity after a recovery, where one was measured."""
+    """Yield the perplexity after a recovery, where one was measured."""
     if sides := (values.get("recovery") or {}).get("perplexity"):
         yield Fact("Perplexity, recovered", number(sides["after"]), f"from {number(sides['before'])} as pruned")
 
 
 def recovery_section(values: Mapping[str, Any]) -> Section:
-    """What the training did, and its losses."""
-    found = values.get("recovery")
-    if not found:
+    """Return the section of the training and its losses."""
+    recovery = values.get("recovery")
+    if not recovery:
         return Section("Recovery")
-    best = found["best step"]
-    text = f"{count(found['steps'])} steps of training on {count(found['rows'])} rows; step {count(best)} was kept."
-    if sides := found.get("perplexity"):
+    best = recovery["best step"]
+    text = (
+        f"{count(recovery['steps'])} steps of training on {count(recovery['rows'])} rows; step {count(best)} was kept."
+    )
+    if sides := recovery.get("perplexity"):
         text += f" Perplexity {number(sides['before'])} before, {number(sides['after'])} after."
     text += " Everything else on this page but the reload proof was measured before it."
     losses, checks = (
-        [pair for pair in found[key] if pair[1] is not None] for key in ("loss by step", "validation loss by step")
+        [pair for pair in recovery[key] if pair[1] is not None] for key in ("loss by step", "validation loss by step")
     )
     caption = "Mean loss of the training batches and of the rows held out, by step."
     picture = loss_curves(losses, checks, best)
@@ -86,7 +92,7 @@ def recovery_section(values: Mapping[str, Any]) -> Section:
 
 
 def proof_section(values: Mapping[str, Any]) -> Section:
-    """How the reopened checkpoint compares with the model in memory, and what it says."""
+    """Return the section that compares the reopened checkpoint with the model in memory, with its continuation."""
     paragraphs = []
     if proof := values.get("proof"):
         difference, agreement = proof["max_difference"], percent(proof["argmax_agreement"], 1)

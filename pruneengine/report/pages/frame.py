@@ -1,4 +1,4 @@
-"""What every page has around its own sections: warnings, a footer, and at the end how the numbers came about."""
+"""Frame of every page: warnings, a footer, and the recipe, times and versions at its end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Recipe:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], section: str) -> Recipe:
-        """The recipe of ``values``, where there is one; ``section`` names the config in it."""
+        """Return the recipe of ``values``, empty where there is none; ``section`` names the config in it."""
         rest = dict(values.get("recipe") or {})
         config, versions = rest.pop(section, {}), rest.pop("versions", None)
         return cls(rest, config, versions or values.get("versions"))
@@ -40,14 +40,14 @@ class Recipe:
         return self.config.get("calibration") if self.rest.get("calibration_hash") else None
 
     def model(self, values: Mapping[str, Any]) -> str:
-        """The dense model without the place where it lies."""
+        """Return the dense model's name without its folder."""
         source = str(values.get("source") or self.rest.get("source") or "a model")
         return PurePath(source).name or source
 
     def sections(
         self, time: Section, hashes: Mapping[str, Any] | None = None, seed: int | None = None
     ) -> tuple[Section, ...]:
-        """What was asked for, where the time went, and what else made it so."""
+        """Return the last sections: recipe and options, the given times, and versions, hashes and seed."""
         options = Section("Recipe", tables=(pairs(self.rest), pairs(self.config, "Options")))
         return options, time, provenance(self.versions, hashes, seed)
 
@@ -55,5 +55,5 @@ class Recipe:
 def framed(
     values: Mapping[str, Any], title: str, subtitle: str, facts: Iterable[Fact], sections: tuple[Section, ...]
 ) -> Page:
-    """A page with the warnings among ``values``."""
+    """Return a page with the warnings among ``values``."""
     return Page(title, subtitle, tuple(facts), sections, warnings=tuple(values.get("warnings", ())), footer=FOOTER)

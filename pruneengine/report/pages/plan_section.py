@@ -1,4 +1,4 @@
-"""The plan on a page: what was asked for, what is reached, and which units stay."""
+"""Section of the plan: asked and reached ratio, and the kept units."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ KINDS = {
 
 
 def plan_section(values: Mapping[str, Any]) -> Section:
-    """Asked and reached in words, and the kept units of every layer as a picture, where the values hold the plan."""
+    """Return asked and reached ratio in words, and a picture of the kept units where the values hold the plan."""
     text = _target(values)
     plan = values.get("plan")
     if not plan:
         return Section("The plan", (text,))
     heads = next(iter(plan.values()))
-    gone = [layer for layer, kept in enumerate(heads["kept"]) if kept == 0]
+    removed = [layer for layer, kept in enumerate(heads["kept"]) if kept == 0]
     caption = "Units of every layer: filled ones stay, pale ones go."
-    if gone:
-        caption += f" A cross marks a layer that goes as a whole: {', '.join(map(str, gone))}."
+    if removed:
+        caption += f" A cross marks a layer that goes as a whole: {', '.join(map(str, removed))}."
     alt = "; ".join(f"{KINDS.get(kind, kind)} kept per layer: {_span(rows['kept'])}" for kind, rows in plan.items())
     picture = plan_picture({KINDS.get(kind, kind): rows for kind, rows in plan.items()})
     return Section("The plan", (text,), figures=(Figure(picture, caption, alt, wide=True),))
 
 
 def _target(values: Mapping[str, Any]) -> str:
-    """What was asked for and what the plan reaches, in words."""
+    """Return asked and reached ratio in words."""
     asked, reached = values["ratio asked"], values["ratio reached"]
     dense, pruned = values["parameters"]["dense"], values["parameters"]["pruned"]
     kinds = " and ".join(KINDS.get(kind, kind) for kind in values.get("kinds", ()))
@@ -51,5 +51,6 @@ def _target(values: Mapping[str, Any]) -> str:
 
 
 def _span(kept: list[int]) -> str:
+    """Return least and most of the kept units as text."""
     low, high = min(kept, default=0), max(kept, default=0)
     return str(low) if low == high else f"{low} to {high}"

@@ -1,8 +1,8 @@
-"""The page of a prune, from the values of its ``report.json``."""
+"""Page of a prune, from the values of its ``report.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pruneengine.model import part_of
@@ -25,7 +25,7 @@ SMOKE_TEXT = (
 
 
 def prune_page(values: Mapping[str, Any]) -> Page:
-    """Every section has what the values hold; only the summary's first four keys must be there.
+    """Return the page. Only the summary's first four keys must be there; sections show what else the values hold.
 
     Args:
         values: :func:`summary`, with what else is known: ``details``, "source", "recipe",
@@ -52,7 +52,8 @@ def prune_page(values: Mapping[str, Any]) -> Page:
     )
 
 
-def _facts(values: Mapping[str, Any]):
+def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield size, perplexity and speed, dense and pruned."""
     for label, key, form in (("Parameters", "parameters", short_count), ("Perplexity", "perplexity", number)):
         if sides := values.get(key):
             before, after = sides["dense"], sides["pruned"]
@@ -65,7 +66,7 @@ def _facts(values: Mapping[str, Any]):
 
 
 def measured_on(values: Mapping[str, Any]) -> str:
-    """What a perplexity was measured on, and in which arithmetic."""
+    """Return the sentence of the text that a perplexity was measured on, and of its arithmetic."""
     text = f"Perplexity over {count(values['perplexity tokens'])} tokens"
     if "perplexity dtype" in values:
         text += f", computed in {values['perplexity dtype']}"
@@ -75,7 +76,7 @@ def measured_on(values: Mapping[str, Any]) -> str:
 
 
 def measured_section(values: Mapping[str, Any], calibration: str | None = None) -> Section:
-    """Dense beside pruned, and on what it was measured; ``calibration`` names the calibration text that was read."""
+    """Return dense beside pruned, with the text measured on; ``calibration`` names the calibration text, if read."""
     rows: list[Row] = []
     for name, key, form in (
         ("parameters", "parameters", count),
@@ -105,7 +106,7 @@ def measured_section(values: Mapping[str, Any], calibration: str | None = None) 
 
 
 def scores_section(values: Mapping[str, Any]) -> Section:
-    """The spread of every layer's scores, a figure a kind."""
+    """Return the spread of every layer's scores, one figure per kind."""
     rows = values.get("scores") or ()
     figures = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
@@ -124,6 +125,7 @@ def scores_section(values: Mapping[str, Any]) -> Section:
 
 
 def _blend(values: Mapping[str, Any]) -> Section:
+    """Return the figures of a fused method's blend, by layer."""
     rows = values.get("blends") or ()
     if not rows:
         return Section("Blend")
@@ -146,6 +148,7 @@ def _blend(values: Mapping[str, Any]) -> Section:
 
 
 def _fit(values: Mapping[str, Any]) -> Section:
+    """Return the losses of a fitted method by step."""
     fit = values.get("fit")
     if not fit:
         return Section("Fit")

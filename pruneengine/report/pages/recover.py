@@ -1,4 +1,4 @@
-"""The page of a recovery, from the values of its ``report.json``."""
+"""Page of a recovery, from the values of its ``report.json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VALIDATION = "validation loss, nats"
 
 
 def recover_page(values: Mapping[str, Any]) -> Page:
-    """Every section has what the values hold; "losses" and "validation" must be there.
+    """Return the page. "losses" and "validation" must be there; sections show what else the values hold.
 
     Args:
         values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
@@ -49,13 +49,14 @@ def recover_page(values: Mapping[str, Any]) -> Page:
             scores_section(values),
             proof_section({"proof": own.get("proof")}),
             *recipe.sections(times(own.get("seconds")), own.get("hashes"), own.get("seed")),
-            *(_earlier(place, found) for place, found in enumerate(own.get("previous") or (), 1)),
+            *(_earlier(place, recovery) for place, recovery in enumerate(own.get("previous") or (), 1)),
             *(() if own is values else (_prune(values),)),
         ),
     )
 
 
 def _measured(own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paragraph of the text measured on, and of the loss's change; none without a perplexity."""
     if "perplexity tokens" not in own:
         return ()
     text = measured_on(own)
@@ -64,17 +65,17 @@ def _measured(own: Mapping[str, Any]) -> tuple[str, ...]:
     return (text,)
 
 
-def _earlier(place: int, found: Mapping[str, Any]) -> Section:
-    """A recovery before this one, of the same checkpoint."""
-    text = f"{int(found.get('steps') or 0):,} steps of training" + _kept(found.get("best step")) + "."
-    if sides := found.get("perplexity"):
+def _earlier(place: int, recovery: Mapping[str, Any]) -> Section:
+    """Return the section of an earlier recovery of the same checkpoint."""
+    text = f"{int(recovery.get('steps') or 0):,} steps of training" + _kept(recovery.get("best step")) + "."
+    if sides := recovery.get("perplexity"):
         text += f" Perplexity {number(sides['before'])} before, {number(sides['after'])} after."
-    recipe = pairs(found.get("recipe") or {}, "Recipe")
-    return Section(f"Recovery {place} before it", (text, *found.get("warnings", ())), (recipe,))
+    recipe = pairs(recovery.get("recipe") or {}, "Recipe")
+    return Section(f"Recovery {place} before it", (text, *recovery.get("warnings", ())), (recipe,))
 
 
 def _prune(values: Mapping[str, Any]) -> Section:
-    """What the report of the prune, or of the search, said of itself."""
+    """Return the section of the report that the prune, or the search, wrote of itself."""
     measured = measured_section(values)
     recipe = replace(pairs(values.get("recipe") or {}, "Its recipe"), folded=True)
     spent = (replace(table, caption="Its time", folded=True) for table in times(values.get("seconds")).tables)
@@ -83,9 +84,10 @@ def _prune(values: Mapping[str, Any]) -> Section:
 
 
 def _dense(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float]:
-    """The dense model's perplexity, where it was measured on the recovery's text in the recovery's arithmetic."""
+    """Return the dense model's perplexity if it was measured on the recovery's text in the recovery's arithmetic."""
 
     def measured(by: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the hash of the evaluation text and the dtype of a report."""
         searched = ((by.get("texts") or {}).get("report") or {}).get("hash")
         return (by.get("hashes") or {}).get("evaluation text", searched), by.get("perplexity dtype")
 
@@ -94,10 +96,12 @@ def _dense(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, float
 
 
 def _kept(step: int | None) -> str:
+    """Return the words for the step that was kept; none without a step."""
     return "" if step is None else f"; step {step:,} was kept"
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers among values by name, those of mappings within as well."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name} ")
@@ -106,6 +110,7 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _beside(dense: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """Return the table of all numbers before and after, beside the dense model's where they are known."""
     sides = {"dense": dense, "before": before, "after": after} if dense else {"before": before, "after": after}
     rows = tuple(
         (name, *(number(side.get(name)) for side in sides.values()), _difference(before.get(name), after.get(name)))
@@ -115,11 +120,12 @@ def _beside(dense: Mapping[str, float], before: Mapping[str, float], after: Mapp
 
 
 def _difference(before: float | None, after: float | None) -> str:
-    """Not relative: a percentage of an accuracy would be taken for points."""
-    return signed(None if None in (before, after) else after - before)
+    """Return the signed difference. It is not relative: a percentage of an accuracy would be taken for points."""
+    return signed(None if before is None or after is None else after - before)
 
 
 def _size(values: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield the number of parameters, where it is known."""
     if sides := values.get("parameters"):
         yield Fact("Parameters", short_count(sides["pruned"]), f"dense {short_count(sides['dense'])}")
 
@@ -131,6 +137,7 @@ def _facts(
     validation: list[Any],
     best_step: int | None,
 ) -> Iterator[Fact]:
+    """Yield the first three numbers after the recovery, and the held-out loss."""
     for name in [name for name in after if name in before][:3]:
         note = f"from {number(before[name])}, {_difference(before[name], after[name])}"
         note += f"; dense {number(dense[name])}" if name in dense else ""
@@ -141,6 +148,7 @@ def _facts(
 
 
 def _curves(losses: list[Any], validation: list[Any], best_step: int | None) -> Section:
+    """Return the section of the losses by step."""
     caption = "Mean loss of the training batches and of the text held out, by step" + _kept(best_step) + "."
     ends = [
         f"{name} from {number(c[0][1])} to {number(c[-1][1])}"

@@ -1,4 +1,4 @@
-"""The page of a search, from the values of its ``report.json``."""
+"""Page of a search, from the values of its ``report.json``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COSTS = {
 
 
 def search_page(values: Mapping[str, Any]) -> Page:
-    """Every section has what the values hold; "method" and "trials" must be there.
+    """Return the page. "method" and "trials" must be there; sections show what else the values hold.
 
     Args:
         values: "method", "ratio", "shape", "trials" (``{"number", "state", "value", "params", "seconds", "origin"}``,
@@ -69,17 +69,18 @@ def search_page(values: Mapping[str, Any]) -> Page:
 
 
 def _trial(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial without a legal plan was not stopped early: nothing of it was evaluated."""
+    """Return a trial with all keys. One without a legal plan was not stopped early: nothing of it was evaluated."""
     full = {"value": None, "params": {}, "seconds": {}, "origin": "sampler"} | dict(trial)
     return full | {"state": "illegal"} if full.get("illegal") else full
 
 
 def _least(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    """Return the row with the least value of a key; None where no row has one."""
     return min((row for row in rows if row[key] is not None), key=lambda row: row[key], default=None)
 
 
 def _measured(values: Mapping[str, Any]) -> Iterator[Fact]:
-    """Dense and pruned, where the checkpoint was measured."""
+    """Yield dense and pruned, where the checkpoint was measured."""
     for label, key, form in (("Parameters", "parameters", count), ("Perplexity", "perplexity", number)):
         if values.get(key):
             tokens = f" on {count(values['perplexity tokens'])} unseen tokens" if key == "perplexity" else ""
@@ -90,6 +91,7 @@ def _measured(values: Mapping[str, Any]) -> Iterator[Fact]:
 def _facts(
     best: Mapping[str, Any], baselines: list[dict[str, Any]], trials: list[dict[str, Any]], seconds: Any
 ) -> Iterator[Fact]:
+    """Yield the best values, the number of trials and the time."""
     for label, key in (("Best value", "value"), ("The same, held out", "held_out")):
         if best.get(key) is not None:
             rival = _least(baselines, key)
@@ -105,6 +107,7 @@ def _facts(
 
 
 def _found(best: Mapping[str, Any], baselines: list[dict[str, Any]], metric: str) -> Section:
+    """Return the section of the best candidate, beside the baselines."""
     paragraphs = []
     if best:
         name = best.get("name") or f"trial {plain(best.get('number'))}"
@@ -136,10 +139,12 @@ def _found(best: Mapping[str, Any], baselines: list[dict[str, Any]], metric: str
 
 
 def _difference(value: float | None, reference: float | None) -> str:
+    """Return the signed difference to a reference; nothing for the reference itself."""
     return NOTHING if value is None or reference is None or value == reference else signed(value - reference)
 
 
 def _history(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metric: str) -> Section:
+    """Return the section of every trial's value."""
     caption = "Every trial's value, smaller is better; the line is the best so far."
     if shown := len(drawn_baselines(trials, baselines)):
         some = f"the best {shown} of {len(baselines)} baselines" if shown < len(baselines) else "the baselines"
@@ -149,6 +154,7 @@ def _history(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metr
 
 
 def _importance(shares: Mapping[str, float | None]) -> Section:
+    """Return the section of the parameters' importance."""
     known = {name: share for name, share in shares.items() if share is not None}
     if not known:
         return Section("Importance")
@@ -167,7 +173,10 @@ def _importance(shares: Mapping[str, float | None]) -> Section:
 
 
 def _pareto(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metric: str) -> Section:
-    """Plans of the same size can still cost differently: heads take cache, channels do not."""
+    """Return loss against cost.
+
+    Plans of the same size can still cost differently: heads take cache, channels do not.
+    """
     figures, paragraphs = [], []
     done = [trial for trial in trials if trial["state"] == "complete" and trial["value"] is not None]
     for key, (label, words) in COSTS.items():
@@ -190,6 +199,7 @@ def _pareto(trials: list[dict[str, Any]], baselines: list[dict[str, Any]], metri
 
 
 def _text_note(texts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sentence that names texts with overlap; none without any."""
     shared = [name for name, text in texts.items() if text_overlap(text)]
     return (f"Overlap with other texts was found for: {', '.join(shared)}.",) if shared else ()
 
@@ -204,6 +214,7 @@ def _trial_seconds(trials: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _all(trials: list[dict[str, Any]]) -> Table:
+    """Return the table of all trials with their parameters."""
     names = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
     rows = tuple(
         (

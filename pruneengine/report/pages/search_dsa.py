@@ -1,4 +1,4 @@
-"""The page of a search for an allocation function, from the values of its ``report.json``."""
+"""Page of a search for an allocation function, from the values of its ``report.json``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COUNTS = {
 
 
 def dsa_page(values: Mapping[str, Any]) -> Page:
-    """Every section has what the values hold; "method", "sparsity" and "trials" must be there.
+    """Return the page. "method", "sparsity" and "trials" must be there; sections show what else the values hold.
 
     Args:
         values: :meth:`pruneengine.search.dsa.result.DsaResult.to_dict`, with what else is known: "perplexity",
@@ -57,6 +57,7 @@ def dsa_page(values: Mapping[str, Any]) -> Page:
 
 
 def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield perplexity, the winner's held-out loss, the number of trials and the time."""
     if sides := values.get("perplexity"):
         tokens = f" on {count(values['perplexity tokens'])} unseen tokens" if "perplexity tokens" in values else ""
         yield Fact("Perplexity", number(sides["pruned"]), f"dense {number(sides['dense'])}{tokens}")
@@ -74,6 +75,7 @@ def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
 
 
 def _found(values: Mapping[str, Any]) -> Section:
+    """Return the section of the winner and the finalists."""
     best = values.get("best") or {}
     if not best:
         return Section("What was found")
@@ -93,15 +95,19 @@ def _found(values: Mapping[str, Any]) -> Section:
 
 
 def _allocations(values: Mapping[str, Any]) -> Section:
-    allocations, best = values.get("allocations") or {}, (values.get("best") or {}).get("name")
+    """Return the section of every layer's sparsity, the winner's beside the fixed allocations."""
+    allocations: Mapping[str, list[float]] = values.get("allocations") or {}
+    best = str((values.get("best") or {}).get("name"))
     shown = {name: allocations[name] for name in dict.fromkeys((best, *COMPARED)) if name in allocations}
     if not shown:
         return Section("Sparsity of every layer")
     caption = "Sparsity of every layer: the winner's beside the fixed allocations."
     first = next(iter(shown.values()))
     alt = f"The winner's goes from {percent(min(first), 1)} to {percent(max(first), 1)}."
-    series = {name: list(enumerate(of)) for name, of in shown.items()}
-    cells = tuple((str(layer), *(percent(of[layer]) for of in shown.values())) for layer in range(len(first)))
+    series = {name: list(enumerate(sparsities)) for name, sparsities in shown.items()}
+    cells = tuple(
+        (str(layer), *(percent(sparsities[layer]) for sparsities in shown.values())) for layer in range(len(first))
+    )
     return Section(
         "Sparsity of every layer",
         figures=(Figure(lines(series, "layer", "sparsity"), caption, alt),),
@@ -110,6 +116,7 @@ def _allocations(values: Mapping[str, Any]) -> Section:
 
 
 def _history(values: Mapping[str, Any]) -> Section:
+    """Return the section of every trial's fast loss, and of the trials' outcomes."""
     trials = [
         trial | {"value": trial["estimate"], "state": "illegal" if trial.get("illegal") else trial["state"]}
         for trial in values["trials"]
@@ -129,17 +136,19 @@ def _history(values: Mapping[str, Any]) -> Section:
 
 
 def _correlation(values: Mapping[str, Any]) -> Section:
-    found = values.get("correlation") or {}
-    if not found:
+    """Return the section that compares fast and full losses."""
+    correlation = values.get("correlation") or {}
+    if not correlation:
         return Section("Fast and full loss")
-    ranked = sorted(found.get("points", ()), key=lambda point: point["fast"])
+    ranked = sorted(correlation.get("points", ()), key=lambda point: point["fast"])
     rows = tuple((point["name"], number(point["fast"]), number(point["full"])) for point in ranked)
     return Section(
-        "Fast and full loss", (found["words"],), (Table(("", "fast", "full"), rows, "All of them", folded=True),)
+        "Fast and full loss", (correlation["words"],), (Table(("", "fast", "full"), rows, "All of them", folded=True),)
     )
 
 
 def _outer(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the seconds by stage without those inside the trials."""
     return {stage: spent for stage, spent in seconds.items() if "trials: " not in stage}
 
 
@@ -151,6 +160,7 @@ def _times(values: Mapping[str, Any]) -> Section:
 
 
 def _all(trials: list[dict[str, Any]]) -> Table:
+    """Return the table of all trials with their functions."""
     rows = tuple(
         (
             *trial_cells(trial), trial["function"], number(trial["estimate"]), str(trial["segments"]),

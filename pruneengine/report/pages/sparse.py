@@ -1,8 +1,8 @@
-"""The page of a sparse prune, from the values of its ``report.json``."""
+"""Page of a sparse prune, from the values of its ``report.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pruneengine.report.figures.layers import lines, sparsity_picture
@@ -15,7 +15,7 @@ from pruneengine.report.words import NOTHING, change, count, number, percent, sh
 
 
 def sparse_page(values: Mapping[str, Any]) -> Page:
-    """Every section has what the values hold; only the summary's main keys must be there.
+    """Return the page. Only the summary's main keys must be there; sections show what else the values hold.
 
     Args:
         values: :func:`pruneengine.report.values.sparse.sparse_summary`, with what else is known: ``sparse_details``,
@@ -38,7 +38,8 @@ def sparse_page(values: Mapping[str, Any]) -> Page:
     )
 
 
-def _facts(values: Mapping[str, Any]):
+def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield the number of zeros, and the perplexity."""
     yield Fact(
         "Zero weights", short_count(values["zeros"]), f"of {short_count(values['weights'])} in {_linears(values)}"
     )
@@ -48,10 +49,12 @@ def _facts(values: Mapping[str, Any]):
 
 
 def _linears(values: Mapping[str, Any]) -> str:
+    """Return the number of pruned linears in words."""
     return f"{values['matrices']} linears" if "matrices" in values else "linears"
 
 
 def _sparsity(values: Mapping[str, Any]) -> Section:
+    """Return the section of every layer's and linear's sparsity."""
     rows = values.get("layers") or ()
     text = _counted(values)
     if not rows:
@@ -85,7 +88,7 @@ def _sparsity(values: Mapping[str, Any]) -> Section:
 
 
 def _counted(values: Mapping[str, Any]) -> str:
-    """What was asked for, and what was found by counting."""
+    """Return planned and counted zeros in words."""
     text = (
         f"Pattern {values.get('pattern', NOTHING)}, allocation {values.get('allocation', NOTHING)}. "
         f"{count(values['zeros'])} of {count(values['weights'])} weights are zero, counted in the saved files"
@@ -98,5 +101,5 @@ def _counted(values: Mapping[str, Any]) -> str:
 
 
 def short_name(name: str) -> str:
-    """``self_attn.q_proj`` as ``q``."""
+    """Return ``q`` for ``self_attn.q_proj``."""
     return name.rpartition(".")[2].removesuffix("_proj")

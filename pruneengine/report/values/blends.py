@@ -1,4 +1,4 @@
-"""What a fused method did: the blend of every group, and how far its two scores disagree."""
+"""Blend of a fused method: every group's share of the fine score, and the disagreement of its two scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pruneengine.structured.scores.score import Scores
 
 @dataclass(frozen=True)
 class GroupBlend:
-    """One group.
+    """The blend of one group.
 
     Attributes:
         share: mean share of the fine score over the units; low and high: the least and the greatest.
         correlation: Spearman's rank correlation of coarse and fine; NaN where one of them is constant.
         removed: units that the plan removes.
-        overlap: of so many units, the fraction that both scores alone would remove; NaN where none go.
+        overlap: fraction of the removed number of units that both scores alone would remove; NaN where none go.
     """
 
     group: str
@@ -34,7 +34,7 @@ class GroupBlend:
 
 
 def blends(scores: Scores, plan: Plan) -> list[GroupBlend]:
-    """A row for every group that the plan keeps some of, in the order of the model.
+    """Return a row for every group of which the plan keeps units, in the order of the model.
 
     Raises:
         ValueError: scores of a method that fuses nothing.
@@ -54,7 +54,7 @@ def blends(scores: Scores, plan: Plan) -> list[GroupBlend]:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two vectors ``[C]``, equal values at the mean of their ranks."""
+    """Return Spearman's rank correlation of two vectors ``[C]``, equal values at the mean of their ranks."""
     ranks = torch.stack([average_ranks(first), average_ranks(second)])
     centred = ranks - ranks.mean(1, keepdim=True)
     norms = centred.norm(dim=1).prod()
@@ -62,6 +62,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
 
 
 def _overlap(coarse: Tensor, fine: Tensor, removed: int) -> float:
+    """Return the fraction of the given number of lowest units that both scores share; NaN for none."""
     if not removed:
         return float("nan")
     lowest = [set(scores.argsort(stable=True)[:removed].tolist()) for scores in (coarse, fine)]

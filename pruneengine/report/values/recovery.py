@@ -1,4 +1,4 @@
-"""What a checkpoint's report says of its recovery, and what its reader should be warned of."""
+"""Values of a recovery in ``report.json``, and warnings to its reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def summarise(
     after: PerplexityResult | None = None,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """JSON value: what ``report.json`` holds under ``recovery``."""
+    """Return the JSON value that ``report.json`` holds under ``recovery``."""
     summary = report.to_dict()
     if before and after:
         summary["perplexity"] = {"before": before.perplexity, "after": after.perplexity}
@@ -35,7 +35,7 @@ def summarise(
 
 
 def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, ...]:
-    """Whether the evaluation measures what was trained on."""
+    """Return a warning if evaluation windows hold text that was trained on."""
     if evaluation is None:
         return ()
     shared = check_overlap(Samples(torch.cat(rows.tokens)[None], ("recovery",)), evaluation)
@@ -48,7 +48,7 @@ def overlap_warnings(rows: TokenRows, evaluation: Samples | None) -> tuple[str, 
 
 
 def training_warnings(report: RecoverReport) -> tuple[str, ...]:
-    """Whether the training was cut short, for nothing, or checked by nobody."""
+    """Return warnings if the training was cut short, gained nothing or was not validated."""
     warnings = []
     if not report.validation_rows and report.config.val_rows is None:
         warnings.append(

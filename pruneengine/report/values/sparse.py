@@ -1,4 +1,4 @@
-"""What ``report.json`` of a sparse prune holds: everything its page shows, as plain values."""
+"""Values of a sparse prune in ``report.json``: everything its page shows, as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pruneengine.sparse.zeros import ZeroCount
 def sparse_summary(
     report: SparseReport, zeros: ZeroCount, dense: Measures, pruned: Measures, warnings: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The main numbers: what the model card shows."""
+    """Return the main numbers, which the model card shows."""
     plan = report.plan
     values: dict[str, Any] = {
         "method": plan.method,
@@ -38,7 +38,7 @@ def sparse_summary(
 
 
 def sparse_details(report: SparseReport) -> dict[str, Any]:
-    """What the figures show: the sparsity of every layer and linear, and what the allocation judged layers by."""
+    """Return the values of the figures: sparsity of every layer and linear, and the allocation's values of layers."""
     values: dict[str, Any] = {"layers": layer_rows(report.plan)}
     if report.allocation is not None and report.allocation.values:
         values["allocation values"] = list(report.allocation.values.items())
@@ -46,7 +46,7 @@ def sparse_details(report: SparseReport) -> dict[str, Any]:
 
 
 def layer_rows(plan: SparsePlan) -> list[dict[str, Any]]:
-    """``{"layer", "sparsity", "linears": {name within the layer: sparsity}}`` of every decoder layer, in order."""
+    """Return ``{"layer", "sparsity", "linears": {name in the layer: sparsity}}`` of every decoder layer, in order."""
     layers: dict[int, list[str]] = {}
     for name in plan.removed:
         layers.setdefault(_place(name)[0], []).append(name)
@@ -62,22 +62,22 @@ def layer_rows(plan: SparsePlan) -> list[dict[str, Any]]:
 def sparse_hashes(
     report: SparseReport, calibration: str | None, evaluation: PerplexityResult | None = None
 ) -> dict[str, str]:
-    """Of the texts, as far as there were any, and of the plan."""
-    found = {"calibration text": calibration} if calibration else {}
+    """Return the hashes of the texts, as far as there were any, and of the plan."""
+    of_texts = {"calibration text": calibration} if calibration else {}
     if evaluation is not None:
-        found["evaluation text"] = evaluation.samples
-    return found | {"plan": hashlib.sha256(report.plan.to_json().encode()).hexdigest()}
+        of_texts["evaluation text"] = evaluation.samples
+    return of_texts | {"plan": hashlib.sha256(report.plan.to_json().encode()).hexdigest()}
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Layer, and the linear's name in it: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
+    """Return layer and the linear's name in it: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
     parts = name.split(".")
     at = next(i for i, part in enumerate(parts) if part.isdigit())
     return int(parts[at]), ".".join(parts[at + 1 :])
 
 
 def speed_notes(plan: SparsePlan) -> tuple[str, ...]:
-    """What gets faster and what does not, a paragraph each."""
+    """Return what gets faster and what does not, one paragraph each."""
     dense = (
         "The zeros are stored as numbers in dense matrices. The files are as large as the unpruned model's, and "
         "ordinary runtimes (transformers, vLLM, llama.cpp) load them as they load any model, take as much memory, and "
@@ -87,6 +87,7 @@ def speed_notes(plan: SparsePlan) -> tuple[str, ...]:
 
 
 def _hardware(plan: SparsePlan) -> str:
+    """Return the paragraph of the hardware that multiplies the pattern faster."""
     halves = [name for name in plan.removed if plan.pattern == "2:4" and plan.kept_of_group(name) == 2]
     if not halves:
         return (

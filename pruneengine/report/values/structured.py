@@ -1,4 +1,4 @@
-"""What ``report.json`` of a prune holds: everything its page shows, as plain values."""
+"""Values of a structured prune in ``report.json``: everything its page shows, as plain values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pruneengine.structured.scores.score import Scores
 
 
 def summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The main numbers of a prune: what the model card shows."""
+    """Return the main numbers of a prune, which the model card shows."""
     plan = report.plan
     values: dict[str, Any] = {
         "method": report.config.method,
@@ -42,7 +42,7 @@ def summary(report: PruneReport, dense: Measures, pruned: Measures, warnings: tu
 
 
 def measured_values(dense: Measures, pruned: Measures) -> dict[str, Any]:
-    """Both sides of the before-and-after table, and the paired difference of their losses.
+    """Return both sides of the before-and-after table, and the paired difference of their losses.
 
     A pruned model without a perplexity where the dense one has it is one whose loss is not finite: None.
     """
@@ -61,7 +61,7 @@ def measured_values(dense: Measures, pruned: Measures) -> dict[str, Any]:
 
 
 def details(report: PruneReport) -> dict[str, Any]:
-    """What the figures show: the plan, the spread of the scores, and the blend of a fused method."""
+    """Return the values of the figures: the plan, the spread of the scores, and the blend of a fused method."""
     values: dict[str, Any] = {
         "kinds": list(report.plan.kinds),
         "shape": report.plan.shape,
@@ -76,19 +76,20 @@ def details(report: PruneReport) -> dict[str, Any]:
 
 
 def hashes(report: PruneReport, evaluation: PerplexityResult | None = None) -> dict[str, str]:
-    """Of the dense model and the calibration text (where statistics were read), the evaluation text, and the plan."""
-    found = {}
+    """Return the hashes of dense model and calibration text (where statistics were read), evaluation text and plan."""
+    by_name: dict[str, str] = {}
     if report.statistics is not None:
-        found |= {"dense model": report.statistics.model, "calibration text": report.statistics.data}
+        by_name |= {"dense model": report.statistics.model, "calibration text": report.statistics.data}
     if evaluation is not None:
-        found["evaluation text"] = evaluation.samples
-    return found | {"plan": hashlib.sha256(report.plan.to_json().encode()).hexdigest()}
+        by_name["evaluation text"] = evaluation.samples
+    return by_name | {"plan": hashlib.sha256(report.plan.to_json().encode()).hexdigest()}
 
 
 def plan_columns(plan: Plan) -> dict[str, dict[str, list[Any]]]:
-    """``{kind: {"units", "kept"}}``, an entry a layer, and ``"which"``, units as 1 (kept) and 0, where they are few.
+    """Return ``{kind: {"units", "kept"}}``, one entry per layer.
 
-    Of experts: the channels of a layer's experts together, and which experts stay.
+    Where units are few, ``"which"`` marks every unit as kept (1) or not (0). Of experts: the channels of a layer's
+    experts together, and the experts that stay.
     """
     columns: dict[str, dict[str, list[Any]]] = {}
     experts: dict[int, list[str]] = {}
@@ -113,11 +114,12 @@ def plan_columns(plan: Plan) -> dict[str, dict[str, list[Any]]]:
 
 
 def _without_marks(column: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return a column without its marks, unless every layer has them."""
     return column if all(column["which"]) else {key: column[key] for key in ("units", "kept")}
 
 
 def score_rows(scores: Scores) -> list[dict[str, Any]]:
-    """Least, quartiles and most of every group's scores."""
+    """Return least, quartiles and most of every group's scores."""
     rows = []
     for name, values in scores.groups.items():
         layer, kind = part_of(name)
@@ -128,7 +130,7 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 def json_value(value: Any) -> Any:
-    """Plain JSON: tuples as lists, dataclasses as objects, keys as text, and null for what is not finite.
+    """Return plain JSON: tuples as lists, dataclasses as objects, keys as text, and null for what is not finite.
 
     Characters that neither HTML nor UTF-8 can write (controls, lone surrogates) are replaced.
 
@@ -153,4 +155,5 @@ def json_value(value: Any) -> Any:
 
 
 def _text(value: str) -> str:
+    """Return text with the characters replaced that neither HTML nor UTF-8 can write."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value)

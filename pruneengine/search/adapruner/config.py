@@ -116,11 +116,6 @@ class AdaPrunerConfig:
             raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} need shape 'per-layer', got 'uniform'")
 
     @property
-    def structure(self) -> tuple[str, ...]:
-        """The former name of :attr:`kinds`, until the next release."""
-        return self.kinds
-
-    @property
     def subset_counts(self) -> tuple[int, ...]:
         """Numbers of samples of the subsets: ``counts``, which is a tuple once the config is made."""
         assert self.counts is not None
@@ -158,6 +153,11 @@ class AdaPrunerConfig:
     def fills(self) -> tuple[str, ...]:
         """Values that removed channels may turn into: zero, and their mean where a bias may hold it."""
         return ("zero", "mean") if "bias" in self.compensate else ("zero",)
+
+    @property
+    def structure(self) -> tuple[str, ...]:
+        """The former name of :attr:`kinds`, until the next release."""
+        return self.kinds
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as a recipe holds them under ``search``."""
