@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -12,7 +12,18 @@ from rich.console import Console
 if TYPE_CHECKING:
     import torch
 
+
+class HasWarnings(Protocol):
+    """A job's result, as far as every verb knows it."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings of all stages."""
+
+
 T = TypeVar("T")
+R = TypeVar("R", bound=HasWarnings)
+
 # Options whose name on the command line differs from the config's field.
 FIELDS = {"held_out_windows": "held_out", "held_out_share": "held_out", "total_windows": "windows"}
 
@@ -40,7 +51,7 @@ def show_smoke_test(*texts: str | None) -> None:
         out.print(SMOKE_TEXT)
 
 
-def run_job(job: Callable[..., Any], config: Any, options: Any) -> Any:
+def run_job(job: Callable[..., R], config: Any, options: Any) -> R:
     """Run the job, print its warnings and return its result."""
     result = job(config, options, say=say)
     for warning in result.warnings:

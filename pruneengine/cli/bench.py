@@ -8,23 +8,29 @@ from typing import Annotated
 import typer
 
 from pruneengine.cli.app import out
+from pruneengine.cli.options.option import option
 
 
 def bench(
-    ops: Annotated[str | None, typer.Option(help="Names of ops, comma separated; see --list. \\[default: all]")] = None,
-    shapes: Annotated[str, typer.Option(help="Shapes: headline, llama-7b, smollm2 or ROWSxCOLUMNS.")] = "headline",
-    dtype: Annotated[str, typer.Option(help="Dtype of the inputs: bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="Device to compute on: cpu, cuda or cuda:N.")] = "cpu",
+    ops: Annotated[str | None, option("Names of ops, comma separated; see --list.", default="all")] = None,
+    shapes: Annotated[str, option("Shapes: headline, llama-7b, smollm2 or ROWSxCOLUMNS.")] = "headline",
+    dtype: Annotated[str, option("Dtype of the inputs: bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, option("Device to compute on: cpu, cuda or cuda:N.")] = "cpu",
     providers: Annotated[
         str | None,
-        typer.Option(help="Providers, comma separated: reference,compile,cpp,triton,cuda. \\[default: the device's]"),
+        option("Providers, comma separated: reference,compile,cpp,triton,cuda.", default="those of the device"),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Number of timed rounds; slow providers take part in fewer.")] = 7,
-    threads: Annotated[str, typer.Option(help="Number of CPU threads, several comma separated.")] = "1",
+    rounds: Annotated[int, option("Number of timed rounds; slow providers take part in fewer.")] = 7,
+    threads: Annotated[str, option("Number of CPU threads, several comma separated.")] = "1",
     results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to write ops.csv into. \\[default: none]")
+        Path | None,
+        option(
+            "Folder to write ops.csv into.",
+            metavar="DIR",
+            default="benchmarks/results in a checkout, else pruneengine-bench",
+        ),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Show the ops and their cases, and stop.")] = False,
+    show: Annotated[bool, option("Show the ops and their cases, and stop.", "--list")] = False,
 ) -> None:
     """Time the ops against eager torch and the machine's limits, each proved correct first."""
     from pruneengine.bench import runner

@@ -1,4 +1,4 @@
-"""A report as a value: headline, sections, tables and figures; and its one HTML file."""
+"""Page of a report as a value (headline, sections, tables, figures), and its one HTML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pruneengine.common.optional_imports import require_extra
 
 @dataclass(frozen=True)
 class Fact:
-    """A main number: what it is, its value, and a line beneath it."""
+    """A main number: its label, its value, and a line beneath it."""
 
     label: str
     value: str
@@ -21,14 +21,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text.
+    """A table of text.
 
     Attributes:
         columns: headings; all empty for none.
-        rows: of as many cells as there are columns.
-        caption: shown above it.
-        left: how many columns from the left hold words; the others hold numbers and are set flush right.
-        folded: shown closed, behind its caption, because it is long.
+        rows: cells, one per column.
+        caption: shown above the table.
+        left: number of columns from the left that hold words; the others hold numbers and are set flush right.
+        folded: shown closed behind its caption, for long tables.
         total: the last row is the sum of the others.
     """
 
@@ -46,8 +46,8 @@ class Figure:
 
     Attributes:
         svg: one ``<svg>`` element, put into the page as it is (:mod:`layers` escapes its text).
-        caption: what to see in it.
-        alt: the same for those who cannot see it.
+        caption: text beneath the drawing.
+        alt: its content in words, for those who cannot see it.
         wide: as wide as the page's column, else half of it.
     """
 
@@ -59,7 +59,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands beneath it."""
+    """A heading with paragraphs, tables and figures."""
 
     title: str
     paragraphs: tuple[str, ...] = ()

@@ -18,9 +18,9 @@ class Recipe:
     """The recipe among a report's values, taken apart.
 
     Attributes:
-        rest: all that is neither of the others.
+        rest: the recipe without ``config`` and ``versions``.
         config: the section with the job's own options.
-        versions: of what the numbers depend on.
+        versions: of the packages that the numbers depend on.
     """
 
     rest: Mapping[str, Any]

@@ -15,7 +15,7 @@ from pruneengine.report.pages.plan_section import plan_section
 from pruneengine.report.pages.prune import measured_on, measured_section, scores_section
 from pruneengine.report.words import number, plain, short_count, signed, with_error
 
-# As the job calls it: where it is among the numbers, the curve's end would only say it again.
+# Name of the validation loss among the job's numbers; where it is there, the curve's end would repeat it.
 VALIDATION = "validation loss, nats"
 
 
@@ -25,7 +25,7 @@ def recover_page(values: Mapping[str, Any]) -> Page:
     Args:
         values: "losses" and "validation" (``[[step, mean nll], ...]``), "best_step", "before" and "after" (name ->
             number, or mappings of them), and under "recovery" "recipe", "seconds", "source", "versions", "seed",
-            "hashes", "warnings", "proof", "previous" (the like of recoveries before it), "evaluation", "perplexity
+            "hashes", "warnings", "proof", "previous" (the same of earlier recoveries), "evaluation", "perplexity
             tokens", "perplexity dtype" and "loss difference"; all else is what the report of the prune before it, or of
             the search, holds, by the same names too.
             Without "recovery" they are the recovery's.

@@ -69,13 +69,6 @@ def sparse_hashes(
     return of_texts | {"plan": hashlib.sha256(report.plan.to_json().encode()).hexdigest()}
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Return layer and the linear's name in it: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
-    parts = name.split(".")
-    at = next(i for i, part in enumerate(parts) if part.isdigit())
-    return int(parts[at]), ".".join(parts[at + 1 :])
-
-
 def speed_notes(plan: SparsePlan) -> tuple[str, ...]:
     """Return what gets faster and what does not, one paragraph each."""
     dense = (
@@ -84,6 +77,13 @@ def speed_notes(plan: SparsePlan) -> tuple[str, ...]:
         "run at the same speed. Only a compressed copy of the files gets smaller."
     )
     return dense, _hardware(plan)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Return layer and the linear's name in it: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
+    parts = name.split(".")
+    at = next(i for i, part in enumerate(parts) if part.isdigit())
+    return int(parts[at]), ".".join(parts[at + 1 :])
 
 
 def _hardware(plan: SparsePlan) -> str:
