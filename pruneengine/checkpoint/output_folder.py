@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,12 @@ class OutputFolder:
 
 
 def claim_output(
-    out: str | Path, overwrite: bool = False, *, mark: str = "config.json", inputs: Iterable[str | Path] = ()
+    out: str | Path,
+    overwrite: bool = False,
+    *,
+    mark: str = "config.json",
+    inputs: Iterable[str | Path] = (),
+    extra_files: Collection[str] = (),
 ) -> OutputFolder:
     """Return where a result may go; call it before any work, and hand the value to :func:`finished_folder`.
 
@@ -49,6 +54,7 @@ def claim_output(
         out: the folder to create.
         overwrite: an earlier result of ours may be replaced.
         mark: the file that tells an earlier result of the same kind.
+        extra_files: names of files that the result holds besides those that every result of ours may hold.
         inputs: what the run reads or keeps beside its result; none of it may lie in ``out``.
 
     Raises:
@@ -74,7 +80,7 @@ def claim_output(
         raise FileExistsError(f"output folder {path} holds other things than {what}; it is not replaced")
     if not _written_by_us(path):
         raise FileExistsError(f"output folder {path} holds a model that pruneengine did not write; it is not replaced")
-    if foreign := _foreign(path):
+    if foreign := _foreign(path, extra_files):
         shown = ", ".join(foreign[:SHOWN]) + (f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else "")
         raise FileExistsError(f"output folder {path} holds what pruneengine did not write ({shown}): not replaced")
     return OutputFolder(path, _identity(path))
@@ -130,7 +136,7 @@ def remove_leftovers(output: OutputFolder, say: Callable[[str], None]) -> None:
 def _check_apart(path: Path, other: Path, given: str | Path) -> None:
     """Raise ValueError where the input would go with what the output replaces, or fill it before its time."""
     if other == path:
-        raise ValueError(f"output folder {path} is {given} itself; choose another")
+        raise ValueError(f"output folder {path} is what the run reads itself; choose another")
     if path in other.parents:
         raise ValueError(f"output folder {path} holds {given}, which the run needs; choose another place")
 
@@ -143,9 +149,10 @@ def _written_by_us(path: Path) -> bool:
     return card.is_file() and "pruneengine" in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _foreign(path: Path) -> list[str]:
+def _foreign(path: Path, ours: Collection[str]) -> list[str]:
+    """Return the names of files and folders in an earlier result that we did not write."""
     names = sorted(entry.name for entry in path.iterdir())
-    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in OUR_FILES)]
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in (*OUR_FILES, *ours))]
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

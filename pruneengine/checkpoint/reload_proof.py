@@ -49,6 +49,8 @@ class ReloadProof:
     seconds: float
 
 
+# Script of the fresh process.
+CHILD = Path(__file__).with_name("reload_child.py")
 # Last line of a process that had too little memory: Python's, and torch's on the CPU and on a GPU.
 OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
@@ -156,7 +158,7 @@ def _run(folder: Path, device: torch.device, attention: str | None, **job: Any) 
         "attention": attention,
         "precision": torch.get_float32_matmul_precision(),
     }
-    script = Path(__file__).with_name("reload_child.py").read_text(encoding="utf-8")
+    script = CHILD.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         # Modelling files are copied to a cache before they run; a cache of its own cannot hold an older copy.
         quiet = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}

@@ -92,7 +92,7 @@ def save(
         OSError: not enough space for the weights.
         ReloadError: the reload proof failed; nothing was written.
     """
-    output = out if isinstance(out, OutputFolder) else claim_output(out, overwrite)
+    output = out if isinstance(out, OutputFolder) else claim_output(out, overwrite, extra_files=extra_files or ())
     path = output.path
     written = model_to_save(model)
     config = checkpoint_config(written)

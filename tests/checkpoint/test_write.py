@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from pruneengine.checkpoint import output_folder, reload_proof
 from pruneengine.checkpoint import write as checkpoint
 from pruneengine.checkpoint.load import load_model
 from pruneengine.checkpoint.reload_proof import ReloadError, prove_reload, reload_and_generate
-from pruneengine.checkpoint.write import check_output, save
+from pruneengine.checkpoint.write import save
 from pruneengine.model import find_groups
 from pruneengine.model.config_sync import layer_widths, sync_config
 from tests.helpers.tiny import logits, tiny_model, tiny_tokens
@@ -234,36 +235,38 @@ def test_a_failure_leaves_nothing(stage, tmp_path, monkeypatch):
         raise OSError("disk on fire")
 
     model = prune_by_hand(tiny_model(), EQUAL)
-    old = save(model, None, tmp_path / "out", proof=False, extra_files={"old.txt": "old"}).path
+    old = save(model, None, tmp_path / "out", proof=False, extra_files={"results.json": "old"}).path
     monkeypatch.setattr(checkpoint, stage, fail)
     for name, overwrite in [("new", False), ("out", True)]:
         with pytest.raises(OSError, match="disk on fire"):
             save(model, None, tmp_path / name, proof=False, overwrite=overwrite)
     assert list(tmp_path.iterdir()) == [old]
-    assert (old / "old.txt").read_text() == "old"
+    assert (old / "results.json").read_text() == "old"
     assert torch.equal(logits(reopen(old), tiny_tokens()), logits(model, tiny_tokens()))
 
 
-def test_a_failed_swap_brings_the_old_checkpoint_back(tmp_path, monkeypatch):
+def test_a_failed_swap_brings_the_old_checkpoint_back_and_keeps_the_new_one(tmp_path, monkeypatch):
     model = prune_by_hand(tiny_model(), EQUAL)
-    old = save(model, None, tmp_path / "out", proof=False, extra_files={"old.txt": "old"}).path
+    old = save(model, None, tmp_path / "out", proof=False, extra_files={"results.json": "old"}).path
     rename = type(old).rename
 
     def fail_to_arrive(self, target):
-        if target == old and not self.name.endswith("-old"):
-            raise OSError("no room")
+        if target == old and ".replaced-" not in self.name:
+            raise OSError(28, "no room")
         return rename(self, target)
 
+    monkeypatch.setattr(output_folder, "_exchange", lambda *_: False)
     monkeypatch.setattr(type(old), "rename", fail_to_arrive)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match=r"no room; the finished result is kept in .*out\.finished-"):
         save(model, None, old, proof=False, overwrite=True)
-    assert list(tmp_path.iterdir()) == [old]
-    assert (old / "old.txt").exists()
+    assert (old / "results.json").exists()
+    (kept,) = set(tmp_path.iterdir()) - {old}
+    assert torch.equal(logits(reopen(kept), tiny_tokens()), logits(model, tiny_tokens()))
 
 
 def test_overwrite_replaces_all_of_the_old(tmp_path):
     model = prune_by_hand(tiny_model(), UNEQUAL)
-    save(model, None, tmp_path / "out", proof=False, extra_files={"old.txt": "old"})
+    save(model, None, tmp_path / "out", proof=False, extra_files={"results.json": "old"})
     save(prune_by_hand(model, [(1, 24)] * 3), None, tmp_path / "out", proof=False, overwrite=True)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "README.md", "config.json", "generation_config.json", "model.safetensors",
@@ -271,21 +274,25 @@ def test_overwrite_replaces_all_of_the_old(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_check_output(tmp_path):
-    assert check_output(tmp_path / "a" / "b") == (tmp_path / "a" / "b").resolve()
-    (tmp_path / "empty").mkdir()
-    check_output(tmp_path / "empty")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="is a file"):
-        check_output(tmp_path / "file")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "diary.txt").write_text("")
-    with pytest.raises(FileExistsError, match=r"not empty; pass overwrite=True \(--overwrite\)"):
-        check_output(tmp_path / "full")
-    with pytest.raises(FileExistsError, match="other things than a model"):
-        check_output(tmp_path / "full", overwrite=True)
-    with pytest.raises(PermissionError, match="cannot write to /proc"):
-        check_output("/proc/1/out")
+@pytest.mark.parametrize("ended", ["killed", "out of memory"])
+def test_a_proof_that_was_stopped_leaves_the_checkpoint_unproved(tmp_path, monkeypatch, ended):
+    model = prune_by_hand(tiny_model(), EQUAL)
+    code = "import os; os.kill(os.getpid(), 9)" if ended == "killed" else "raise MemoryError"
+    script = tmp_path / "reload_child.py"
+    script.write_text(code)
+    monkeypatch.setattr(reload_proof, "CHILD", script)
+    saved = save(model, None, tmp_path / "out")
+    assert saved.proof is None
+    assert ("SIGKILL" if ended == "killed" else "MemoryError") in saved.unproved
+    assert torch.equal(logits(reopen(saved.path), tiny_tokens()), logits(model, tiny_tokens()))
+
+
+def test_files_that_the_caller_adds_are_replaced_with_the_result(tmp_path):
+    model = prune_by_hand(tiny_model(), EQUAL)
+    for overwrite in (False, True):
+        save(model, None, tmp_path / "out", proof=False, extra_files={"mine.txt": ""}, overwrite=overwrite)
+    with pytest.raises(FileExistsError, match=r"did not write \(mine\.txt\): not replaced"):
+        save(model, None, tmp_path / "out", proof=False, overwrite=True)
 
 
 def test_bad_models_and_names_are_refused(tmp_path):

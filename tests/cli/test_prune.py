@@ -231,7 +231,7 @@ def test_a_full_output_folder_is_refused_before_work(folder, tmp_path):
 def test_the_source_is_never_overwritten(folder):
     done = run("prune", folder / "model", "--ratio", 0.4, "--out", folder / "model", "--overwrite")
     assert done.returncode == 2
-    assert "is the model itself" in done.stderr
+    assert "is what the run reads itself; choose another" in done.stderr
 
 
 def test_a_failed_proof_is_one_line_and_leaves_nothing(folder, tmp_path):

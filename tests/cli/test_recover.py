@@ -230,7 +230,7 @@ def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):
     done = run("recover", pruned, "--recipe", pruned / "recipe.yaml", "--out", tmp_path / "out")
     assert (done.returncode, "nothing of a recovery" in done.stderr) == (2, True)
     done = run("recover", pruned, "--data", "builtin", "--out", pruned, "--overwrite")
-    assert (done.returncode, "is the model itself" in done.stderr) == (2, True)
+    assert (done.returncode, "is what the run reads itself" in done.stderr) == (2, True)
     assert not list(tmp_path.iterdir())
 
 
