@@ -9,6 +9,7 @@ A test that shows a capability of a family (``@pytest.mark.shows("search")``, th
 both in its report, from which tests/helpers/family_matrix.py makes a table.
 """
 
+import gc
 import os
 import tempfile
 
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    # Hundreds of thousands of objects of imported modules, which every collection would look through again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

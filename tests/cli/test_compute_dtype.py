@@ -42,7 +42,9 @@ def test_weights_in_half_precision_compute_in_it(folder, tmp_path, fastest):
 
 def test_pruning_and_recovery_compute_in_what_they_are_told(folder, tmp_path, fastest):
     texts = ("--eval-text", folder / "text.txt", "--eval-seqlen", 32, "--eval-windows", 2, "--no-proof")
-    training = ("--recover", "--recover-data", folder / "text.txt", "--recover-steps", 2)
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("{cutoff: 24, batch: 4, micro_batch: 2, val_rows: 4}")
+    training = ("--recover", "--recover-data", folder / "text.txt", "--recover-steps", 2, "--recover-recipe", recipe)
     for asked, computed in ((None, "float32"), ("auto", fastest)):
         out = tmp_path / str(asked)
         dtype = () if asked is None else ("--compute-dtype", asked)

@@ -1,10 +1,8 @@
 """Trials of machines and processes that are gone, or are thought to be, in both searches."""
 
+import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +14,7 @@ from pruneengine.search.dsa import search as dsa  # noqa: E402
 from pruneengine.search.dsa.objective import SparseObjective  # noqa: E402
 from pruneengine.search.run import SearchRun  # noqa: E402
 from pruneengine.search.study import START, WORKER, fail_abandoned, reopen_study, running  # noqa: E402
+from tests.helpers import forked  # noqa: E402
 from tests.helpers.tiny import tiny_model  # noqa: E402
 from tests.search.adapruner import test_search as adapruner  # noqa: E402
 from tests.search.dsa.test_search import config, search, texts  # noqa: E402
@@ -85,28 +84,24 @@ def test_a_start_that_was_lost_is_given_again(tmp_path):
     assert fail_abandoned(study) == 0
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import optuna
-from tests.search.adapruner.test_search import CONFIG, TEXTS, run_in, search, tiny_model
-ask = optuna.Study.ask
+def search_until_killed(folder):
+    ask = optuna.Study.ask
 
-def killed(study):
-    trial = ask(study)
-    if trial.number == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return trial
+    def killed(study):
+        trial = ask(study)
+        if trial.number == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trial
 
-optuna.Study.ask = killed
-search(tiny_model(), TEXTS, CONFIG, run_in(Path(sys.argv[1])))
-"""
+    optuna.Study.ask = killed
+    adapruner.search(tiny_model(), adapruner.TEXTS, adapruner.CONFIG, adapruner.run_in(folder))
 
 
 def test_a_trial_of_a_process_killed_before_it_signed_is_drawn_again_at_once(tmp_path):
-    root = Path(__file__).resolve().parents[2]
-    died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, check=False).returncode
-    assert died == -signal.SIGKILL
+    searching = forked.parent().Process(target=search_until_killed, args=(tmp_path,))
+    searching.start()
+    searching.join()
+    assert searching.exitcode == -signal.SIGKILL
     resumed, unbroken = (
         adapruner.search(tiny_model(), adapruner.TEXTS, adapruner.CONFIG, adapruner.run_in(tmp_path, name))
         for name in ("study", "unbroken")

@@ -19,6 +19,7 @@ pytest.importorskip("optuna")
 
 from pruneengine import AdaPrunerConfig, SearchRun, SearchTexts, search
 from pruneengine.search.study import reopen_study
+from tests.helpers import forked
 from tests.helpers.tiny import tiny_model, tiny_tokens
 
 CONFIG = AdaPrunerConfig(
@@ -157,11 +158,17 @@ def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_ends(tmp_path):
     assert resumed.winner.value == unbroken.winner.value
 
 
+def run_forty_trials(folder):
+    torch.set_num_threads(1)
+    search(tiny_model(), TEXTS, replace(CONFIG, trials=40), run_in(folder))
+
+
 def test_two_workers_share_a_study(tmp_path):
-    root = Path(__file__).resolve().parents[3]
-    other = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], cwd=root)
+    other = forked.parent().Process(target=run_forty_trials, args=(tmp_path,))
+    other.start()
     found = search(tiny_model(), TEXTS, replace(CONFIG, trials=40), run_in(tmp_path, workers=2))
-    assert other.wait(120) == 0
+    other.join(120)
+    assert other.exitcode == 0
     trials = reopen_study("study", f"journal:{tmp_path}/study.journal").trials
     assert 40 <= sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) <= 43
     assert [trial.number for trial in trials] == list(range(len(trials)))
