@@ -15,6 +15,7 @@ from pruneengine.calibration.statistics import Statistics
 from pruneengine.checkpoint.load import load_model as load
 from pruneengine.checkpoint.write import save
 from pruneengine.common.aliases import accept_former_argument
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.data.samples import Samples, Tokens
 from pruneengine.data.windows import evaluation_windows, load_samples
 from pruneengine.evaluation.perplexity import perplexity
@@ -164,13 +165,13 @@ def prune(
             done as asked.
     """
     if plan is not None and not isinstance(plan, SparsePlan):
-        raise TypeError(
+        raise InputTypeError(
             f"plan must be a SparsePlan, got {type(plan).__name__}; compact(model, plan) carries out a structured plan"
         )
     if config is not None and not isinstance(config, PruneConfig | SparseConfig):
-        raise TypeError(f"config must be a PruneConfig or a SparseConfig, got {type(config).__name__}")
+        raise InputTypeError(f"config must be a PruneConfig or a SparseConfig, got {type(config).__name__}")
     if isinstance(config, SparseConfig) or (config is None and plan is not None):
         return sparsify(model, samples, config, statistics=statistics, plan=plan)
     if plan is not None:
-        raise ValueError("a sparse plan goes with a SparseConfig or without a config, got a PruneConfig")
+        raise InputError("a sparse plan goes with a SparseConfig or without a config, got a PruneConfig")
     return prune_structures(model, samples, config, statistics=statistics)

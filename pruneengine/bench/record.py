@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from pruneengine.bench.environment import RESULTS, commit, cpu_name
+from pruneengine.common.errors import PruneengineError
 from pruneengine.common.files import write_atomically
 
 KEY = ("theme", "case", "provider", "quantity", "device", "threads", "versions", "commit", "date")
 
 
-class GateError(Exception):
+class GateError(PruneengineError):
     """A provider computes a wrong result, so that no result of its theme may be reported."""
 
 

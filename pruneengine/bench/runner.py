@@ -23,6 +23,7 @@ from pruneengine.bench.record import Setting, record
 from pruneengine.bench.shapes import DTYPES, Layer, Shape, parse_shapes
 from pruneengine.bench.targets import verdicts
 from pruneengine.bench.timing import Timer, timer_for
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 
 
@@ -48,7 +49,7 @@ class BenchOptions:
         _require("dtype", self.dtype, DTYPES)
         for name, values in (("rounds", [self.rounds]), ("threads", self.threads)):
             if bad := [value for value in values if value < 1]:
-                raise ValueError(f"{name} is {bad[0]}; expected at least 1")
+                raise InputError(f"{name} is {bad[0]}; expected at least 1")
         _require_device(self.device)
         for name in self.shapes:
             parse_shapes(name)
@@ -67,7 +68,7 @@ class BenchOptions:
         try:
             values["threads"] = tuple(int(word) for word in values.get("threads", (1,)))
         except ValueError:
-            raise ValueError(f"threads {texts['threads']!r}; expected numbers, comma separated") from None
+            raise InputError(f"threads {texts['threads']!r}; expected numbers, comma separated") from None
         return cls(**values)
 
 
@@ -172,7 +173,7 @@ def _planned(options: BenchOptions, device: torch.device, providers: list[str]) 
     if not planned:
         asked = {"ops": options.ops or ["all"], "shapes": options.shapes, "providers": providers or ["none"]}
         told = "; ".join(f"{name} {', '.join(words)}" for name, words in asked.items())
-        raise ValueError(f"nothing to measure on {device}: {told}")
+        raise InputError(f"nothing to measure on {device}: {told}")
     return list(dict.fromkeys(planned))
 
 
@@ -201,11 +202,11 @@ def _require_device(name: str) -> None:
         return
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if not match:
-        raise ValueError(f"device {name!r}; expected cpu, cuda or cuda:N")
+        raise InputError(f"device {name!r}; expected cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(match[1] or 0) >= count:
         seen = f"cpu or cuda:0 to cuda:{count - 1}" if count else "cpu, as torch sees no CUDA device"
-        raise ValueError(f"device {name!r}; expected {seen}")
+        raise InputError(f"device {name!r}; expected {seen}")
 
 
 def _require(what: str, name: str, known: Collection[str]) -> None:
@@ -213,4 +214,4 @@ def _require(what: str, name: str, known: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
-    raise ValueError(f"unknown {what} {name!r}; {hint}")
+    raise InputError(f"unknown {what} {name!r}; {hint}")

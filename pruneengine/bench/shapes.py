@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pruneengine.common.errors import InputError
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -87,7 +89,7 @@ def parse_shapes(name: str) -> Shapes:
     if name in SETS:
         return SETS[name]
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", name):
-        raise ValueError(f"shapes {name!r}: expected {', '.join(SETS)}, or ROWSxCOLUMNS")
+        raise InputError(f"shapes {name!r}: expected {', '.join(SETS)}, or ROWSxCOLUMNS")
     rows, columns = map(int, name.split("x"))
     heads = math.gcd(rows, 4)
     return Shapes((Matrix(rows, columns),), (Matrix(rows, columns),), (Layer(rows, columns, heads, heads, 2),))

@@ -18,6 +18,7 @@ from pruneengine import ops
 from pruneengine.calibration.layer_backward import backward_by_layer
 from pruneengine.calibration.recorder import Recorder
 from pruneengine.calibration.statistics import QUANTITIES, Statistics, checked_subsets
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
@@ -73,12 +74,12 @@ def calibrate(
     samples = as_samples(batches)
     subsets = checked_subsets(subsets or {}, len(samples))
     if samples.tokens.shape[1] < 2 and (losses or chosen - ACTIVATIONS):
-        raise ValueError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
+        raise InputError(f"samples have {samples.tokens.shape[1]} token(s); a loss needs at least 2")
     structure = structure or find_groups(model)
     check_tokens(model, structure, samples)
     layers = layers if layers is not None else range(structure.num_layers)
     if not len(layers):
-        raise ValueError(
+        raise InputError(
             f"layers {layers.start}:{layers.stop} hold no layer; expected some of 0:{structure.num_layers}"
         )
     groups = structure.scored(kinds, layers)
@@ -117,7 +118,7 @@ def calibrate(
 def _checked(quantities: Iterable[str]) -> frozenset[str]:
     names = frozenset(quantities)
     if unknown := names - QUANTITIES.keys():
-        raise ValueError(f"unknown quantity {sorted(unknown)[0]!r}; choose from {', '.join(QUANTITIES)}")
+        raise InputError(f"unknown quantity {sorted(unknown)[0]!r}; choose from {', '.join(QUANTITIES)}")
     return names
 
 
@@ -241,7 +242,7 @@ def _require_gradient(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, .
 def check_tokens(model: nn.Module, structure: Structure, samples: Samples) -> None:
     """Raise ValueError for a token id outside the vocabulary, or for samples of one token where experts may idle."""
     if structure.family.experts is not None and samples.tokens.shape[1] < 2:
-        raise ValueError(
+        raise InputError(
             f"samples have {samples.tokens.shape[1]} token(s); a mixture of experts needs at least 2, for it runs no "
             "idle expert where a text grows token by token"
         )
@@ -249,7 +250,7 @@ def check_tokens(model: nn.Module, structure: Structure, samples: Samples) -> No
     vocabulary = causal.get_input_embeddings().weight.shape[0]
     if samples.tokens.shape[1] and not 0 <= int(samples.tokens.min()) <= int(samples.tokens.max()) < vocabulary:
         worst = int(samples.tokens.max()) if int(samples.tokens.min()) >= 0 else int(samples.tokens.min())
-        raise ValueError(f"token id {worst}: expected 0 to {vocabulary - 1}, the model's vocabulary")
+        raise InputError(f"token id {worst}: expected 0 to {vocabulary - 1}, the model's vocabulary")
 
 
 def check_weights(model: nn.Module) -> None:
@@ -257,14 +258,14 @@ def check_weights(model: nn.Module) -> None:
     check_prunable(model)
     for name, parameter in model.named_parameters():
         if not bool(torch.stack(parameter.detach().aminmax()).isfinite().all()):
-            raise ValueError(f"weights of {name} are not finite: they hold NaN or infinity")
+            raise InputError(f"weights of {name} are not finite: they hold NaN or infinity")
 
 
 def _check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for quantity, named in tensors.items():
         for name, tensor in named.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(
+                raise InputError(
                     f"{quantity} of {name} is not finite: weights or activations hold NaN or infinity there, "
                     "or half-precision gradients overflow (load the model in float32)"
                 )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import write_atomically
 from pruneengine.common.optional_imports import require_extra
 
@@ -72,7 +73,7 @@ class Statistics:
             return self.tensors[quantity][name]
         except KeyError:
             collected = ", ".join(sorted(self.tensors)) or "none"
-            raise ValueError(f"the statistics hold no {quantity!r} for {name!r}; collected: {collected}") from None
+            raise InputError(f"the statistics hold no {quantity!r} for {name!r}; collected: {collected}") from None
 
     def mean(self, quantity: str, name: str, of: str = "x") -> Tensor:
         """Return the mean over samples of a per-sample quantity, or another quantity itself: ``[C]``, read-only.
@@ -111,7 +112,7 @@ class Statistics:
         """Return the statistics of some of the samples; quantities that are not additive are dropped."""
         index = torch.as_tensor(list(samples), dtype=torch.int64)
         if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= self.num_samples:
-            raise ValueError(
+            raise InputError(
                 f"samples must be a non-empty choice from 0..{self.num_samples - 1}, got {list(samples)[:8]}"
             )
         tensors: dict[str, Mapping[str, Tensor]] = {
@@ -124,7 +125,7 @@ class Statistics:
     def of_subset(self, name: str) -> Statistics:
         """Return the statistics of one of :attr:`subsets`, with the quantities that are not additive, all exact."""
         if name not in self.subsets:
-            raise ValueError(f"unknown subset {name!r}; collected: {', '.join(self.subsets) or 'none'}")
+            raise InputError(f"unknown subset {name!r}; collected: {', '.join(self.subsets) or 'none'}")
         rows, place = self.subset(self.subsets[name]), list(self.subsets).index(name)
         whole = {q: {member: t[place] for member, t in named.items()} for q, named in self.of_subsets.items()}
         return replace(rows, tensors=rows.tensors | whole)
@@ -132,14 +133,14 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """Return the statistics of both calibration sets together: the additive quantities that both have."""
         if (self.model, self.tokens_per_sample) != (other.model, other.tokens_per_sample):
-            raise ValueError(
+            raise InputError(
                 f"cannot merge statistics of model {self.model} x {self.tokens_per_sample} tokens with "
                 f"{other.model} x {other.tokens_per_sample}: model and sample length must be equal"
             )
         shared = [q for q in self.tensors if QUANTITIES[q][0] and q in other.tensors]
         for quantity in shared:
             if differing := self.tensors[quantity].keys() ^ other.tensors[quantity].keys():
-                raise ValueError(f"cannot merge: only one side has {quantity!r} for {sorted(differing)[0]!r}")
+                raise InputError(f"cannot merge: only one side has {quantity!r} for {sorted(differing)[0]!r}")
         tensors: dict[str, Mapping[str, Tensor]] = {
             quantity: {
                 name: torch.cat([t, other.tensors[quantity][name]]) for name, t in self.tensors[quantity].items()
@@ -162,7 +163,7 @@ class Statistics:
         """Return the statistics; ValueError if they are of another model or calibration set."""
         for source, expected, own in (("model", model, self.model), ("calibration data", data, self.data)):
             if expected is not None and expected != own:
-                raise ValueError(f"the statistics belong to another {source}: expected {expected}, the file says {own}")
+                raise InputError(f"the statistics belong to another {source}: expected {expected}, the file says {own}")
         return self
 
     def save(self, path: str | Path) -> None:
@@ -192,17 +193,17 @@ class Statistics:
             from safetensors import SafetensorError, safe_open
 
         if Path(path).is_dir():
-            raise ValueError(f"{path}: not a statistics file, but a folder")
+            raise InputError(f"{path}: not a statistics file, but a folder")
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("pruneengine", "{}"))
                 if header.get("format") != _FORMAT:
-                    raise ValueError(
+                    raise InputError(
                         f"{path}: not a statistics file (format {header.get('format')!r}, expected {_FORMAT!r})"
                     )
                 flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: corrupt statistics file ({error})") from None
+            raise InputError(f"{path}: corrupt statistics file ({error})") from None
         del header["format"]
         loss = flat.pop("loss", None)
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -217,21 +218,21 @@ class Statistics:
             statistics = cls(tensors={**tensors}, loss=loss, subsets=subsets, of_subsets=of_subsets, **header)
             statistics._validate()
         except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: corrupt statistics file ({error})") from None
+            raise InputError(f"{path}: corrupt statistics file ({error})") from None
         return statistics
 
     def _validate(self) -> None:
         if type(self.num_samples) is not int or self.loss is None or len(self.loss) not in (0, self.num_samples):
-            raise ValueError(f"losses of {self.num_samples} samples are missing")
+            raise InputError(f"losses of {self.num_samples} samples are missing")
         checked_subsets(self.subsets, self.num_samples)
         for quantity, named in self.tensors.items():
             if quantity not in QUANTITIES:
-                raise ValueError(f"unknown quantity {quantity!r}")
+                raise InputError(f"unknown quantity {quantity!r}")
             per_sample = QUANTITIES[quantity][0]
             for name, tensor in named.items():
                 _require(quantity, name, tensor, self.num_samples if per_sample else None)
             if self.subsets and not per_sample and self.of_subsets.get(quantity, {}).keys() != named.keys():
-                raise ValueError(f"{quantity} of {len(self.subsets)} subsets is missing")
+                raise InputError(f"{quantity} of {len(self.subsets)} subsets is missing")
         for quantity, named in self.of_subsets.items():
             for name, tensor in named.items():
                 _require(f"{quantity} of subsets", name, tensor, len(self.subsets))
@@ -243,7 +244,7 @@ def checked_subsets(subsets: Mapping[str, Sequence[int]], num_samples: int) -> d
     for name, samples in checked.items():
         known = set(range(num_samples)).issuperset(samples)
         if not samples or len(set(samples)) < len(samples) or not known:
-            raise ValueError(
+            raise InputError(
                 f"subset {name!r} must be different samples from 0..{num_samples - 1}, got {list(samples)[:8]}"
             )
     return checked
@@ -271,4 +272,4 @@ def _require(quantity: str, name: str, tensor: Tensor, rows: int | None) -> None
     """Raise ValueError unless a tensor is a float32 matrix with the given number of rows, or a vector for None."""
     fits = tensor.dim() == 1 if rows is None else tensor.dim() == 2 and len(tensor) == rows
     if tensor.dtype != torch.float32 or not fits:
-        raise ValueError(f"{quantity} of {name} is {tensor.dtype} {list(tensor.shape)}")
+        raise InputError(f"{quantity} of {name} is {tensor.dtype} {list(tensor.shape)}")

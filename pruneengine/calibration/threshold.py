@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
+from pruneengine.common.errors import InputError
 
 TIES = ("all", "shared")
 
@@ -30,7 +31,7 @@ def removed_by_threshold(
         ValueError: an unknown rule for ties.
     """
     if ties not in TIES:
-        raise ValueError(f"unknown rule for ties {ties!r}; choose from {', '.join(TIES)}")
+        raise InputError(f"unknown rule for ties {ties!r}; choose from {', '.join(TIES)}")
     threshold = ops.kth_value_global(weights, math.ceil(number), norms)
     # Scores above the next smaller number are the threshold or larger.
     bounds = torch.cat([threshold.nextafter(threshold.new_tensor(-math.inf)), threshold])

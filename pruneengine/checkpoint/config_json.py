@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import FAMILIES, MODELING_FILE, auto_class, find_groups
 from pruneengine.model.config_sync import layer_widths, sync_config
 from pruneengine.model.families import ANY_HEADS_CLASS, ANY_HEADS_TYPE, EVEN_HEADS_TYPE
@@ -55,7 +56,7 @@ def checkpoint_config(model: PreTrainedModel) -> dict[str, Any]:
     shipped = bool({"pruneengine_widths", "pruneengine_shapes", "pruneengine_biases"} & text.keys())
     pruned = f"Pruned{plain}"
     if shipped and pruned not in SHIPPED:
-        raise ValueError(
+        raise InputError(
             f"{values['model_type']!r} can be saved only with widths that its config can say, and without new biases: "
             f"the modelling file for anything else has {', '.join(SHIPPED)}, but no {pruned}"
         )

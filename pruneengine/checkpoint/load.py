@@ -16,6 +16,7 @@ from torch import nn
 
 from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, runs_shipped_code
 from pruneengine.checkpoint.whole_weights import check_floating, check_full_precision, check_loading_info, stored_dtypes
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import auto_class
 from pruneengine.model.experts import unfuse_experts
@@ -50,7 +51,7 @@ def load_model(
         ImportError: the extra ``hf`` is not installed.
     """
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}")
+        raise InputTypeError(f"dtype must be a torch.dtype, got {dtype!r}")
     device, (folder, gguf) = torch.device(device), _locate(source)
     with require_extra("hf"):
         import accelerate  # noqa: F401
@@ -76,7 +77,7 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     place = str(source) if folder is None else folder
     trust = trust_remote_code if folder is None or gguf is not None else _may_run_code(folder, trust_remote_code)
     options = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
-    refused: type[Exception] = ValueError
+    refused: type[Exception] = InputError
     what = f"{source} gives no configuration"
     if folder is None:
         refused, what = ConnectionError, f"{str(source)!r} is no local folder and the hub does not give it"
@@ -111,14 +112,14 @@ def _local(path: Path) -> tuple[Path, str | None]:
     """Return the folder to load from and, if the model is a GGUF file, its name in the folder."""
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(f"{path} is not a model: expected a folder or a .gguf file")
+            raise InputError(f"{path} is not a model: expected a folder or a .gguf file")
         return path.parent, path.name
     if (path / "config.json").is_file():
         return path, None
     names = sorted(file.name for file in path.glob("*.gguf"))
     if len(names) != 1:
         reason = f"several GGUF files ({', '.join(names[:4])}); name one" if names else "no config.json and no .gguf"
-        raise ValueError(f"{path} is not a model folder: {reason}")
+        raise InputError(f"{path} is not a model folder: {reason}")
     return path, names[0]
 
 
@@ -136,7 +137,7 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
         opener = _opener(config.get("model_type"))
     check_full_precision(config, str(folder))
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
-        raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
+        raise InputError(f"{folder} holds no tokenizer: expected tokenizer.json, or another of its model's family")
     trust = _may_run_code(folder, trust_remote_code)
     with _one_line(f"{folder} does not load"):
         stored = stored_dtypes(folder)
@@ -148,7 +149,7 @@ def _load_folder(folder: Path, trust_remote_code: bool, dtype: torch.dtype) -> t
 
 
 def _whole(
-    opener: Any, place: str | Path, source: object, kind: type[Exception] = ValueError, **options: Any
+    opener: Any, place: str | Path, source: object, kind: type[Exception] = InputError, **options: Any
 ) -> PreTrainedModel:
     """Load a model whose files hold all its weights and nothing else; ValueError otherwise."""
     with _one_line(f"{source} does not load", kind):
@@ -166,7 +167,7 @@ def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
     with _one_line(f"{folder / 'config.json'} does not load"):
         shipped = runs_shipped_code(folder)
     if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
-        raise ValueError(
+        raise InputError(
             f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes; "
             "read it, then pass trust_remote_code=True"
         )
@@ -245,12 +246,13 @@ def _decimal(value: float) -> float:
 
 
 @contextmanager
-def _one_line(what: str, kind: type[Exception] = ValueError) -> Iterator[None]:
+def _one_line(what: str, kind: type[Exception] = InputError) -> Iterator[None]:
     """Raise ``kind`` with one line in place of any error of a loader; the loaders' own errors are of many types."""
     try:
         yield
     except ImportError:
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        # Whole: the first line of some loaders names the fault, of others only that there is one.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise kind(f"{what}: {reason}") from error

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable
 
 # Names of the files that a checkpoint or an export of ours holds; whatever else lies in a folder is somebody's own.
 OUR_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "modeling_pruned.py"),
-    *("plan.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md", "export.json", "*.gguf"),
+    *("plan.json", "function.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
-    *("chat_template*", "preprocessor_config.json", "processor_config.json", "configuration_decilm.py", "__pycache__"),
+    *("chat_template*", "preprocessor_config.json", "processor_config.json", "__pycache__"),
+    *("export.json", "*.gguf", "configuration_decilm.py"),
 )
 OWNER_FILE = ".owner"
 SHOWN = 3
@@ -136,9 +138,9 @@ def remove_leftovers(output: OutputFolder, say: Callable[[str], None]) -> None:
 def _check_apart(path: Path, other: Path, given: str | Path) -> None:
     """Raise ValueError where the input would go with what the output replaces, or fill it before its time."""
     if other == path:
-        raise ValueError(f"output folder {path} is what the run reads itself; choose another")
+        raise InputError(f"output folder {path} is what the run reads itself; choose another")
     if path in other.parents:
-        raise ValueError(f"output folder {path} holds {given}, which the run needs; choose another place")
+        raise InputError(f"output folder {path} holds {given}, which the run needs; choose another place")
 
 
 def _written_by_us(path: Path) -> bool:

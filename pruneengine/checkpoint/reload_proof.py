@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pruneengine.checkpoint.config_json import loader_of, runs_shipped_code
+from pruneengine.common.errors import PruneengineError
 from pruneengine.model import auto_class, text_config
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ CHILD = Path(__file__).with_name("reload_child.py")
 OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
-class ReloadError(RuntimeError):
+class ReloadError(PruneengineError, RuntimeError):
     """Error: a checkpoint does not open in a fresh process, or gives other logits than the model in memory."""
 
 

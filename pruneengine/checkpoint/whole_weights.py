@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model.prunable import quantisation_of
 
@@ -38,7 +39,7 @@ def check_loading_info(info: Mapping[str, Any], source: str) -> None:
     if errors := info.get("error_msgs"):
         faults.append(str(errors[0] if isinstance(errors, (list, tuple)) else errors))
     if faults:
-        raise ValueError(f"the weights of {source} are not those of its config: {'; '.join(faults)}")
+        raise InputError(f"the weights of {source} are not those of its config: {'; '.join(faults)}")
 
 
 def stored_dtypes(folder: Path) -> dict[str, str]:
@@ -66,7 +67,7 @@ def check_floating(stored: Mapping[str, str], source: str) -> None:
     """
     odd = [f"{name} {dtype}" for name, dtype in stored.items() if dtype not in FLOATING and not name.endswith(BUFFERS)]
     if odd:
-        raise ValueError(
+        raise InputError(
             f"{source} holds {_counted(odd)} not in floating point: save the model in full precision first"
         )
 
@@ -74,7 +75,7 @@ def check_floating(stored: Mapping[str, str], source: str) -> None:
 def check_full_precision(config: Any, source: str) -> None:
     """Raise ValueError where a config says that the weights are quantised."""
     if (method := quantisation_of(config)) is not None:
-        raise ValueError(f"{source} is quantised ({method}): load it in full precision to prune it")
+        raise InputError(f"{source} is quantised ({method}): load it in full precision to prune it")
 
 
 def _counted(names: Collection[str]) -> str:

@@ -16,6 +16,7 @@ from pruneengine.checkpoint.equivalent_class import model_to_save
 from pruneengine.checkpoint.model_card import model_card
 from pruneengine.checkpoint.output_folder import OutputFolder, claim_output, finished_folder
 from pruneengine.checkpoint.reload_proof import ProofStoppedError, ReloadProof, prove_reload
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_space
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.recipes import write_yaml
@@ -201,5 +202,5 @@ def _json(value: Any) -> str:
 def _checked_names(files: Mapping[str, str], taken: Mapping[str, str]) -> Mapping[str, str]:
     for name in files:
         if name in taken or Path(name).name != name:
-            raise ValueError(f"extra_files: {name!r} is taken or no plain file name")
+            raise InputError(f"extra_files: {name!r} is taken or no plain file name")
     return files

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import typer
 from rich.console import Console
 
+from pruneengine.common.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,7 +83,7 @@ def renamed(value: T | None, former: T | None, names: str) -> T | None:
         ValueError: both are given.
     """
     if value is not None and former is not None:
-        raise ValueError(f"{names} are names of one option; give the first")
+        raise InputError(f"{names} are names of one option; give the first")
     return former if value is None else value
 
 
@@ -96,7 +98,7 @@ def parse_dtype(name: str) -> torch.dtype:
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
-        raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(known)}")
+        raise InputError(f"unknown dtype {name!r}; choose from {', '.join(known)}")
     return known[name]
 
 
@@ -129,7 +131,7 @@ def parse_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+        raise InputError(f"device {name!r} cannot be used here: {reason}") from None
     return name
 
 
@@ -143,5 +145,5 @@ def read_values(recipe: Path | None, section: str, options: Mapping[str, Any]) -
 def require_ratio(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the values of a structured config; ValueError without a ratio."""
     if "ratio" not in values:
-        raise ValueError("give --ratio R (or a --recipe that holds one)")
+        raise InputError("give --ratio R (or a --recipe that holds one)")
     return values

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pruneengine.cli.app import out, parse_compute_dtype, parse_device, parse_dtype, say, show_smoke_test
 from pruneengine.cli.options.option import option
 from pruneengine.cli.options.shared import ComputeDtype, Device, Dtype, Model, Trust
+from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
     from pruneengine.evaluation.results import Results
@@ -62,7 +63,7 @@ def evaluate(
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks is not None else ()
     if tasks is not None and not names:
-        raise ValueError(f"--tasks {tasks!r}: expected names of tasks, comma separated")
+        raise InputError(f"--tasks {tasks!r}: expected names of tasks, comma separated")
     if text is None:
         text = "none" if names else "builtin-eval"
     options = EvalOptions(

@@ -17,6 +17,7 @@ from pruneengine.cli.app import (
 )
 from pruneengine.cli.options import prune as own
 from pruneengine.cli.options import recovery, shared, sparse, structured
+from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
     from pruneengine.jobs.options import JobOptions
@@ -101,7 +102,7 @@ def prune(
     sparse_config = sparse.sparse_config(recipe, for_both, for_weights, for_units)
     config = sparse_config or PruneConfig.from_dict(require_ratio(read_values(recipe, "config", for_both | for_units)))
     if out_dir is None and not dry_run:
-        raise ValueError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
+        raise InputError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(
         source=model, out=None if dry_run else out_dir, overwrite=overwrite,
         dtype=parse_dtype(dtype), compute_dtype=parse_compute_dtype(compute_dtype, dtype, device),

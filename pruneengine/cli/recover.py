@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pruneengine.cli.app import given, out, parse_compute_dtype, parse_device, parse_dtype, run_job, show_smoke_test
 from pruneengine.cli.options import prune, shared
 from pruneengine.cli.options import train as own
+from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
     from pruneengine.recovery import RecoverConfig
@@ -85,5 +86,5 @@ def _config(recipe: Path | None, named: dict[str, Any]) -> RecoverConfig:
 
     values = (read_recovery_recipe(recipe) if recipe else {}) | named
     if "data" not in values:
-        raise ValueError("give --data SPEC (or a --recipe that holds it): alpaca, a file, or builtin for a smoke test")
+        raise InputError("give --data SPEC (or a --recipe that holds it): alpaca, a file, or builtin for a smoke test")
     return RecoverConfig.from_dict(values)

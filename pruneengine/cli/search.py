@@ -21,6 +21,7 @@ from pruneengine.cli.app import (
 )
 from pruneengine.cli.options import dsa, recovery, shared, structured
 from pruneengine.cli.options import search as own
+from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
     from pruneengine.jobs.options import SearchOptions
@@ -95,7 +96,7 @@ def search(
     from pruneengine.jobs.options import SearchOptions
 
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+        raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     for_both = {
         "trials": trials, "sampler": sampler, "calibration": calibration, "search_text": search_text, "seqlen": seqlen,
         "stop": stop, "finalists": finalists, "seed": seed,
@@ -120,7 +121,7 @@ def search(
     )  # fmt: skip
     if method == "dsa":
         if odd := given(for_plans):
-            raise ValueError(
+            raise InputError(
                 f"{flags(odd)}: options of --method adapruner, which removes heads and channels; leave them out"
             )
         # --windows and --held-out meant both searches' numbers once.
@@ -131,7 +132,7 @@ def search(
         _search_functions(dsa_config(recipe, for_both | for_functions), options)
     else:
         if odd := given(for_functions):
-            raise ValueError(f"{flags(odd)}: options of --method dsa; leave them out")
+            raise InputError(f"{flags(odd)}: options of --method dsa; leave them out")
         former = int(held_out) if held_out is not None and held_out == int(held_out) else held_out
         for_plans |= {
             "windows": windows,
@@ -178,7 +179,7 @@ def dsa_config(recipe: Path | None, options: Mapping[str, Any]) -> DsaConfig:
         elif isinstance(values.get(name), str):
             values[name] = parse(values[name])
     if "sparsity" not in values and "pattern" not in values:
-        raise ValueError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
+        raise InputError("give --sparsity S, or --pattern N:M (or a --recipe that holds one)")
     return DsaConfig.from_dict(values)
 
 
@@ -208,7 +209,7 @@ def _p_value(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"stop must be a p-value or none, got {text!r}") from None
+        raise InputError(f"stop must be a p-value or none, got {text!r}") from None
 
 
 def _whole(text: str) -> int:
@@ -216,4 +217,4 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"plateau must be a number of trials or none, got {text!r}") from None
+        raise InputError(f"plateau must be a number of trials or none, got {text!r}") from None

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from pruneengine.common.errors import InputTypeError
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -43,7 +45,7 @@ def accept_former_argument(former: str, name: str) -> Callable[[Callable[P, T]],
         def call_with_either(*values: P.args, **named: P.kwargs) -> T:
             if former in named:
                 if name in named:
-                    raise TypeError(f"{function.__name__} takes {name}, or {former} (its former name), got both")
+                    raise InputTypeError(f"{function.__name__} takes {name}, or {former} (its former name), got both")
                 named[name] = named.pop(former)
             return function(*values, **named)
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from pruneengine.common.errors import InputError
+
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -37,7 +39,7 @@ def meet_mean(
 
     least, most = (mean([pair[side] for pair in bounds]) for side in (0, 1))
     if not least - 1e-12 <= target <= most + 1e-12:
-        raise ValueError(f"a mean sparsity of {target:g} is out of reach: expected {least:.6g} to {most:.6g}")
+        raise InputError(f"a mean sparsity of {target:g} is out of reach: expected {least:.6g} to {most:.6g}")
     # Values that meet the target already stay as they are, to the last bit.
     if abs(mean(at(0.0)) - target) <= 1e-15:
         return at(0.0)

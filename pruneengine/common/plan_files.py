@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError
+
 
 def plan_to_json(layout: str, fields: Mapping[str, Any]) -> str:
     """Return the text of a plan's file.
@@ -29,13 +31,13 @@ def parse_plan(text: str, kind: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not a {kind}: {error}") from None
+        raise InputError(f"not a {kind}: {error}") from None
 
 
 def plan_fields(values: Any, layout: str, kind: str) -> dict[str, Any]:
     """Return the fields of a plan without ``format``; ValueError if ``values`` is no object of this format."""
     if not isinstance(values, dict) or values.get("format") != layout:
-        raise ValueError(f"not a {kind}: expected a JSON object with format {layout!r}")
+        raise InputError(f"not a {kind}: expected a JSON object with format {layout!r}")
     return {name: value for name, value in values.items() if name != "format"}
 
 
@@ -44,7 +46,7 @@ def read_plan(path: str | Path, kind: str) -> str:
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a {kind} ({error})") from None
+        raise InputError(f"{path}: cannot be read as a {kind} ({error})") from None
 
 
 def _print_value(value: Any) -> str:

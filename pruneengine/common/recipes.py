@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
     content = read_keys(path)
     sections = [name for name in RECIPES if name in content]
     if sections and section not in sections:
-        raise ValueError(f"{path}: holds the recipe of a {RECIPES[sections[0]]}, expected that of a {RECIPES[section]}")
+        raise InputError(f"{path}: holds the recipe of a {RECIPES[sections[0]]}, expected that of a {RECIPES[section]}")
     return content.get(section, content)
 
 
@@ -38,9 +39,9 @@ def read_keys(path: str | Path) -> dict[str, Any]:
     try:
         content = read_yaml(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from None
+        raise InputError(f"{path}: cannot be read as a recipe ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
+        raise InputError(f"{path}: a recipe holds keys and values, got {type(content).__name__}")
     return content
 
 
@@ -65,7 +66,7 @@ def read_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise InputError(" ".join(str(error).split())) from None
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pruneengine.common.errors import InputError, InputTypeError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -16,26 +18,26 @@ T = TypeVar("T", bound="DataclassInstance")
 def require_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ValueError if a value is not one of the choices."""
     if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
+        raise InputError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
 
 
 def require_number(name: str, value: Any) -> None:
     """Raise TypeError if a value is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise InputTypeError(f"{name} must be a number, got {value!r}")
 
 
 def require_within(name: str, value: Any, least: float, most: float) -> None:
     """Raise TypeError or ValueError if a value is not a number in ``[least, most]``."""
     require_number(name, value)
     if not least <= value <= most:
-        raise ValueError(f"{name} must lie in [{least}, {most}], got {value}")
+        raise InputError(f"{name} must lie in [{least}, {most}], got {value}")
 
 
 def require_whole(name: str, value: Any, least: int = 0, expected: str | None = None) -> None:
     """Raise ValueError if a value is not a whole number from ``least``; ``expected`` replaces these words."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be {expected or f'a whole number from {least}'}, got {value!r}")
+        raise InputError(f"{name} must be {expected or f'a whole number from {least}'}, got {value!r}")
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -59,5 +61,5 @@ def from_known(
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := values.keys() - set(known):
         shown = ", ".join(sorted(known) if what == "option" else known)
-        raise ValueError(f"unknown {what} {min(map(str, unknown))!r}; known: {shown}")
+        raise InputError(f"unknown {what} {min(map(str, unknown))!r}; known: {shown}")
     return kind(**values)

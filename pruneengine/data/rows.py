@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.text_files import check_text
 
 TEXT_COLUMNS = ("text", "page", "sentence", "content")
@@ -40,13 +41,13 @@ def rows_to_text(rows: Sequence[Any], name: str, tokenizer: Any = None) -> list[
             no template for; the message names the row.
     """
     if not len(rows):
-        raise ValueError(f"{name}: no rows")
+        raise InputError(f"{name}: no rows")
     first = rows[0]
     if not isinstance(first, (str, Mapping)):
-        raise ValueError(f"{name}: row 1 is {type(first).__name__}, expected an object or a string")
+        raise InputError(f"{name}: row 1 is {type(first).__name__}, expected an object or a string")
     column = None if isinstance(first, str) else _column(first)
     if column is None and isinstance(first, Mapping):
-        raise ValueError(
+        raise InputError(
             f"{name}: columns {sorted(first)}, expected one of {', '.join(TEXT_COLUMNS)}, {CHAT_COLUMN}, or "
             "instruction and output"
         )
@@ -61,20 +62,20 @@ def instruction_pairs(rows: Sequence[Any], name: str) -> list[tuple[str, str]] |
             expected ones); a row without its instruction or output.
     """
     if not len(rows):
-        raise ValueError(f"{name}: no rows")
+        raise InputError(f"{name}: no rows")
     columns = set(rows[0]) if isinstance(rows[0], Mapping) else set()
     # Instructions come before text: Stanford Alpaca's own rows hold their rendered text beside its columns.
     if not set(INSTRUCTION_COLUMNS) <= columns:
         if isinstance(rows[0], str) or columns & {*TEXT_COLUMNS, CHAT_COLUMN}:
             return None
-        raise ValueError(
+        raise InputError(
             f"{name}: columns {', '.join(sorted(columns)) or 'none'}; expected instruction, output and optionally "
             f"input, or text in one of {', '.join(TEXT_COLUMNS)}"
         )
     for number, row in enumerate(rows, 1):
         values = [row.get(column) for column in INSTRUCTION_COLUMNS] if isinstance(row, Mapping) else [None]
         if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{name}: row {number} has no instruction and output like row 1")
+            raise InputError(f"{name}: row {number} has no instruction and output like row 1")
         check_text("".join(alpaca_prompt(row)), f"{name}: row {number}")
     return [alpaca_prompt(row) for row in rows]
 
@@ -106,7 +107,7 @@ def _text_of(row: Any, column: str | None, where: str, tokenizer: Any) -> str:
     else:
         text = row.get(column)
     if text is None:
-        raise ValueError(f"{where} has no text like row 1")
+        raise InputError(f"{where} has no text like row 1")
     return check_text(text, where)
 
 
@@ -116,11 +117,11 @@ def _chat_text(messages: Any, where: str, tokenizer: Any) -> str | None:
         return None
     plain = isinstance(messages, Sequence) and not isinstance(messages, str)
     if not (plain and messages and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in messages)):
-        raise ValueError(
+        raise InputError(
             f"{where}: messages must be a list of objects with role and content, got {str(messages)[:60]!r}"
         )
     if tokenizer is None:
         return "\n".join(str(message["content"]) for message in messages)
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"{where} is a chat, and the tokenizer has no chat template: give text, or another tokenizer")
+        raise InputError(f"{where} is a chat, and the tokenizer has no chat template: give text, or another tokenizer")
     return tokenizer.apply_chat_template(list(messages), tokenize=False)

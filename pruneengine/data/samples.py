@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.validation import require_whole
 
 
@@ -30,9 +31,9 @@ class Samples:
 
     def __post_init__(self) -> None:
         if self.tokens.dtype != torch.int64 or self.tokens.ndim != 2:
-            raise ValueError(f"tokens: {self.tokens.dtype} {tuple(self.tokens.shape)}, expected int64 [N, L]")
+            raise InputError(f"tokens: {self.tokens.dtype} {tuple(self.tokens.shape)}, expected int64 [N, L]")
         if len(self.source) != len(self.tokens):
-            raise ValueError(f"source: {len(self.source)} names for {len(self.tokens)} windows")
+            raise InputError(f"source: {len(self.source)} names for {len(self.tokens)} windows")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,7 +47,7 @@ class Samples:
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield consecutive batches ``[b, L]`` with ``b <= size``; only the last may be smaller."""
         if size < 1:
-            raise ValueError(f"batch size {size}: expected at least 1")
+            raise InputError(f"batch size {size}: expected at least 1")
         return iter(self.tokens.split(size))
 
 
@@ -81,7 +82,7 @@ class CalibrationText:
                 require_whole(name, getattr(self, name), 1, "a positive whole number")
         for name, kind in (("seed", int), ("calibration", str), ("pack", bool)):
             if type(getattr(self, name)) is not kind:
-                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
+                raise InputTypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r}")
 
 
 def as_samples(tokens: Tokens) -> Samples:
@@ -96,12 +97,12 @@ def as_samples(tokens: Tokens) -> Samples:
     pieces = [tokens] if isinstance(tokens, Tensor) else list(tokens)
     for piece in pieces:
         if not isinstance(piece, Tensor):
-            raise TypeError(f"tokens: {type(piece).__name__}, expected Samples or int64 tensors [N, L]")
+            raise InputTypeError(f"tokens: {type(piece).__name__}, expected Samples or int64 tensors [N, L]")
         if piece.ndim != 2 or piece.dtype != torch.int64:
-            raise ValueError(f"tokens: {piece.dtype} {tuple(piece.shape)}, expected int64 [N, L]")
+            raise InputError(f"tokens: {piece.dtype} {tuple(piece.shape)}, expected int64 [N, L]")
     lengths = sorted({piece.shape[1] for piece in pieces})
     if len(lengths) != 1 or not sum(len(piece) for piece in pieces):
-        raise ValueError(f"tokens: {len(pieces)} tensors of lengths {lengths}, expected at least one row of one length")
+        raise InputError(f"tokens: {len(pieces)} tensors of lengths {lengths}, expected at least one row of one length")
     joined = torch.cat([piece.cpu() for piece in pieces])
     return Samples(joined, ("tensor",) * len(joined))
 
@@ -120,7 +121,7 @@ def check_overlap(calibration: Samples, evaluation: Samples, ngram: int = 32) ->
         ``evaluation_windows`` and ``overlap``, their quotient in [0, 1].
     """
     if ngram < 1:
-        raise ValueError(f"ngram={ngram}: expected at least 1")
+        raise InputError(f"ngram={ngram}: expected at least 1")
     ngram = min(ngram, calibration.tokens.shape[1], evaluation.tokens.shape[1])
     known = np.unique(_ngram_hashes(calibration.tokens, ngram))
     hit = np.isin(_ngram_hashes(evaluation.tokens, ngram), known).any(1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.rows import TEXT_COLUMNS, instruction_pairs, rows_to_text
 from pruneengine.data.text_files import KINDS, is_text_source, read_rows
 
@@ -71,7 +72,7 @@ def documents(name: str, role: str = "calibration", tokenizer: Any = None) -> Se
         ImportError: the optional dependency of this source is missing.
     """
     if role not in ROLES:
-        raise ValueError(f"role={role!r}: expected one of {', '.join(ROLES)}")
+        raise InputError(f"role={role!r}: expected one of {', '.join(ROLES)}")
     _check_name(name)
     if name in BUILTIN:
         return builtin_halves()[name == "builtin-eval"]
@@ -100,7 +101,7 @@ def check_source(name: str, *, instructions: bool = False) -> None:
 def _check_name(name: str) -> None:
     if name not in BUILTIN and name not in HUB and not is_text_source(name):
         known = ", ".join((*BUILTIN, "self", *HUB))
-        raise ValueError(f"unknown text source {name!r}: expected {known}, a folder, or a {'/'.join(KINDS)} file")
+        raise InputError(f"unknown text source {name!r}: expected {known}, a folder, or a {'/'.join(KINDS)} file")
 
 
 def instructions(name: str) -> list[tuple[str, str]] | None:
@@ -169,7 +170,7 @@ def _hub_rows(name: str, role: str) -> Any:
     source = HUB[name]
     arguments = source.calibration if role == "calibration" else source.evaluation
     if arguments is None:
-        raise ValueError(f"{name} has no evaluation split: evaluate on wikitext2, c4, ptb, builtin-eval or a file")
+        raise InputError(f"{name} has no evaluation split: evaluate on wikitext2, c4, ptb, builtin-eval or a file")
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.sources import check_source
 
 
@@ -20,24 +21,24 @@ def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | 
             up to ``nsamples``.
     """
     if nsamples is not None and nsamples < 1:
-        raise ValueError(f"nsamples={nsamples}: expected at least 1")
+        raise InputError(f"nsamples={nsamples}: expected at least 1")
     parts: list[tuple[str, int | None]] = []
     for name, count in _split_spec(spec):
         if not name or (count is not None and not (count.isdecimal() and int(count))):
-            raise ValueError(f"spec {spec!r}: expected 'source' or 'source:count,source:count' with counts from 1")
+            raise InputError(f"spec {spec!r}: expected 'source' or 'source:count,source:count' with counts from 1")
         parts.append((name, None if count is None else int(count)))
     names = [name for name, _ in parts]
     if len(set(names)) < len(names):
-        raise ValueError(f"spec {spec!r} names a source twice")
+        raise InputError(f"spec {spec!r} names a source twice")
     counts = [count for _, count in parts if count is not None]
     if nsamples is None and not counts:
         return parts
     if len(parts) == 1 and not counts:
         return [(names[0], nsamples)]
     if len(counts) < len(parts):
-        raise ValueError(f"spec {spec!r}: expected a count for every source of a mix, as in 'a:64,b:64'")
+        raise InputError(f"spec {spec!r}: expected a count for every source of a mix, as in 'a:64,b:64'")
     if nsamples is not None and sum(counts) != nsamples:
-        raise ValueError(f"spec {spec!r} counts {sum(counts)} samples, nsamples={nsamples}")
+        raise InputError(f"spec {spec!r} counts {sum(counts)} samples, nsamples={nsamples}")
     return parts
 
 

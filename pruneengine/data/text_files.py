@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError
+
 STANDARD_INPUT = "-"
 # By the end of the name, in any case; a compressed file has its own suffix behind one of them.
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -56,7 +58,7 @@ def read_rows(name: str, *, keep: bool = False) -> list[Any]:
         return list(_standard_input())
     path = Path(name).expanduser()
     if not path.exists():
-        raise ValueError(f"text file {name!r} does not exist")
+        raise InputError(f"text file {name!r} does not exist")
     if path.is_dir():
         return _folder_rows(path)
     stat = path.stat()
@@ -78,14 +80,14 @@ def check_text(text: Any, where: str) -> str:
         ValueError: no string, a character that is half of a surrogate pair, or NUL.
     """
     if not isinstance(text, str):
-        raise ValueError(f"{where}: text is {type(text).__name__}, expected a string")
+        raise InputError(f"{where}: text is {type(text).__name__}, expected a string")
     if "\0" in text:
-        raise ValueError(f"{where}: text holds a NUL character at position {text.index(chr(0))}")
+        raise InputError(f"{where}: text holds a NUL character at position {text.index(chr(0))}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         character = text[error.start].encode("unicode_escape").decode()
-        raise ValueError(
+        raise InputError(
             f"{where}: text holds half of a surrogate pair, {character}, at position {error.start}"
         ) from None
     return text
@@ -105,7 +107,7 @@ def _folder_rows(folder: Path) -> list[Any]:
         return _dataset_rows(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path) is not None)
     if not files:
-        raise ValueError(f"{folder}: no file that ends in {', '.join(KINDS)}, and no data set that datasets saved")
+        raise InputError(f"{folder}: no file that ends in {', '.join(KINDS)}, and no data set that datasets saved")
     return [row for file in files for row in read_rows(str(file))]
 
 
@@ -117,13 +119,13 @@ def _dataset_rows(folder: Path) -> list[Any]:
     data = load_from_disk(str(folder))
     if hasattr(data, "column_names") and not isinstance(data.column_names, dict):
         return list(data.to_list())
-    raise ValueError(f"{folder}: a data set of several splits ({', '.join(data)}); name the folder of one of them")
+    raise InputError(f"{folder}: a data set of several splits ({', '.join(data)}); name the folder of one of them")
 
 
 def _file_rows(path: Path) -> list[Any]:
     kind = kind_of(path)
     if kind is None:
-        raise ValueError(f"{path}: expected a file that ends in {', '.join(KINDS)}, which .gz or .zst may follow")
+        raise InputError(f"{path}: expected a file that ends in {', '.join(KINDS)}, which .gz or .zst may follow")
     if kind == ".parquet":
         return _parquet_rows(path)
     text = _decoded(_content(path), str(path))
@@ -141,7 +143,7 @@ def _content(path: Path) -> bytes:
         try:
             return gzip.decompress(data)
         except (OSError, EOFError) as error:
-            raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+            raise InputError(f"{path}: not a whole gzip file: {error}") from None
     if suffix == ".zst":
         try:
             import zstandard
@@ -150,7 +152,7 @@ def _content(path: Path) -> bytes:
         try:
             return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()
         except zstandard.ZstdError as error:
-            raise ValueError(f"{path}: not a whole zstandard file: {error}") from None
+            raise InputError(f"{path}: not a whole zstandard file: {error}") from None
     return data
 
 
@@ -158,12 +160,12 @@ def _decoded(data: bytes, where: str) -> str:
     """Return text without a byte order mark, lines ended by a newline; ValueError where it is not UTF-8."""
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
-            raise ValueError(f"{where} is {encoding}: save it as UTF-8")
+            raise InputError(f"{where} is {encoding}: save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
+        raise InputError(
             f"{where}: line {line} is not UTF-8 (byte {data[error.start]:#04x}): save the file as UTF-8"
         ) from None
     return text.replace("\r\n", "\n")
@@ -188,7 +190,7 @@ def _json_rows(text: str, path: Path) -> list[Any]:
         rows = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         if "\n" not in text.strip():
-            raise ValueError(f"{path}: not JSON: {error}") from error
+            raise InputError(f"{path}: not JSON: {error}") from error
         return list(_json_lines(text, str(path)))
     return rows if isinstance(rows, list) else [rows]
 
@@ -199,7 +201,7 @@ def _json_lines(text: str, where: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{where}: line {number} is not JSON: {error}") from error
+                raise InputError(f"{where}: line {number} is not JSON: {error}") from error
 
 
 def _csv_rows(text: str, path: Path) -> list[dict[str, str]]:
@@ -211,10 +213,10 @@ def _csv_rows(text: str, path: Path) -> list[dict[str, str]]:
         for row in reader:
             if None in row or None in row.values():
                 columns = ", ".join(reader.fieldnames or ())
-                raise ValueError(f"{path}: line {reader.line_num} has not the columns {columns}")
+                raise InputError(f"{path}: line {reader.line_num} has not the columns {columns}")
             rows.append(row)
     except csv.Error as error:
-        raise ValueError(f"{path}: not CSV near line {reader.line_num}: {error}") from None
+        raise InputError(f"{path}: not CSV near line {reader.line_num}: {error}") from None
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -229,4 +231,4 @@ def _parquet_rows(path: Path) -> list[Any]:
     try:
         return parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples, check_overlap
 from pruneengine.data.sources import ROLES, documents
@@ -67,10 +68,10 @@ def load_samples(
     """
     _check_window(seqlen)
     if role not in ROLES:
-        raise ValueError(f"role={role!r}: expected one of {', '.join(ROLES)}")
+        raise InputError(f"role={role!r}: expected one of {', '.join(ROLES)}")
     parts = parse_spec(spec, nsamples)
     if not (role == "evaluation" and pack) and any(count is None for _, count in parts):
-        raise ValueError(f"nsamples=None for {spec!r}: expected a number (all windows only for packed evaluation text)")
+        raise InputError(f"nsamples=None for {spec!r}: expected a number (all windows only for packed evaluation text)")
     tokens, reports = [], []
     for name, count in parts:
         if name == "self":
@@ -118,7 +119,7 @@ def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None
     tokens, reports = [], []
     for name, count in parse_spec(spec, limit):
         if name == "self":
-            raise ValueError("evaluation text 'self': a model's own samples measure nothing; name a file or data set")
+            raise InputError("evaluation text 'self': a model's own samples measure nothing; name a file or data set")
         texts = documents(name, "evaluation", tokenizer)
         stream = torch.tensor(_encode(tokenizer, "\n\n".join(texts)), dtype=torch.int64)
         pool = _cut(stream, seqlen)
@@ -133,7 +134,7 @@ def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None
 
 def _check_window(seqlen: int) -> None:
     if seqlen < 2:
-        raise ValueError(f"seqlen={seqlen}: expected at least 2 tokens")
+        raise InputError(f"seqlen={seqlen}: expected at least 2 tokens")
 
 
 def _compose(tokens: list[Tensor], reports: list[dict[str, Any]], settings: dict[str, Any]) -> Samples:
@@ -160,7 +161,7 @@ def _count_tokens(stream: Tensor, pool: Tensor, chosen: Tensor) -> dict[str, int
 
 def _require(name: str, count: int, needed: int, what: str, tokens: int, texts: int) -> None:
     if count < needed:
-        raise ValueError(f"{name}: {count} {what}, {needed} needed ({tokens} tokens in {texts} documents)")
+        raise InputError(f"{name}: {count} {what}, {needed} needed ({tokens} tokens in {texts} documents)")
 
 
 def _pack(
@@ -229,7 +230,7 @@ def _generate(
     model: nn.Module | None, tokenizer: Any, count: int | None, seqlen: int, seed: int
 ) -> tuple[Tensor, dict[str, int]]:
     if model is None or count is None:
-        raise ValueError("text source 'self': expected a model to sample from and a number of samples")
+        raise InputError("text source 'self': expected a model to sample from and a number of samples")
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     vocabulary = len(tokenizer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from pruneengine.common.errors import InputError
 from pruneengine.evaluation.results import Beside, Results, TextResult
 from pruneengine.evaluation.speed import SpeedResult
 from pruneengine.evaluation.zero_shot import TaskResult, mean_accuracy
@@ -63,7 +64,7 @@ def compare(results: Sequence[Results]) -> list[Row]:
         ValueError: there are no results.
     """
     if not results:
-        raise ValueError("nothing to compare: expected at least one results.json")
+        raise InputError("nothing to compare: expected at least one results.json")
     return [
         _relative("parameters", "count", [float(r.model.parameters) for r in results]),
         _relative("weights", "bytes", [float(r.model.weight_bytes) for r in results]),

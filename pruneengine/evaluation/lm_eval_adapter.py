@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import track
 
@@ -37,7 +38,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
         ImportError: the extra ``eval`` is not installed.
     """
     if not names:
-        raise ValueError("tasks: none named; expected names of lm-eval or of task files in the include path")
+        raise InputError("tasks: none named; expected names of lm-eval or of task files in the include path")
     if include_path is not None and not Path(include_path).is_dir():
         raise FileNotFoundError(f"include path {str(include_path)!r}: there is no such folder")
     with require_extra("eval"):
@@ -51,7 +52,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.5)
-            raise ValueError(
+            raise InputError(
                 f"unknown task {name!r}; the nearest are {', '.join(near)}"
                 if near
                 else f"unknown task {name!r}; `lm-eval ls tasks` lists all"
@@ -110,7 +111,7 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
         def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
             longest = max((len(answer) for _, _, answer in requests), default=0)
             if longest > self.max_length:
-                raise ValueError(f"{self.label}: an answer of {longest} tokens; the model reads {self.max_length}")
+                raise InputError(f"{self.label}: an answer of {longest} tokens; the model reads {self.max_length}")
             self.truncated += sum(len(prompt) + len(answer) > self.max_length + 1 for _, prompt, answer in requests)
             # For "auto:N", lm-eval divides the requests by N, and then by zero if there are fewer than N.
             schedule, self.batch_schedule = self.batch_schedule, min(self.batch_schedule, max(len(requests), 1))
@@ -154,7 +155,7 @@ def _prefix(model: nn.Module, tokenizer: Any) -> int | None:
         token = getattr(model.config, name, None)
         if token is not None:
             return token[0] if isinstance(token, list) else token
-    raise ValueError("the tokenizer and the config name no BOS and no EOS token: lm-eval needs one")
+    raise InputError("the tokenizer and the config name no BOS and no EOS token: lm-eval needs one")
 
 
 def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:

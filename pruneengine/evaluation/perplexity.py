@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError, NotFiniteError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import Structure
@@ -79,9 +80,9 @@ def perplexity(
     weight = next(model.parameters())
     cast = autocast(weight, dtype)
     if not len(samples) or samples.tokens.shape[1] < 2:
-        raise ValueError(f"samples {tuple(samples.tokens.shape)}: expected at least one window of two tokens")
+        raise InputError(f"samples {tuple(samples.tokens.shape)}: expected at least one window of two tokens")
     if samples.tokens.max() >= head.weight.shape[0]:
-        raise ValueError(f"token id {int(samples.tokens.max())}: the model's vocabulary is {head.weight.shape[0]}")
+        raise InputError(f"token id {int(samples.tokens.max())}: the model's vocabulary is {head.weight.shape[0]}")
     windows: list[Tensor] = []
     start = time.perf_counter()
     with inference(model), cast:
@@ -95,7 +96,7 @@ def perplexity(
     per_window = torch.cat(windows)
     mean = float(per_window.mean())
     if mean > math.log(torch.finfo(torch.float64).max):
-        raise FloatingPointError(f"perplexity overflows: mean nll {mean:.6g} nats")
+        raise NotFiniteError(f"perplexity overflows: mean nll {mean:.6g} nats")
     return PerplexityResult(
         perplexity=math.exp(mean),
         nll=mean,
@@ -114,10 +115,10 @@ def paired_difference(dense: PerplexityResult, pruned: PerplexityResult) -> Pair
         ValueError: results of different windows, or of fewer than two.
     """
     if dense.samples != pruned.samples:
-        raise ValueError(f"results of different windows: {dense.samples[:12]} and {pruned.samples[:12]}")
+        raise InputError(f"results of different windows: {dense.samples[:12]} and {pruned.samples[:12]}")
     count = len(dense.per_window)
     if count < 2:
-        raise ValueError(f"{count} window: a standard error needs at least 2")
+        raise InputError(f"{count} window: a standard error needs at least 2")
     difference = pruned.per_window - dense.per_window
     return PairedDifference(float(difference.mean()), float(difference.std() / math.sqrt(count)))
 
@@ -171,7 +172,7 @@ def _check_head(model: nn.Module, ids: Tensor) -> None:
     # Losses that are not finite are errors of the windows that have them.
     both = actual.isfinite() & expected.isfinite()
     if not torch.allclose(actual[both], expected[both], rtol=1e-2, atol=1e-2):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__}: loss {actual.mean():.4f} from body and head, "
             f"{expected.mean():.4f} from its logits"
         )
@@ -182,6 +183,4 @@ def _require_finite(nll: Tensor, offset: int, samples: Samples) -> None:
     if len(bad):
         first = int(bad[0])
         window = offset + first
-        raise FloatingPointError(
-            f"window {window} of {len(samples)} ({samples.source[window]}): nll is {nll[first]:.6g}"
-        )
+        raise NotFiniteError(f"window {window} of {len(samples)} ({samples.source[window]}): nll is {nll[first]:.6g}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import write_atomically
 from pruneengine.evaluation.perplexity import PerplexityResult, kv_cache_bytes, model_size
 from pruneengine.evaluation.speed import SpeedResult
@@ -159,10 +160,10 @@ class Results:
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{where}: no JSON ({error})") from None
+            raise InputError(f"{where}: no JSON ({error})") from None
         schema = values.pop("schema", None) if isinstance(values, dict) else None
         if schema != SCHEMA:
-            raise ValueError(f"{where}: schema {schema!r}, expected {SCHEMA!r}")
+            raise InputError(f"{where}: schema {schema!r}, expected {SCHEMA!r}")
         results = _build(cls, values, where)
         dense = results.dense
         if dense is not None:
@@ -213,14 +214,14 @@ def _task(value: Any, where: str) -> TaskResult:
 def _build(cls: type, values: Any, where: str) -> Any:
     """Build a dataclass from a JSON object that has exactly its fields; ValueError otherwise."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: {type(values).__name__}, expected an object")
+        raise InputError(f"{where}: {type(values).__name__}, expected an object")
     names = {f.name for f in dataclasses.fields(cls)}
     if names != values.keys():
         odd = sorted(names ^ values.keys())[0]
-        raise ValueError(f"{where}: field {odd!r} is {'missing' if odd in names else 'unknown'}")
+        raise InputError(f"{where}: field {odd!r} is {'missing' if odd in names else 'unknown'}")
     for f in dataclasses.fields(cls):
         kind = str(f.type)
         value, types = values[f.name], JSON_TYPES.get(kind.partition("[")[0], (object,))
         if not isinstance(value, types):
-            raise ValueError(f"{where}: field {f.name!r} is {value!r}, expected {kind}")
+            raise InputError(f"{where}: field {f.name!r} is {value!r}, expected {kind}")
     return cls(**values)

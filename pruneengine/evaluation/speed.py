@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.model.decoder import causal_parts, inference
 
@@ -80,7 +81,7 @@ def _measure(
     }
     for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+            raise InputError(f"{name}={value}: expected at least 1")
     vocabulary = min(causal_parts(model)[1].weight.shape[0] for model in models)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator)

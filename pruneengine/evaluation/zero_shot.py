@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.evaluation import lm_eval_adapter as harness
 from pruneengine.model.decoder import autocast, inference
 
@@ -111,7 +112,7 @@ def mean_accuracy(results: Iterable[TaskResult]) -> Metric:
     """
     mains = [result.metrics[result.main] for result in results if result.main is not None]
     if not mains:
-        raise ValueError("no task with acc or acc_norm: there is no mean accuracy")
+        raise InputError("no task with acc or acc_norm: there is no mean accuracy")
     errors = [metric.standard_error for metric in mains if metric.standard_error is not None]
     error = None if len(errors) < len(mains) else math.sqrt(sum(e * e for e in errors)) / len(mains)
     return Metric(sum(metric.value for metric in mains) / len(mains), error)
@@ -175,7 +176,7 @@ def zero_shot(
 def check_limit(limit: int | None) -> None:
     """Raise ValueError unless ``limit`` is None or a positive whole number."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={limit!r}: expected a positive number of items, or None for all")
+        raise InputError(f"limit={limit!r}: expected a positive number of items, or None for all")
 
 
 def check_batch_size(batch_size: int | str) -> None:
@@ -185,7 +186,7 @@ def check_batch_size(batch_size: int | str) -> None:
     else:
         legal = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
     if not legal:
-        raise ValueError(f"batch_size={batch_size!r}: expected a positive number of sequences, auto or auto:N")
+        raise InputError(f"batch_size={batch_size!r}: expected a positive number of sequences, auto or auto:N")
 
 
 def _read(

@@ -16,6 +16,7 @@ from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.output_folder import claim_output, finished_folder
 from pruneengine.checkpoint.reload_proof import fixed_tokens
 from pruneengine.checkpoint.write import share
+from pruneengine.common.errors import InputError
 from pruneengine.common.validation import require_choice
 from pruneengine.export import deci, pad
 from pruneengine.export.compare_logits import agree, logits
@@ -66,7 +67,7 @@ def export(
     require_choice("format", format, FORMATS)
     require_choice("dtype", dtype, DTYPES)
     if Path(out).suffix == ".gguf":
-        raise ValueError(f"output {out} must be a folder; the .gguf file is written into it")
+        raise InputError(f"output {out} must be a folder; the .gguf file is written into it")
     local = [source] if Path(source).expanduser().exists() else []
     output = claim_output(out, overwrite, mark=EXPORT_FILE, inputs=local)
     path = output.path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pruneengine.common.errors import InputError
 from pruneengine.export.model_shape import ModelShape
 
 ATTENTION_INPUTS = frozenset(f"self_attn.{name}_proj" for name in "qkv")
@@ -35,16 +36,16 @@ def gguf_architecture(shape: ModelShape) -> str:
         ValueError: none of these architectures computes this model, with the reason.
     """
     if shape.unlike_llama:
-        raise ValueError(f"what is written is computed as a Llama, which this is not: {shape.unlike_llama}")
+        raise InputError(f"what is written is computed as a Llama, which this is not: {shape.unlike_llama}")
     if shape.activation != "silu":
-        raise ValueError(f"llama.cpp has these architectures with the activation silu, not {shape.activation!r}")
+        raise InputError(f"llama.cpp has these architectures with the activation silu, not {shape.activation!r}")
     if shape.rope not in ("default", "linear", "llama3"):
-        raise ValueError(f"rotary positions of type {shape.rope!r} are not written")
+        raise InputError(f"rotary positions of type {shape.rope!r} are not written")
     if shape.query_norms:
         if not shape.uniform:
-            raise ValueError("layers differ in width, and llama.cpp's deci has no norms of queries and keys")
+            raise InputError("layers differ in width, and llama.cpp's deci has no norms of queries and keys")
         if shape.biases or shape.rope != "default":
-            raise ValueError("llama.cpp's qwen3 has no biases and no scaled positions")
+            raise InputError("llama.cpp's qwen3 has no biases and no scaled positions")
         return "qwen3"
     if not shape.uniform:
         return "deci"
@@ -65,27 +66,27 @@ def _heads_fill_hidden(shape: ModelShape) -> bool:
 def check_deci(shape: ModelShape) -> None:
     """Raise ValueError, with the reason, if a DeciLM checkpoint with ``block_configs`` cannot hold this model."""
     if shape.unlike_llama:
-        raise ValueError(f"DeciLM is a Llama, which this is not: {shape.unlike_llama}")
+        raise InputError(f"DeciLM is a Llama, which this is not: {shape.unlike_llama}")
     if shape.activation != "silu":
-        raise ValueError(f"DeciLM's MLP has the activation silu, not {shape.activation!r}")
+        raise InputError(f"DeciLM's MLP has the activation silu, not {shape.activation!r}")
     if shape.query_norms:
-        raise ValueError("DeciLM has no norms of queries and keys")
+        raise InputError("DeciLM has no norms of queries and keys")
     if shape.rope == "longrope":
-        raise ValueError("rotary positions of type 'longrope' are not written: they read more of the config")
+        raise InputError("rotary positions of type 'longrope' are not written: they read more of the config")
 
 
 def check_pad(shape: ModelShape) -> None:
     """Raise ValueError, with the reason, if there is nothing to pad or a plain loader would refuse the padded model."""
     if shape.uniform and not shape.unsaved_kinds:
-        raise ValueError("every layer has the same width already: there is nothing to pad")
+        raise InputError("every layer has the same width already: there is nothing to pad")
     if shape.experts:
-        raise ValueError("experts are not padded")
+        raise InputError("experts are not padded")
     heads, kv_heads, channels = (
         (max(widths),) * len(widths) for widths in (shape.heads, shape.kv_heads, shape.channels)
     )
     padded = replace(shape, heads=heads, kv_heads=kv_heads, channels=channels, unsaved_kinds=())
     if reason := padded.not_plain:
-        raise ValueError(f"padded, it would still need the modelling file: {reason}")
+        raise InputError(f"padded, it would still need the modelling file: {reason}")
 
 
 def runtimes(shape: ModelShape) -> tuple[Runtime, ...]:

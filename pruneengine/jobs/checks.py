@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.windows import check_spec
 
 
@@ -17,13 +18,13 @@ def check_evaluation(text: str | None, seqlen: int, windows: int | None, default
         return windows
     settled = check_spec(text, windows, default=default)
     if seqlen < 2:
-        raise ValueError(f"evaluation windows of {seqlen} token(s): expected at least 2")
+        raise InputError(f"evaluation windows of {seqlen} token(s): expected at least 2")
     return settled
 
 
 def refuse_recovery(recover: Any) -> None:
     """Raise ValueError if a recovery (anything but None) is asked for a sparse model."""
     if recover is not None:
-        raise ValueError(
+        raise InputError(
             "recovery trains LoRA, and merging it would fill the zeros of a sparse model: without --recover"
         )

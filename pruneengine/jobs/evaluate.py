@@ -12,6 +12,7 @@ from torch import nn
 
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.write import written_here
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable
 from pruneengine.data import windows as data
 from pruneengine.evaluation import lm_eval_adapter as harness
@@ -82,7 +83,7 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
     model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
     results = Results(ModelFacts.of(model, options.source), versions=versions())
     if earlier is not None and not results.same_model(earlier):
-        raise ValueError(
+        raise InputError(
             f"{options.file} holds results of {results.difference(earlier)}; choose another --out, or delete it"
         )
 
@@ -113,7 +114,7 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
     if options.text is not None:
         data.check_spec(options.text, options.windows, default=1)
         if options.seqlen < 2:
-            raise ValueError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
+            raise InputError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
     zeroshot.check_limit(options.limit)
     zeroshot.check_batch_size(options.batch_size)
     earlier = None

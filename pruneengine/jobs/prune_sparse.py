@@ -11,6 +11,7 @@ from pruneengine.calibration.statistics import Statistics
 from pruneengine.checkpoint.equivalent_class import written_linears
 from pruneengine.checkpoint.load import load_skeleton
 from pruneengine.checkpoint.write import count_saved_zeros
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable
 from pruneengine.data.windows import Samples, check_spec
 from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
@@ -115,7 +116,7 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
     """Refuse what can be refused before the weights are loaded, and settle the sizes of the texts."""
     refuse_recovery(options.recover)
     if options.speed:
-        raise ValueError(
+        raise InputError(
             "zeros in dense matrices take as long as other weights: there is no speed to measure (--speed)"
         )
     if options.statistics is not None:
@@ -152,7 +153,7 @@ def _earlier_statistics(config: SparseConfig, options: JobOptions) -> Statistics
     try:
         check_statistics(config, earlier)
     except ValueError as error:
-        raise ValueError(f"{options.statistics}: {error}") from None
+        raise InputError(f"{options.statistics}: {error}") from None
     return earlier
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.checkpoint.write import SavedCheckpoint
+from pruneengine.common.errors import InputError
 from pruneengine.common.recipes import read_yaml
 from pruneengine.evaluation.measures import Measures
 from pruneengine.jobs.checkpoint_job import CheckpointJob, proof_values
@@ -81,7 +82,7 @@ def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
     """Refuse what can be refused before the model is loaded, and settle the size of the evaluation text."""
     options.claim()
     if is_sparse_plan(Path(options.source).expanduser() / "plan.json"):
-        raise ValueError(
+        raise InputError(
             f"{options.source} was pruned sparsely (its plan.json says so): merging trained LoRA adapters would fill "
             "its zeros. Recover before pruning sparsely, or train with the zeros held elsewhere"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from pruneengine.common.errors import StageError
 from pruneengine.common.progress import Stopwatch
 from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.recovery import RecoverConfig, RecoverReport, TokenRows, recover
@@ -93,7 +94,7 @@ def recover_pruned(
                 trust_remote_code=trust_remote_code,
             )  # fmt: skip
     except Exception as error:
-        raise RuntimeError(f"{str(error) or type(error).__name__}. {_stored(store)}") from error
+        raise StageError(f"{str(error) or type(error).__name__}. {_stored(store)}") from error
     with clock("evaluate"):
         measured, ruined = measurer.measure_pruned(model)
     after = replace(before, perplexity=measured.perplexity)
@@ -115,7 +116,7 @@ def training_kept(work: Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind, mended = (OSError, "make room") if isinstance(error, OSError) else (RuntimeError, "mend that")
+        kind, mended = (OSError, "make room") if isinstance(error, OSError) else (StageError, "mend that")
         raise kind(f"{error}. The training is kept in {work}: {mended} and repeat the command") from error
     shutil.rmtree(work, ignore_errors=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import Structure, find_groups, get_linear, text_config
 from pruneengine.model.experts import unfuse_experts
 from pruneengine.model.finder import decoder_layers, module_list
@@ -139,7 +140,7 @@ def _sync_layer_types(model: nn.Module, structure: Structure) -> None:
         layers = decoder_layers(model, structure.family)
         known = [getattr(layer.self_attn, "layer_type", None) for layer in layers]
         if None in known and len(set(types)) > 1:
-            raise ValueError(f"config.layer_types has {len(types)} entries for {structure.num_layers} layers; trim it")
+            raise InputError(f"config.layer_types has {len(types)} entries for {structure.num_layers} layers; trim it")
         types = [kind or types[0] for kind in known]
         config.layer_types = types
     if getattr(config, "max_window_layers", None) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.model.loss import LogitOptions, logit_options
 
 # The largest block whose release still raises glibc's threshold (mallopt(3), M_MMAP_THRESHOLD): just below 32 MiB.
@@ -30,7 +31,7 @@ def causal_parts(model: nn.Module) -> tuple[nn.Module, nn.Linear, LogitOptions]:
     # get_decoder looks through a LoRA wrapper, where base_model is only the wrapper's inside.
     body = causal.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", model)
     if head is None or body is model:
-        raise TypeError(f"model: {type(model).__name__}, expected a transformers causal language model")
+        raise InputTypeError(f"model: {type(model).__name__}, expected a transformers causal language model")
     return body, head, logit_options(model.config)
 
 
@@ -75,7 +76,7 @@ def autocast(weight: Tensor, dtype: torch.dtype | None) -> AbstractContextManage
     if dtype in (None, weight.dtype):
         return nullcontext()
     if weight.dtype != torch.float32 or dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(
+        raise InputError(
             f"dtype={dtype} for a model in {weight.dtype}: expected None, {weight.dtype}, or half precision of float32"
         )
     return torch.autocast(weight.device.type, dtype)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pruneengine.common.errors import InputError
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -319,5 +321,5 @@ def family_of(model_type: str | None, class_name: str) -> Family:
     family = next((f for f in FAMILIES if model_type in f.model_types), None)
     if family is None:
         known = ", ".join(t for f in FAMILIES for t in f.model_types)
-        raise ValueError(f"unknown architecture {model_type!r} ({class_name}): looked for config.model_type in {known}")
+        raise InputError(f"unknown architecture {model_type!r} ({class_name}): looked for config.model_type in {known}")
     return family

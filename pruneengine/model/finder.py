@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.model.families import Family, family_of
 from pruneengine.model.prunable import check_prunable
 from pruneengine.model.structure import Group, Member, Site, Structure
@@ -28,10 +29,10 @@ def find_groups(model: nn.Module) -> Structure:
     text = text_config(config)
     for name, value, reason in family.requires:
         if getattr(text, name) != value:
-            raise ValueError(f"{model_type} with {name}={getattr(text, name)!r} is not supported: {reason}")
+            raise InputError(f"{model_type} with {name}={getattr(text, name)!r} is not supported: {reason}")
     for path, kind, reason in family.requires_modules:
         if not _is_a(model, path, kind):
-            raise ValueError(f"{model_type} without a {kind} at {path} is not supported: {reason}")
+            raise InputError(f"{model_type} without a {kind} at {path} is not supported: {reason}")
     assert isinstance(model_type, str)  # as in every family's entry
     layers = decoder_layers(model, family)
     head_dim = _head_dim(text, layers, family)
@@ -82,7 +83,7 @@ def get_linear(model: nn.Module, path: str) -> nn.Linear:
     """Return the linear at a path; TypeError if the module there is none."""
     module = model.get_submodule(path)
     if not isinstance(module, nn.Linear):
-        raise TypeError(f"{path}: expected torch.nn.Linear, found {type(module).__name__}")
+        raise InputTypeError(f"{path}: expected torch.nn.Linear, found {type(module).__name__}")
     return module
 
 
@@ -95,7 +96,7 @@ def module_list(root: nn.Module, path: str, where: str = "") -> nn.ModuleList:
     """Return the list of modules at a path; ValueError with the place ``where`` if there is none."""
     modules = _module(root, path, where or type(root).__name__)
     if not isinstance(modules, nn.ModuleList):
-        raise ValueError(f"{where}: expected torch.nn.ModuleList at {path!r}, found {type(modules).__name__}")
+        raise InputError(f"{where}: expected torch.nn.ModuleList at {path!r}, found {type(modules).__name__}")
     return modules
 
 
@@ -103,7 +104,7 @@ def _module(root: nn.Module, path: str, where: str) -> nn.Module:
     try:
         return root.get_submodule(path)
     except AttributeError:
-        raise ValueError(f"{where}: looked for {path!r} and did not find it in {type(root).__name__}") from None
+        raise InputError(f"{where}: looked for {path!r} and did not find it in {type(root).__name__}") from None
 
 
 def _is_a(root: nn.Module, path: str, kind: str) -> bool:
@@ -116,7 +117,7 @@ def _is_a(root: nn.Module, path: str, kind: str) -> bool:
 def _linear(layer: nn.Module, path: str, where: str) -> nn.Linear:
     module = _module(layer, path, where)
     if not isinstance(module, nn.Linear):
-        raise ValueError(f"{where}.{path}: expected torch.nn.Linear, found {type(module).__name__}")
+        raise InputError(f"{where}.{path}: expected torch.nn.Linear, found {type(module).__name__}")
     return module
 
 
@@ -127,9 +128,9 @@ def _experts(layer: nn.Module, where: str, family: Family) -> int:
         return 0
     if hasattr(_if_any(layer, experts.fused), "gate_up_proj"):
         path = f"{where}.{experts.fused}"
-        raise ValueError(f"{path}: the experts are fused; call pruneengine.unfuse_experts(model) first")
+        raise InputError(f"{path}: the experts are fused; call pruneengine.unfuse_experts(model) first")
     if _if_any(layer, experts.path) is None:
-        raise ValueError(f"{where} has no experts: models of which only some layers have any are not supported")
+        raise InputError(f"{where} has no experts: models of which only some layers have any are not supported")
     return len(module_list(layer, experts.path, where))
 
 
@@ -168,10 +169,10 @@ def _heads_group(
     keys = (linears[family.key].weight.shape[0] - queries) // 2 if shared else linears[family.key].weight.shape[0]
     kv_heads, rest = divmod(keys, head_dim)
     if rest or not kv_heads:
-        raise ValueError(f"{prefix}: {keys} key rows are no whole number of heads of {head_dim}")
+        raise InputError(f"{prefix}: {keys} key rows are no whole number of heads of {head_dim}")
     query_width, rest = divmod(queries, kv_heads)
     if rest or query_width % head_dim:
-        raise ValueError(f"{prefix}: {queries} query rows do not spread over {kv_heads} heads of {head_dim}")
+        raise InputError(f"{prefix}: {queries} query rows do not spread over {kv_heads} heads of {head_dim}")
     site, out_site = f"layers.{index}.attn_in", f"layers.{index}.o_in"
     rows: Sequence[tuple[str, int, range | None]]
     if one_unit:

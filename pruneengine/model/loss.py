@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError, InputTypeError
+
 LOGIT_BYTES = 64 * 2**20
 IGNORED = -100
 
@@ -121,16 +123,16 @@ def _checked_chunk(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int 
     """Return the number of tokens per chunk, or raise what :func:`token_nll` says."""
     weight = _weight(head)
     if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"hidden {tuple(hidden.shape)} with targets {tuple(targets.shape)} and head {tuple(weight.shape)}: "
             "expected [..., T, H], [..., T] and [V, H]"
         )
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap}: expected a positive number or None")
+        raise InputError(f"softcap={softcap}: expected a positive number or None")
     if chunk is None:
         return chunk_tokens(head)
     if chunk < 1:
-        raise ValueError(f"chunk={chunk}: expected at least 1 token")
+        raise InputError(f"chunk={chunk}: expected at least 1 token")
     return chunk
 
 
@@ -152,7 +154,7 @@ def head_logits(hidden: Tensor, head: nn.Module, scale: float = 1.0, softcap: fl
 def _weight(head: nn.Module) -> Tensor:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise TypeError(f"head: {type(head).__name__}, expected a linear layer with a weight [V, H]")
+        raise InputTypeError(f"head: {type(head).__name__}, expected a linear layer with a weight [V, H]")
     return weight
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine import ops
+from pruneengine.common.errors import InputError
 from pruneengine.model import Member, Structure, get_linear
 from pruneengine.model.edit import set_weight
 from pruneengine.model.structure import index_tensor
@@ -149,7 +150,7 @@ def masked_weights(model: nn.Module, codes: Mapping[str, Tensor], level: int, bu
     """
     linears = [(get_linear(model, path), matrix) for path, matrix in codes.items()]
     if buffer.numel() < (needed := sum(linear.weight.numel() for linear, _ in linears)):
-        raise ValueError(f"the buffer holds {buffer.numel()} weights, expected at least {needed}")
+        raise InputError(f"the buffer holds {buffer.numel()} weights, expected at least {needed}")
     own = [linear.weight for linear, _ in linears]
     start = 0
     try:

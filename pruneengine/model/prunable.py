@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Wrappers by defining module and name, so that none needs to be imported; and what to pass in place of one.
 WRAPPERS = {
@@ -52,31 +54,31 @@ def _refuse_wrapper(model: nn.Module) -> None:
     for kind in type(model).__mro__:
         for (module, name), inner in WRAPPERS.items():
             if kind.__name__ == name and kind.__module__.startswith(module):
-                raise ValueError(f"the model is wrapped by {name}: pass {inner}")
+                raise InputError(f"the model is wrapped by {name}: pass {inner}")
 
 
 def _refuse_adapters(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if type(module).__module__.startswith("peft.") or hasattr(module, "lora_A"):
             where = f" at {path}" if path else ""
-            raise ValueError(f"the model carries adapters ({type(module).__name__}{where}): merge them first")
+            raise InputError(f"the model carries adapters ({type(module).__name__}{where}): merge them first")
 
 
 def _refuse_quantised(model: nn.Module) -> None:
     method = quantisation_of(getattr(model, "config", {}))
     # transformers dequantises GGUF files as it reads them, and leaves the entry in the config.
     if method not in (None, "gguf"):
-        raise ValueError(f"the model is quantised ({method}): load it in full precision to prune it")
+        raise InputError(f"the model is quantised ({method}): load it in full precision to prune it")
 
 
 def _refuse_parameter(name: str, parameter: Tensor, weights: bool) -> None:
     kind = type(parameter.data if type(parameter) is nn.Parameter else parameter)
     if kind is not Tensor:
-        raise ValueError(
+        raise InputError(
             f"{name} is a {kind.__name__}, expected a plain tensor: gather sharded weights, and load quantised ones in "
             "full precision"
         )
     if weights and parameter.is_meta:
-        raise ValueError(f"{name} is on the meta device, offloaded or never loaded: load the model into memory")
+        raise InputError(f"{name} is on the meta device, offloaded or never loaded: load the model into memory")
     if parameter.dtype not in FLOATS:
-        raise ValueError(f"{name} has dtype {parameter.dtype}: load the model in float32, bfloat16 or float16")
+        raise InputError(f"{name} has dtype {parameter.dtype}: load the model in float32, bfloat16 or float16")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.recipes import read_keys
 from pruneengine.common.validation import from_known, require_number, require_whole, split_names
 from pruneengine.data.sources import check_source
@@ -79,7 +80,7 @@ class RecoverConfig:
         targets = split_names(self.targets) if isinstance(self.targets, str) else self.targets
         object.__setattr__(self, "targets", None if targets is None else tuple(part.strip() for part in targets))
         if not isinstance(self.data, str):
-            raise TypeError(f"data must be a text spec, got {self.data!r}")
+            raise InputTypeError(f"data must be a text spec, got {self.data!r}")
         parse_spec(self.data, self.rows)
         for name in ("lora_r", "batch", "micro_batch", "distill_topk"):
             _whole(name, getattr(self, name), 1)
@@ -98,18 +99,18 @@ class RecoverConfig:
         if self.val_fraction is not None:
             _within("val_fraction", self.val_fraction, "in (0, 1)", lambda v: 0 < v < 1)
         if self.val_rows is not None and self.val_fraction is not None:
-            raise ValueError(f"val_rows {self.val_rows} and val_fraction {self.val_fraction}: give one of them")
+            raise InputError(f"val_rows {self.val_rows} and val_fraction {self.val_fraction}: give one of them")
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch must be a multiple of micro_batch {self.micro_batch}, got {self.batch}")
+            raise InputError(f"batch must be a multiple of micro_batch {self.micro_batch}, got {self.batch}")
         if self.targets is not None and not (self.targets and all(self.targets)):
-            raise ValueError(f"targets must be names of linears, got {self.targets!r}")
+            raise InputError(f"targets must be names of linears, got {self.targets!r}")
         for pattern in (t.removeprefix("re:") for t in self.targets or () if t.startswith("re:")):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"targets: {pattern!r} is no regular expression ({error})") from None
+                raise InputError(f"targets: {pattern!r} is no regular expression ({error})") from None
         if type(self.gradient_checkpointing) is not bool:
-            raise TypeError(f"gradient_checkpointing must be bool, got {self.gradient_checkpointing!r}")
+            raise InputTypeError(f"gradient_checkpointing must be bool, got {self.gradient_checkpointing!r}")
 
     def check_sources(self) -> None:
         """Raise ValueError if there is no such text; call it before a model is loaded."""
@@ -137,7 +138,7 @@ class RecoverConfig:
         else:
             count = min(VAL_ROWS, int(rows * VAL_FRACTION))
         if count >= rows:
-            raise ValueError(f"{count} of {rows} rows for validation leave none to train on")
+            raise InputError(f"{count} of {rows} rows for validation leave none to train on")
         return count
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,12 +161,12 @@ def read_recovery_recipe(path: str | Path) -> dict[str, Any]:
     """
     content = read_keys(path)
     if "config" in content and "recovery" not in content:
-        raise ValueError(f"{path}: holds how the model was pruned and nothing of a recovery")
+        raise InputError(f"{path}: holds how the model was pruned and nothing of a recovery")
     if "recovery" not in content:
         return content
     recovery = content["recovery"]
     if not isinstance(recovery, dict) or not isinstance(recovery.get("config"), dict):
-        raise ValueError(f"{path}: expected keys and values under recovery: config")
+        raise InputError(f"{path}: expected keys and values under recovery: config")
     return recovery["config"]
 
 
@@ -176,4 +177,4 @@ def _whole(name: str, value: Any, least: int) -> None:
 def _within(name: str, value: Any, expected: str, holds: Any) -> None:
     require_number(name, value)
     if not holds(value):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise InputError(f"{name} must be {expected}, got {value!r}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.data.sources import instructions
 from pruneengine.data.windows import all_windows, as_samples, load_samples, parse_spec
@@ -85,7 +86,7 @@ def instruction_rows(
         if len(tokens) == count:
             break
     if len(tokens) < (count or 1):
-        raise ValueError(
+        raise InputError(
             f"{name}: {len(tokens)} rows with an answer within {cutoff} tokens, {count or 1} needed "
             f"({len(pairs)} rows, {dropped} without an answer or whose prompt fills the cutoff)"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pruneengine.common.errors import InputError, NotFiniteError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Structure, find_groups
 from pruneengine.recovery.config import RecoverConfig
@@ -41,7 +42,7 @@ def find_targets(structure: Structure, targets: Sequence[str] | None = None) -> 
         if not matches:
             names = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths))
             near = difflib.get_close_matches(target, names, n=3, cutoff=0.5) or names
-            raise ValueError(f"LoRA target {target!r} matches no linear of the model; near names: {', '.join(near)}")
+            raise InputError(f"LoRA target {target!r} matches no linear of the model; near names: {', '.join(near)}")
         chosen.update(matches)
     return [path for path in paths if path in chosen]
 
@@ -91,7 +92,7 @@ def attach(model: PreTrainedModel, config: RecoverConfig) -> Any:
     with require_extra("recover"):
         from peft import LoraConfig, get_peft_model
     if hasattr(model, "peft_config"):
-        raise ValueError(f"{type(model).__name__} carries adapters already; merge or unload them first")
+        raise InputError(f"{type(model).__name__} carries adapters already; merge or unload them first")
     structure = find_groups(model)
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
@@ -125,7 +126,7 @@ def detach(wrapped: Any, merge: bool) -> nn.Module:
             if getattr(module, "merged_adapters", None):
                 module.unmerge()
         wrapped.unload()
-        raise FloatingPointError(f"the adapters cannot be merged: {error}") from None
+        raise NotFiniteError(f"the adapters cannot be merged: {error}") from None
 
 
 @contextlib.contextmanager

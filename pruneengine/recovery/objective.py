@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.model.decoder import autocast, causal_parts, hidden_states
 from pruneengine.model.loss import IGNORED, token_nll
 from pruneengine.recovery.config import RecoverConfig
@@ -38,7 +39,7 @@ class Objective:
         _, self.head, self.options = causal_parts(model)
         vocabulary = None if teacher is None else causal_parts(teacher)[1].weight.shape[0]
         if vocabulary not in (None, self.head.weight.shape[0]):
-            raise ValueError(
+            raise InputError(
                 f"the teacher's vocabulary has {vocabulary} tokens, the model's "
                 f"{self.head.weight.shape[0]}: expected the model that was pruned, or one with its tokenizer"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
 from pruneengine.model.loss import IGNORED
 
 
@@ -29,10 +30,10 @@ class TokenRows:
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.masked) or not self.tokens:
-            raise ValueError(f"{len(self.tokens)} rows with {len(self.masked)} masks: expected one each, at least one")
+            raise InputError(f"{len(self.tokens)} rows with {len(self.masked)} masks: expected one each, at least one")
         for index, (row, masked) in enumerate(zip(self.tokens, self.masked, strict=True)):
             if row.ndim != 1 or row.dtype != torch.int64 or not 1 <= masked < len(row):
-                raise ValueError(
+                raise InputError(
                     f"row {index}: {row.dtype} {tuple(row.shape)} with {masked} masked, expected int64 [L] with "
                     "1 <= masked < L"
                 )

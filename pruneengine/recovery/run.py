@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.checkpoint.load import load_model, load_skeleton
+from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples
@@ -145,7 +146,7 @@ def recover(
     unfuse_experts(model)
     check_recovery(model, config, teacher, trust_remote_code)
     if data is None and tokenizer is None:
-        raise ValueError(f"recovery on {config.data!r} needs a tokenizer, got None")
+        raise InputError(f"recovery on {config.data!r} needs a tokenizer, got None")
     with clock("text"):
         rows = as_rows(data) if data is not None else load_rows(config, tokenizer, model)
         training, validation = rows.split(config.validation_rows(len(rows)), config.seed)
@@ -189,14 +190,14 @@ def check_recovery(
         import peft  # noqa: F401
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"a model in {dtype} cannot be trained safely: load it in float32 or bfloat16")
+        raise InputError(f"a model in {dtype} cannot be trained safely: load it in float32 or bfloat16")
     find_targets(find_groups(model), config.targets)
     if teacher is None and config.teacher is not None:
         load_skeleton(config.teacher, trust_remote_code)
     if teacher is None and config.teacher is None:
         for name in ("distill_weight", "distill_temperature", "distill_topk"):
             if getattr(config, name) != getattr(RecoverConfig, name):
-                raise ValueError(f"{name} is {getattr(config, name)!r}: an option of a teacher, and there is none")
+                raise InputError(f"{name} is {getattr(config, name)!r}: an option of a teacher, and there is none")
 
 
 def check_work_folder(folder: Path, config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None = None) -> None:
@@ -217,4 +218,4 @@ def _run(config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None) -> d
 def _check_tokens(rows: TokenRows, model: PreTrainedModel) -> None:
     largest, size = max(int(row.max()) for row in rows.tokens), model.get_input_embeddings().weight.shape[0]
     if largest >= size:
-        raise ValueError(f"token id {largest}: the model's vocabulary is {size}")
+        raise InputError(f"token id {largest}: the model's vocabulary is {size}")

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from pruneengine.common.errors import NotFiniteError
 from pruneengine.common.progress import track
 from pruneengine.model.decoder import inference
 from pruneengine.recovery.config import RecoverConfig
@@ -70,7 +71,7 @@ class Watch(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if not torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
-            raise FloatingPointError(f"the gradient of step {state.global_step + 1} is not finite")
+            raise NotFiniteError(f"the gradient of step {state.global_step + 1} is not finite")
 
     def on_step_end(self, args, state, control, **_):
         last = state.global_step >= state.max_steps
@@ -105,7 +106,7 @@ class LoraTrainer(Trainer):
     ) -> Tensor:
         loss = self.objective(inputs["input_ids"], inputs["labels"]) / num_items_in_batch
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {self.state.global_step + 1} is {loss.item():g}")
+            raise NotFiniteError(f"the loss of step {self.state.global_step + 1} is {loss.item():g}")
         return loss
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
@@ -125,7 +126,7 @@ class LoraTrainer(Trainer):
                 loss, tokens = self.objective.nll(**{k: v.to(self.args.device) for k, v in batch.items()})
                 total, count = total + loss, count + tokens
         if not math.isfinite(total):
-            raise FloatingPointError(f"the validation loss of step {self.state.global_step} is {total:g}")
+            raise NotFiniteError(f"the validation loss of step {self.state.global_step} is {total:g}")
         metrics = {f"{metric_key_prefix}_loss": total / count}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -186,7 +187,7 @@ def train(
     checked = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     best = min(checked, key=lambda step: checked[step], default=0) if validation is not None else done
     if stopped is not None and (validation is None or best == 0):
-        raise FloatingPointError(f"{stopped}: training stopped; {_advice(work, done, checked)}")
+        raise NotFiniteError(f"{stopped}: training stopped; {_advice(work, done, checked)}")
     if best not in (0, done):
         _load_adapters(wrapped, work / f"checkpoint-{best}")
     losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}

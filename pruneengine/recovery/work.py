@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable, in_words, write_atomically
 
 RUN_FILE = "run.json"
@@ -82,7 +83,7 @@ def check_work(folder: Path, run: Mapping[str, Any], unknown: Collection[str] = 
     check_writable(folder)
     file = folder / RUN_FILE
     if not file.exists() and folder.exists() and any(folder.iterdir()):
-        raise ValueError(
+        raise InputError(
             f"work folder {folder} holds other things than a recovery and is not used: move them, or choose another"
         )
     if list_checkpoints(folder):
@@ -141,12 +142,12 @@ def _check_same(file: Path, plain: Mapping[str, Any], unknown: Collection[str]) 
     try:
         stored = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
+        raise InputError(f"{file} cannot be read ({error}); delete the folder to begin anew") from None
     names = (plain.keys() | stored.keys()) - set(unknown)
     differ = sorted(name for name in names if plain.get(name) != stored.get(name))
     if differ:
         changes = ", ".join(f"{name} {stored.get(name)!r}, now {plain.get(name)!r}" for name in differ)
-        raise ValueError(
+        raise InputError(
             f"work folder {file.parent} holds an unfinished run with other settings: {changes}; repeat it with the "
             "same ones, or delete the folder to begin anew"
         )

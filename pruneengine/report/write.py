@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import write_atomically
 from pruneengine.report.page import Page, render
 from pruneengine.report.pages.prune import prune_page
@@ -41,10 +42,10 @@ def report_files(verb: str, values: Mapping[str, Any], say: Say | None = None) -
         TypeError: something else than plain data in the values.
     """
     if verb not in PAGES:
-        raise ValueError(f"no report for {verb!r}; expected one of {', '.join(PAGES)}")
+        raise InputError(f"no report for {verb!r}; expected one of {', '.join(PAGES)}")
     required, page_of = PAGES[verb]
     if missing := [key for key in required if key not in values]:
-        raise ValueError(f"the report of a {verb} needs {missing[0]!r}, got {', '.join(values) or 'nothing'}")
+        raise InputError(f"the report of a {verb} needs {missing[0]!r}, got {', '.join(values) or 'nothing'}")
     # First, and not what an earlier report in the values says.
     content = {"verb": verb} | json_value(values) | {"verb": verb}
     files = {"report.json": json.dumps(content, indent=2) + "\n"}

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError, NotFiniteError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure
@@ -54,7 +55,7 @@ class MaskedLoss(ABC):
         dtype: torch.dtype | None,
     ) -> None:
         if not len(samples) or samples.tokens.shape[1] < 2:
-            raise ValueError(f"{self.window}s {tuple(samples.tokens.shape)}: expected at least one of two tokens")
+            raise InputError(f"{self.window}s {tuple(samples.tokens.shape)}: expected at least one of two tokens")
         self.model, self.structure, self.samples, self.dtype = model, structure, samples, dtype
         self.device = next(model.parameters()).device
         self._norm = model.get_submodule(structure.family.final_norm)
@@ -101,4 +102,4 @@ class MaskedLoss(ABC):
         if not bool(finite.all()):
             bad = int((~finite).nonzero()[0])
             place = f"{self.window} {bad * len(self.samples) // len(self.dense)} of {len(self.samples)}"
-            raise FloatingPointError(f"the dense model's loss on {place} is {self.dense[bad]:.6g}")
+            raise NotFiniteError(f"the dense model's loss on {place} is {self.dense[bad]:.6g}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import model_fingerprint
 from pruneengine.search.study import MEMORY
 from pruneengine.search.texts import SearchTexts
@@ -36,11 +37,11 @@ class SearchRun:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
+            raise InputError(f"workers must be at least 1, got {self.workers}")
         if self.workers > 1 and self.storage == MEMORY:
-            raise ValueError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
+            raise InputError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
         if self.time_limit is not None and self.time_limit <= 0:
-            raise ValueError(f"time limit must be positive, got {self.time_limit}")
+            raise InputError(f"time limit must be positive, got {self.time_limit}")
 
     def identity(self, model: nn.Module, texts: SearchTexts, pool: str) -> dict[str, Any]:
         """Return what two runs of one study must share besides their config: model, texts and dtype.

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
         raise
     # SQLAlchemy, its drivers and the journal raise errors of many types.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionError(f"storage {storage} cannot be used: {reason}") from None
     if known is None:
         study.set_user_attr(IDENTITY, identity)
@@ -166,7 +167,7 @@ def _storage(url: str) -> Any:
         return InMemoryStorage()
     kind, colon, rest = url.partition(":")
     if not colon or not rest:
-        raise ValueError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or memory")
+        raise InputError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or memory")
     if kind == "journal":
         Path(rest).absolute().parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(Journal(rest))
@@ -176,7 +177,7 @@ def _storage(url: str) -> Any:
 def _check_same(name: str, known: dict[str, Any], identity: dict[str, Any]) -> None:
     for key in known | identity:
         if known.get(key) != identity.get(key):
-            raise ValueError(
+            raise InputError(
                 f"study {name!r} is about something else: its {key} is {known.get(key)!r}, this search's is "
                 f"{identity.get(key)!r}; choose another --study or --storage"
             )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.windows import Samples, check_overlap, evaluation_windows
 
 
@@ -58,7 +59,7 @@ def split_windows(config: TextConfig, tokenizer: Any, searched: int, held_out: i
     """
     windows = evaluation_windows(config.search_text, tokenizer, config.seqlen)
     if len(windows) < searched + held_out:
-        raise ValueError(
+        raise InputError(
             f"{config.search_text}: {len(windows)} windows of {config.seqlen} tokens; wanted "
             f"{searched} to search on and {held_out} to hold out"
         )
@@ -105,7 +106,7 @@ def describe(
         }
         for other, part in shared.items():
             if part and name == "report" and other in ("search", "held out"):
-                raise ValueError(
+                raise InputError(
                     f"evaluation text {spec}: {part:.1%} of its windows are in the search's text {config.search_text}; "
                     "results must be reported on text that the search never saw"
                 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.recipes import plain_values
 from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, split_names
 from pruneengine.data.samples import CalibrationText
@@ -75,48 +76,48 @@ class SparseConfig(CalibrationText):
         if self.compare is not None:
             require_choice("compare", self.compare, COMPARISONS)
             if self.method == "sparsegpt":
-                raise ValueError(
+                raise InputError(
                     f"compare is {self.compare!r}: sparsegpt compares within blocks of columns; leave it out"
                 )
             if pattern.grouped:
-                raise ValueError(f"compare is {self.compare!r}: under {pattern} every group of {pattern.m} is its own")
+                raise InputError(f"compare is {self.compare!r}: under {pattern} every group of {pattern.m} is its own")
             if self.compare == "layer" and self.mode == "sequential" and self.method == "wanda":
-                raise ValueError(
+                raise InputError(
                     "compare 'layer' needs all scores of a layer before it is pruned: mode 'two-pass' or 'one-shot', "
                     "got 'sequential'"
                 )
         for name in ("damp", "outlier"):
             require_number(name, getattr(self, name))
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+                raise InputError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.spread is not None:
             require_number("spread", self.spread)
             if not 0 <= self.spread <= 0.5:
-                raise ValueError(f"spread must lie in [0, 0.5], got {self.spread}")
+                raise InputError(f"spread must lie in [0, 0.5], got {self.spread}")
         block = self._nearest_block(pattern) if self.block is None else self.block
         require_whole("block", block, 1, "a positive whole number")
         if self.method == "sparsegpt" and pattern.m and block % pattern.m:
-            raise ValueError(f"block must be a multiple of the pattern's {pattern.m}, got {block}")
+            raise InputError(f"block must be a multiple of the pattern's {pattern.m}, got {block}")
         object.__setattr__(self, "block", block)
         if type(self.allocation) is not str:
-            raise TypeError(f"allocation must be str, got {self.allocation!r}")
+            raise InputTypeError(f"allocation must be str, got {self.allocation!r}")
         self.check_calibration_text()
 
     def _check_sparsity(self, pattern: Pattern) -> None:
         """Settle the sparsity by the pattern; ValueError or TypeError if it is missing or contradicts the rest."""
         sparsity = pattern.sparsity if self.sparsity is None else self.sparsity
         if sparsity is None:
-            raise ValueError("sparsity is missing: expected a fraction in [0, 1), or an N:M pattern that says it")
+            raise InputError("sparsity is missing: expected a fraction in [0, 1), or an N:M pattern that says it")
         require_number("sparsity", sparsity)
         if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+            raise InputError(f"sparsity must lie in [0, 1), got {sparsity}")
         if sparsity > MOST and self.allocation != "uniform":
-            raise ValueError(
+            raise InputError(
                 f"allocations leave every layer at least {1 - MOST:.0%} of its weights: sparsity must lie in "
                 f"[0, {MOST}], or allocation be uniform, got {sparsity} and {reprlib.repr(self.allocation)}"
             )
         if pattern.sparsity is not None and abs(sparsity - pattern.sparsity) > 1e-9:
-            raise ValueError(f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {sparsity:g}; leave it out")
+            raise InputError(f"pattern {pattern} has sparsity {pattern.sparsity:g}, got {sparsity:g}; leave it out")
         object.__setattr__(self, "sparsity", sparsity)
 
     def _nearest_block(self, pattern: Pattern) -> int:

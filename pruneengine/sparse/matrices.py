@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import Structure, get_linear, layer_of
 
 
@@ -54,10 +55,10 @@ def find_matrices(model: nn.Module, structure: Structure, ignore: Sequence[str] 
     for pattern in ignore:
         matching = {matrix.name for matrix in matrices if _matches(pattern, matrix.name)}
         if not matching:
-            raise ValueError(f"ignore {pattern!r} matches none of the linears, such as {matrices[0].name}")
+            raise InputError(f"ignore {pattern!r} matches none of the linears, such as {matrices[0].name}")
         remaining -= matching
     if not remaining:
-        raise ValueError(f"ignore {', '.join(ignore)} leaves no linear to prune")
+        raise InputError(f"ignore {', '.join(ignore)} leaves no linear to prune")
     return tuple(matrix for matrix in matrices if matrix.name in remaining)
 
 
@@ -83,7 +84,7 @@ def check_columns(matrices: Iterable[Matrix], m: int) -> None:
     if uneven:
         shown = ", ".join(f"{matrix.name} ({matrix.columns})" for matrix in uneven[:4])
         more = f" and {len(uneven) - 4} more" if len(uneven) > 4 else ""
-        raise ValueError(
+        raise InputError(
             f"groups of {m} need input dimensions that {m} divides; nothing was pruned because of {shown}{more}. "
             "Leave them dense with ignore, or choose another pattern"
         )
@@ -94,5 +95,5 @@ def _matches(pattern: str, name: str) -> bool:
         try:
             return re.search(pattern.removeprefix("re:"), name) is not None
         except re.error as error:
-            raise ValueError(f"ignore {pattern!r}: no regular expression ({error})") from None
+            raise InputError(f"ignore {pattern!r}: no regular expression ({error})") from None
     return name == pattern or name.endswith(f".{pattern}")

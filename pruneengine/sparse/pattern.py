@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pruneengine.common.errors import InputError
+
 UNSTRUCTURED = "unstructured"
 # The op's limit (pruneengine.ops.nm_mask).
 LARGEST_GROUP = 32
@@ -28,12 +30,12 @@ class Pattern:
             return cls()
         numbers = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
         if numbers is None:
-            raise ValueError(f"pattern {text!r}: expected unstructured, or N:M such as 2:4 (N weights kept of M)")
+            raise InputError(f"pattern {text!r}: expected unstructured, or N:M such as 2:4 (N weights kept of M)")
         n, m = int(numbers[1]), int(numbers[2])
         if not 0 < n < m:
-            raise ValueError(f"pattern {text!r} keeps {n} of {m}: expected 0 < N < M")
+            raise InputError(f"pattern {text!r} keeps {n} of {m}: expected 0 < N < M")
         if m > LARGEST_GROUP:
-            raise ValueError(f"pattern {text!r}: groups of at most {LARGEST_GROUP} weights, got {m}")
+            raise InputError(f"pattern {text!r}: groups of at most {LARGEST_GROUP} weights, got {m}")
         return cls(n, m)
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pruneengine.common.budgets import largest_remainders
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.files import write_atomically
 from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.common.validation import from_known, require_whole, require_within
@@ -54,7 +55,7 @@ class SparsePlan:
         """Return N of the matrix; ValueError without an N:M pattern."""
         m = Pattern.parse(self.pattern).m
         if m is None:
-            raise ValueError(f"pattern {self.pattern!r} has no groups: expected N:M")
+            raise InputError(f"pattern {self.pattern!r} has no groups: expected N:M")
         return m - self.removed[name] * m // math.prod(self.shapes[name])
 
     def to_json(self) -> str:
@@ -75,7 +76,7 @@ class SparsePlan:
             content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
             plan = from_known(cls, content, "field")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"not a sparse plan: {error}") from None
+            raise InputError(f"not a sparse plan: {error}") from None
         plan._validate()
         return plan
 
@@ -90,7 +91,7 @@ class SparsePlan:
         try:
             return cls.from_json(text)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
 
     def check(self, matrices: Sequence[Matrix]) -> SparsePlan:
         """Raise ValueError if the plan is of another model, or of other linears of it; names the first difference."""
@@ -99,7 +100,7 @@ class SparsePlan:
             here, there = shapes.get(name, "missing"), self.shapes.get(name, "missing")
             if here != there:
                 reason = " (is ignore the same?)" if "missing" in (here, there) else ""
-                raise ValueError(f"the plan is of another model: {name} is {there} there and {here} here{reason}")
+                raise InputError(f"the plan is of another model: {name} is {there} there and {here} here{reason}")
         return self
 
     def _validate(self) -> None:
@@ -107,12 +108,12 @@ class SparsePlan:
         m = Pattern.parse(self.pattern).m
         if self.shapes.keys() != self.removed.keys():
             odd = min(self.shapes.keys() ^ self.removed.keys())
-            raise ValueError(f"not a sparse plan: {odd} is not in both of shapes and removed")
+            raise InputError(f"not a sparse plan: {odd} is not in both of shapes and removed")
         for name, count in self.removed.items():
             if not 0 <= count <= math.prod(self.shapes[name]):
-                raise ValueError(f"not a sparse plan: {name} of {self.shapes[name]} loses {count} weights")
+                raise InputError(f"not a sparse plan: {name} of {self.shapes[name]} loses {count} weights")
             if m and count * m % math.prod(self.shapes[name]):
-                raise ValueError(f"not a sparse plan: {name} loses {count} weights, which are not as many of each {m}")
+                raise InputError(f"not a sparse plan: {name} loses {count} weights, which are not as many of each {m}")
 
 
 def is_sparse_plan(path: str | Path) -> bool:
@@ -157,7 +158,7 @@ def make_sparse_plan(
     mean = sum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
     half = max(sum(matrix.numel for matrix in layer) for layer in of_layers(matrices).values()) / 2 / total
     if abs(mean - asked) > 1e-9 + (half / pattern.m if pattern.m else 0):
-        raise ValueError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
+        raise InputError(f"the sparsities' mean over weights is {mean:.10g}, expected {asked:.10g}")
     # Under N:M one step removes a further weight from every group of the matrix.
     steps = {matrix.name: 1 if pattern.m is None else matrix.numel // pattern.m for matrix in matrices}
     limits = {matrix.name: pattern.m or matrix.numel for matrix in matrices}
@@ -179,18 +180,18 @@ def make_sparse_plan(
 def _check_fields(content: Mapping[str, Any]) -> None:
     """Raise ValueError or TypeError, with the field's name, if a field is missing or of another kind."""
     if missing := [field.name for field in fields(SparsePlan) if field.name not in content]:
-        raise ValueError(f"{missing[0]} is missing")
+        raise InputError(f"{missing[0]} is missing")
     for name in ("model_type", "method", "allocation"):
         if not isinstance(content[name], str):
-            raise TypeError(f"{name} must be a text, got {content[name]!r}")
+            raise InputTypeError(f"{name} must be a text, got {content[name]!r}")
     for name in ("asked", "reached"):
         require_within(name, content[name], 0, 1)
     for name in ("shapes", "removed"):
         if not isinstance(content[name], dict):
-            raise TypeError(f"{name} must be an object by linear, got {reprlib.repr(content[name])}")
+            raise InputTypeError(f"{name} must be an object by linear, got {reprlib.repr(content[name])}")
     for name, shape in content["shapes"].items():
         if not isinstance(shape, list | tuple) or len(shape) != 2:
-            raise TypeError(f"shapes of {name} must be [rows, columns], got {reprlib.repr(shape)}")
+            raise InputTypeError(f"shapes of {name} must be [rows, columns], got {reprlib.repr(shape)}")
         for side in shape:
             require_whole(f"shapes of {name}", side, 1, "positive whole numbers")
     for name, count in content["removed"].items():

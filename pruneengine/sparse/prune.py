@@ -16,6 +16,7 @@ from pruneengine.calibration.idle_experts import idle_experts, idle_words
 from pruneengine.calibration.pruning import PruningReport, find_structure
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.aliases import accept_former_argument
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import Stopwatch, track
 from pruneengine.data.samples import Tokens, as_samples
 from pruneengine.model import Structure, get_linear, model_fingerprint
@@ -203,7 +204,7 @@ def check_statistics(config: SparseConfig, statistics: Statistics, plan: SparseP
     """Raise ValueError, with the quantities collected, if statistics lack a quantity that this prune reads."""
     if _reads_statistics(config, plan) and "squares" not in statistics.tensors:
         collected = ", ".join(sorted(statistics.tensors)) or "none"
-        raise ValueError(f"the statistics must hold 'squares'; collected: {collected}")
+        raise InputError(f"the statistics must hold 'squares'; collected: {collected}")
 
 
 def _config_of(plan: SparsePlan, matrices: Sequence[Matrix]) -> SparseConfig:
@@ -270,13 +271,13 @@ def _checked(
         plan.check(matrices)
         for name, asked, planned in (("method", config.method, plan.method), ("pattern", config.pattern, plan.pattern)):
             if asked != planned:
-                raise ValueError(f"the plan has {name} {planned!r}, the config {asked!r}")
+                raise InputError(f"the plan has {name} {planned!r}, the config {asked!r}")
     reads = _reads_statistics(config, plan)
     if samples is None:
         if _runs_layers(config):
-            raise ValueError(f"method {config.method!r} in mode {config.mode!r} needs calibration batches, got none")
+            raise InputError(f"method {config.method!r} in mode {config.mode!r} needs calibration batches, got none")
         if reads and statistics is None:
-            raise ValueError(
+            raise InputError(
                 f"method {config.method!r} in mode {config.mode!r} with allocation {config.allocation!r} needs "
                 "calibration batches or statistics, got neither"
             )

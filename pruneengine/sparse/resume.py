@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable, write_atomically
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import get_linear
@@ -76,7 +77,7 @@ class PartialPrune:
                 warnings = json.loads(file.metadata()["warnings"])
                 return KeptLayer({name: file.get_tensor(name) for name in file.keys()}, tuple(warnings))  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it, and its layer is pruned again") from None
+            raise InputError(f"{path} is damaged ({error}); delete it, and its layer is pruned again") from None
 
     def keep(self, model: nn.Module, matrices: Sequence[Matrix], warnings: Sequence[str]) -> None:
         """Store a layer's matrices as they are now. They are written once the prune has lasted a while."""
@@ -141,10 +142,10 @@ def check_partial(folder: Path, job: Mapping[str, Any], whole: bool = False) -> 
         names = job.keys() | stored.keys() if whole else job.keys()
         differ = sorted(name for name in names if job.get(name) != stored.get(name))
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} holds no layers of a prune ({error}); it is not used") from None
+        raise InputError(f"{folder} holds no layers of a prune ({error}); it is not used") from None
     if differ:
         changes = ", ".join(f"{name} {stored.get(name)!r}, now {job.get(name)!r}" for name in differ)
-        raise ValueError(
+        raise InputError(
             f"{folder} holds the layers of an unfinished prune with other settings: {changes}; repeat it "
             "with the same ones, or delete the folder to begin anew"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import KINDS, Group, Structure, part_of
 from pruneengine.structured.budget import rank_to_budget, scale_to_budget
 from pruneengine.structured.scores.score import Scores
@@ -91,13 +92,13 @@ class _Target:
 def _check(structure: Structure, kinds: tuple[str, ...], allocation: str, protocol: str) -> None:
     """Raise ValueError if a choice is unknown or the model has no such units."""
     if allocation not in ALLOCATIONS:
-        raise ValueError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
+        raise InputError(f"unknown allocation {allocation!r}; choose from {', '.join(ALLOCATIONS)}")
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
+        raise InputError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if not kinds or set(kinds) - set(KINDS):
-        raise ValueError(f"kinds must be one or more of {', '.join(KINDS)}, got {kinds}")
+        raise InputError(f"kinds must be one or more of {', '.join(KINDS)}, got {kinds}")
     if "experts" in kinds and not structure.experts_per_token:
-        raise ValueError(f"kinds name experts, and {structure.model_type} has none")
+        raise InputError(f"kinds name experts, and {structure.model_type} has none")
 
 
 def _whole_layers(target: _Target, scores: Scores) -> tuple[dict[str, float], float]:
@@ -157,7 +158,7 @@ def _check_reach(target: _Target, groups: Sequence[Group], rest: float, experts:
     elif len(kinds) > 1 and (units := [kind for kind in ("layers", "experts") if kind in kinds]):
         why.append(f"whole {' and '.join(units)} take no more than half of what they share with others")
     reasons = f" ({'; '.join(why)})" if why else ""
-    raise ValueError(
+    raise InputError(
         f"ratio {target.ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} "
         f"can give at most {most:.3f}{reasons}"
     )
@@ -179,7 +180,7 @@ def _widths(
     if allocation == "unstructured":
         profile = profile or {}
         if missing := [g.name for g in groups if g.name not in profile]:
-            raise ValueError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
+            raise InputError(f"allocation 'unstructured' needs a profile; it holds no ratio for {missing[0]}")
         return scale_to_budget(groups, profile, budget)
     densities = {g.name: scores.groups[g.name].double() / g.unit_params for g in groups}
     return rank_to_budget(groups, densities, budget)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import Group, Structure, find_groups, get_linear, layer_of, unit_slices
 from pruneengine.model.config_sync import layer_counts, sync_config
 from pruneengine.model.edit import (
@@ -74,7 +75,7 @@ def mask(
     structure = structure or find_groups(model)
     plan.check(structure)
     if means is not None and corrections is not None:
-        raise ValueError("means and corrections make up for the same units; give one of them")
+        raise InputError("means and corrections make up for the same units; give one of them")
     chosen = set(range(structure.num_layers) if layers is None else layers)
     partial = {n: kept for n, kept in _partial(plan).items() if structure.by_name[n].layer in chosen}
     gates = {n: kept_mask(plan.units[n], kept) for n, kept in partial.items()}
@@ -150,7 +151,7 @@ def _checked(
     """Return each correction with its linear and group; ValueError if one does not fit."""
     groups = {structure.by_name[name].members[-1].module: structure.by_name[name] for name in _partial(plan)}
     if foreign := corrections.keys() - groups.keys():
-        raise ValueError(f"correction of {min(foreign)}: the plan removes nothing that it reads")
+        raise InputError(f"correction of {min(foreign)}: the plan removes nothing that it reads")
     targets = []
     for path, correction in corrections.items():
         linear, group = get_linear(model, path), groups[path]
@@ -159,7 +160,7 @@ def _checked(
         for part, shape in expected.items():
             values = getattr(correction, part)
             if values is not None and tuple(values.shape) != shape:
-                raise ValueError(f"correction of {path}: {part} is {tuple(values.shape)}, expected {shape}")
+                raise InputError(f"correction of {path}: {part} is {tuple(values.shape)}, expected {shape}")
         targets.append((linear, group, correction))
     return targets
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.common.validation import require_choice
 from pruneengine.data.samples import Tokens, as_samples
@@ -103,12 +104,12 @@ def compensate(
     plan.check(structure)
     check_choice(how, mode)
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie in (0, 1), got {held_out}")
+        raise InputError(f"held_out must lie in (0, 1), got {held_out}")
     if how == "none":
         return Compensation(how, mode, {}, ())
     samples = as_samples(batches)
     if len(samples) < 2:
-        raise ValueError("compensation needs at least 2 calibration samples, one of them held out; got 1")
+        raise InputError("compensation needs at least 2 calibration samples, one of them held out; got 1")
     kept = min(len(samples) - 1, max(1, round(len(samples) * (1 - held_out))))
     # Evenly through the samples: a mix holds its sources one after the other.
     order = torch.arange(len(samples)) * kept // len(samples)
@@ -232,7 +233,7 @@ class _Fits:
         """Fit a group's correction, from sums over the samples to fit and over those held out."""
         path = group.members[-1].module
         if not (train.finite and held_out.finite):
-            raise ValueError(f"what enters or leaves {path} is not finite: weights or activations hold NaN or infinity")
+            raise InputError(f"what enters or leaves {path} is not finite: weights or activations hold NaN or infinity")
         scale = held_out.output or 1.0
         before = after = held_out.error()
         linear, ridge = get_linear(self.model, path), None

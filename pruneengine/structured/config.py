@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.common.aliases import accept_former_name
+from pruneengine.common.errors import InputError
 from pruneengine.common.recipes import plain_values
 from pruneengine.common.validation import from_known, require_choice, require_number, require_whole
 from pruneengine.data.samples import CalibrationText
@@ -78,19 +79,19 @@ class PruneConfig(CalibrationText):
         _ = self.hywia  # refuses what it cannot do
         require_number("ratio", self.ratio)
         if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio must lie in (0, 1), got {self.ratio}")
+            raise InputError(f"ratio must lie in (0, 1), got {self.ratio}")
         if not self.kinds or set(self.kinds) - set(KINDS):
-            raise ValueError(f"structure must be one or more of {', '.join(KINDS)}, got {self.kinds!r}")
+            raise InputError(f"structure must be one or more of {', '.join(KINDS)}, got {self.kinds!r}")
         require_choice("allocation", self.allocation, ALLOCATIONS)
         require_choice("protocol", self.protocol, PROTOCOLS)
         require_choice("aggregate", self.aggregate, tuple(AGGREGATES))
         require_choice("fold", self.fold, FOLDS)
         check_choice(self.compensate, self.compensate_mode)
         if self.compensate == "none" and self.compensate_mode != PruneConfig.compensate_mode:
-            raise ValueError(f"compensate_mode is {self.compensate_mode!r}, and compensate is 'none': it does nothing")
+            raise InputError(f"compensate_mode is {self.compensate_mode!r}, and compensate is 'none': it does nothing")
         if self.compensates and set(self.kinds) <= _WHOLE:
             whole = " and ".join(self.kinds)
-            raise ValueError(
+            raise InputError(
                 f"compensate is {self.compensate!r}: whole {whole} leave no channel that could make up for them"
             )
         for name in ("hywia_steps", "hywia_samples"):
@@ -102,14 +103,14 @@ class PruneConfig(CalibrationText):
             require_choice("shape", self.shape, SHAPES)
         if self.shape == "uniform" and self._widths_differ:
             cause = f"layers {self.layers[0]}:{self.layers[1]}" if self.layers else "protocol 'llm-pruner'"
-            raise ValueError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
+            raise InputError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
         if self.protocol == "llm-pruner" and self._whole_kinds:
             whole = self._whole_kinds[-1]
-            raise ValueError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole}")
+            raise InputError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole}")
         if self.protocol == "llm-pruner" and self.allocation == "unstructured":
-            raise ValueError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
+            raise InputError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
         if self.hywia_samples < 2:
-            raise ValueError(f"hywia_samples must be at least 2, got {self.hywia_samples}")
+            raise InputError(f"hywia_samples must be at least 2, got {self.hywia_samples}")
         self._check_hywia()
 
     def _check_hywia(self) -> None:
@@ -120,13 +121,13 @@ class PruneConfig(CalibrationText):
             if f.name.startswith("hywia_") and getattr(self, f.name) != f.default
         ]
         if self.method not in FUSIONS and set_here:
-            raise ValueError(
+            raise InputError(
                 f"{set_here[0]} is {getattr(self, set_here[0])!r}: an option of method 'hywia', got {self.method!r}"
             )
         if self.hywia_variant == "c" and self.hywia_blend is not None:
-            raise ValueError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
+            raise InputError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
         if self.holds_out and self._whole_kinds:
-            raise ValueError(
+            raise InputError(
                 "hywia variant 'c' is fitted through masks of heads and mlp; structure must not name "
                 f"{self._whole_kinds[-1]}, got {','.join(self.kinds)}"
             )
@@ -191,7 +192,7 @@ class PruneConfig(CalibrationText):
         if self.layers is None:
             return range(4, num_layers - 2) if self.protocol == "llm-pruner" and num_layers > 6 else range(num_layers)
         if self.layers[1] > num_layers:
-            raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} go beyond the model's {num_layers} layers")
+            raise InputError(f"layers {self.layers[0]}:{self.layers[1]} go beyond the model's {num_layers} layers")
         return range(*self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def _layers(value: Any) -> tuple[int, int] | None:
     try:
         first, end = (int(part) for part in (value.split(":") if isinstance(value, str) else value))
     except (TypeError, ValueError):
-        raise ValueError(f"layers must be first:end, two whole numbers, got {value!r}") from None
+        raise InputError(f"layers must be first:end, two whole numbers, got {value!r}") from None
     if not 0 <= first < end:
-        raise ValueError(f"layers must be first:end with 0 <= first < end, got {first}:{end}")
+        raise InputError(f"layers must be first:end with 0 <= first < end, got {first}:{end}")
     return first, end

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pruneengine import ops
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import write_atomically
 from pruneengine.common.plan_files import parse_plan, plan_fields, plan_to_json, read_plan
 from pruneengine.model import KINDS, Group, Structure, expert_of, layer_of
@@ -61,7 +62,7 @@ class Plan:
             content["keep"] = {name: tuple(units) for name, units in content["keep"].items()}
             plan = cls(**content | {k: tuple(content[k]) for k in ("kinds", "kept_layers")})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a plan: {error}") from None
+            raise InputError(f"not a plan: {error}") from None
         plan._validate()
         return plan
 
@@ -79,13 +80,13 @@ class Plan:
         units = {group.name: group.units for group in structure.groups}
         if (self.model_type, self.units) != (structure.model_type, units):
             differing = next((n for n in sorted(units | self.units) if units.get(n) != self.units.get(n)), "model_type")
-            raise ValueError(
+            raise InputError(
                 f"the plan was made for another model: {differing} has {self.units.get(differing, self.model_type)} "
                 f"in the plan and {units.get(differing, structure.model_type)} in the model"
             )
         for layer in self.kept_layers:
             if len(self.kept_experts(layer)) < structure.experts_per_token:
-                raise ValueError(
+                raise InputError(
                     f"the plan keeps {len(self.kept_experts(layer))} experts of layer {layer}, and a token is sent to "
                     f"{structure.experts_per_token}"
                 )
@@ -105,14 +106,14 @@ class Plan:
     def _validate(self) -> None:
         """Raise ValueError if fields contradict each other."""
         if unknown := [n for n in self.units if not re.fullmatch(r"layers\.\d+\.(heads|(experts\.\d+\.)?mlp)", n)]:
-            raise ValueError(f"plan: {unknown[0]!r} is no group's name")
+            raise InputError(f"plan: {unknown[0]!r} is no group's name")
         if self.shape not in SHAPES or not self.kinds or set(self.kinds) - set(KINDS):
-            raise ValueError(f"plan: unknown shape {self.shape!r} or kinds {self.kinds}")
+            raise InputError(f"plan: unknown shape {self.shape!r} or kinds {self.kinds}")
         whole = [*self.units.values(), self.params_before, self.params_after, *self.kept_layers]
         if not all(type(n) is int and n >= 0 for n in [*whole, *(u for kept in self.keep.values() for u in kept)]):
-            raise ValueError("plan: units, layers and parameter counts must be whole numbers from 0")
+            raise InputError("plan: units, layers and parameter counts must be whole numbers from 0")
         if not (0 < self.params_after < self.params_before and 0 < self.asked < 1 and 0 < self.reached <= 1):
-            raise ValueError(
+            raise InputError(
                 f"plan: {self.params_before} => {self.params_after} parameters, asked {self.asked}, "
                 f"reached {self.reached} do not fit together"
             )
@@ -122,13 +123,13 @@ class Plan:
             or not set(self.kept_layers) <= layers
             or list(self.kept_layers) != sorted(set(self.kept_layers))
         ):
-            raise ValueError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
+            raise InputError(f"plan: kept_layers {self.kept_layers} must be ascending layers out of {len(layers)}")
         expected = {name for name in self.units if layer_of(name) in self.kept_layers}
         if odd := (expected ^ self.keep.keys()) - set(self.lost_experts):
-            raise ValueError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
+            raise InputError(f"plan: group {sorted(odd)[0]} is missing or belongs to no kept layer")
         for name, kept in self.keep.items():
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.units[name]:
-                raise ValueError(
+                raise InputError(
                     f"plan: {name} must keep ascending units out of 0..{self.units[name] - 1}, got {kept[:8]}"
                 )
 
@@ -165,7 +166,7 @@ def make_plan(
             whose layers already differ.
     """
     if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
+        raise InputError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")
     dropped = {i for i in range(structure.num_layers) if f"layers.{i}" in ratios}
     kept_layers = tuple(i for i in range(structure.num_layers) if i not in dropped)
     experts = _lost_experts(structure, scores, ratios, shape)
@@ -186,7 +187,7 @@ def make_plan(
             counts = spread_counts(pruned, ratios, budget, multiple, scores)
     removed = lost + sum(counts.get(g.name, 0) * g.unit_params for g in groups)
     if removed == 0:
-        raise ValueError(_nothing_to_remove(structure, kinds, ratio, round_to))
+        raise InputError(_nothing_to_remove(structure, kinds, ratio, round_to))
     return Plan(
         model_type=structure.model_type,
         kinds=tuple(kinds),
@@ -231,7 +232,7 @@ def _llm_pruner_count(group: Group, ratio: float) -> int:
     rows = group.units * group.root_width
     count = (rows - int(rows * (1 - ratio))) // group.root_width
     if count >= group.units:
-        raise ValueError(f"ratio {ratio:g} leaves nothing of {group.name}, which has {group.units} units")
+        raise InputError(f"ratio {ratio:g} leaves nothing of {group.name}, which has {group.units} units")
     return count
 
 

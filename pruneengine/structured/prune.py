@@ -11,6 +11,7 @@ from pruneengine.calibration.calibrate import calibrate
 from pruneengine.calibration.idle_experts import idle_experts, idle_words
 from pruneengine.calibration.pruning import PruningReport, find_structure
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.samples import Samples, Tokens, as_samples
 from pruneengine.model import Structure
@@ -86,7 +87,7 @@ def decide(
     samples, held_out = _kept_from_fit(samples, config, statistics)
     if statistics is None and config.needs:
         if samples is None:
-            raise ValueError(f"method {config.method!r} needs calibration batches or statistics, got neither")
+            raise InputError(f"method {config.method!r} needs calibration batches or statistics, got neither")
         check_reachable(structure, config)
         with clock("calibrate"):
             statistics = calibrate(
@@ -137,7 +138,7 @@ def split_samples(samples: Samples, config: PruneConfig) -> tuple[Samples, Sampl
     if not count:
         return samples, None
     if len(samples) <= count:
-        raise ValueError(
+        raise InputError(
             f"{len(samples)} calibration samples: method {config.method!r} holds {count} of them out for its fit, and "
             "the statistics need at least one"
         )
@@ -165,16 +166,16 @@ def _kept_from_fit(
 ) -> tuple[Tokens | None, Samples | None]:
     """Return the samples for statistics and those for a fit; ValueError if the config needs more than there are."""
     if config.compensates and (samples is None or len(as_samples(samples)) < 2):
-        raise ValueError(
+        raise InputError(
             f"compensation {config.compensate!r} needs at least 2 calibration samples, one of them held out"
         )
     if not config.holds_out:
         return samples, None
     if samples is None:
-        raise ValueError(f"method {config.method!r} is fitted on calibration batches, got none")
+        raise InputError(f"method {config.method!r} is fitted on calibration batches, got none")
     samples = as_samples(samples)
     if statistics is not None and statistics.data == samples.hash:
-        raise ValueError(
+        raise InputError(
             f"the statistics were collected on all {len(samples)} samples; method {config.method!r} needs the last "
             f"{config.holds_out} kept from them"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pruneengine.common.budgets import one_step_more
+from pruneengine.common.errors import InputError
 from pruneengine.model import Group
 from pruneengine.structured.budget import scale_counts
 from pruneengine.structured.scores.score import Scores
@@ -37,7 +38,7 @@ def uniform_counts(
             continue
         units = members[0].units
         if any(g.units != units for g in members):
-            raise ValueError(
+            raise InputError(
                 f"shape 'uniform' needs layers of equal width, but {members[0].name} has {units} units and "
                 f"{next(g.name for g in members if g.units != units)} differs; use shape 'per-layer'"
             )

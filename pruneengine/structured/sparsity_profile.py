@@ -11,6 +11,7 @@ from torch import nn
 
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.calibration.threshold import removed_by_threshold
+from pruneengine.common.errors import InputError
 from pruneengine.model import Structure, get_linear
 
 
@@ -45,7 +46,7 @@ def sparsity_profile(
     """
     if "squares" not in statistics.tensors:
         collected = ", ".join(sorted(statistics.tensors)) or "none"
-        raise ValueError(f"allocation 'unstructured' needs the quantity 'squares'; collected: {collected}")
+        raise InputError(f"allocation 'unstructured' needs the quantity 'squares'; collected: {collected}")
     groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
     members = [(group.name, member) for group in groups for member in group.members]
     weights = [member.select(get_linear(model, member.module).weight.detach()) for _, member in members]

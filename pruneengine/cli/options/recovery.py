@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pruneengine.cli.app import given
 from pruneengine.cli.options.option import RECOVERY, option
+from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
     from pruneengine.recovery import RecoverConfig
@@ -38,8 +39,8 @@ def recovery_config(asked: bool, recipe: Path | None, data: str | None, steps: i
 
     named = given({"data": data, "max_steps": steps})
     if not asked and (named or recipe):
-        raise ValueError("options of the recovery without --recover")
+        raise InputError("options of the recovery without --recover")
     values = (read_recovery_recipe(recipe) if recipe else {}) | named
     if asked and "data" not in values:
-        raise ValueError("--recover needs --recover-data SPEC (or a --recover-recipe that holds it)")
+        raise InputError("--recover needs --recover-data SPEC (or a --recover-recipe that holds it)")
     return RecoverConfig.from_dict(values) if asked else None

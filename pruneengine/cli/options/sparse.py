@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pruneengine.cli.app import flags, given
 from pruneengine.cli.options.option import SPARSE, option
+from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
     from pruneengine.sparse.config import SparseConfig
@@ -90,13 +91,13 @@ def sparse_config(
     named = given({**shared, **own})
     if not (named.keys() & {"sparsity", "pattern"} or (recipe and _is_sparse(recipe))):
         if alone := given(own):
-            raise ValueError(f"{flags(alone)}: options of sparse pruning; give --sparsity S or --pattern N:M with them")
+            raise InputError(f"{flags(alone)}: options of sparse pruning; give --sparsity S or --pattern N:M with them")
         # "wanda" is a structured metric, too.
         if named.get("method") in set(METHODS) - {"wanda"} and structured["ratio"] is None:
-            raise ValueError(f"method {named['method']!r} zeros single weights: give --sparsity S or --pattern N:M")
+            raise InputError(f"method {named['method']!r} zeros single weights: give --sparsity S or --pattern N:M")
         return None
     if odd := given(structured):
-        raise ValueError(
+        raise InputError(
             f"{flags(odd)}: options of structured pruning, which removes heads, channels and layers; --sparsity, "
             "--pattern or a recipe with sparse: ask for sparse pruning, which zeros single weights. Choose one"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
 from pruneengine.export.model_shape import ModelShape
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def gguf_name(name: str) -> str:
     parts = name.split(".")
     inner = ".".join(parts[3:-1])
     if parts[:2] != ["model", "layers"] or inner not in INNER:
-        raise ValueError(f"tensor {name} has no place in a GGUF file of this architecture")
+        raise InputError(f"tensor {name} has no place in a GGUF file of this architecture")
     return f"blk.{parts[2]}.{INNER[inner]}.{parts[-1]}"
 
 
@@ -81,7 +82,7 @@ def tensors(
             tensor = pair_rows(tensor, shape.head_dim)
         cast = tensor.to(dtype if tensor.dim() > 1 else torch.float32).contiguous()
         if not torch.isfinite(cast).all():
-            raise ValueError(f"{name} has entries beyond {dtype}; export with dtype float32")
+            raise InputError(f"{name} has entries beyond {dtype}; export with dtype float32")
         yield target, cast
 
 
@@ -93,7 +94,7 @@ def rope_factors(model: PreTrainedModel, shape: ModelShape) -> Tensor:
     """
     rotary = model.model.rotary_emb
     if rotary.attention_scaling != 1:
-        raise ValueError(f"rotary positions that scale attention by {rotary.attention_scaling} are not written")
+        raise InputError(f"rotary positions that scale attention by {rotary.attention_scaling} are not written")
     steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     plain = 1.0 / model.config.rope_parameters["rope_theta"] ** steps
     return plain / rotary.inv_freq.float().cpu()

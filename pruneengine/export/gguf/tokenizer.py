@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pruneengine.common.errors import InputError
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # Compared as whole expressions: those of tekken and o200k share pieces of these and split text differently.
 PIECES = (
@@ -33,15 +35,15 @@ def tokenizer_keys(tokenizer: Any, vocab_size: int) -> tuple[dict[str, Any], tup
         return {"tokenizer.ggml.model": "no_vocab"}, ("without a tokenizer: programs must be given token ids",)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ValueError(f"a {type(tokenizer).__name__} is not written: it runs in Python, without a tokenizer.json")
+        raise InputError(f"a {type(tokenizer).__name__} is not written: it runs in Python, without a tokenizer.json")
     raw = json.loads(backend.to_str())
     byte_level = "ByteLevel" in json.dumps([raw["pre_tokenizer"], raw["decoder"]])
     if raw["model"]["type"] != "BPE" or not (byte_level or raw["model"].get("byte_fallback")):
-        raise ValueError(f"a {raw['model']['type']} tokenizer that is no BPE down to bytes is not written")
+        raise InputError(f"a {raw['model']['type']} tokenizer that is no BPE down to bytes is not written")
     added = {token["id"]: token for token in raw["added_tokens"]}
     by_id = {id: text for text, id in raw["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     if max(by_id) >= vocab_size:
-        raise ValueError(f"the tokenizer has the token {max(by_id)}, the embedding {vocab_size} rows")
+        raise InputError(f"the tokenizer has the token {max(by_id)}, the embedding {vocab_size} rows")
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)]
     merges = [m.split(" ") if isinstance(m, str) else m for m in raw["model"]["merges"]]
     if byte_level:
@@ -89,7 +91,7 @@ def splitting_rule(pre_tokenizer: Mapping[str, Any] | None, tokens: list[str]) -
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and (name := SPLITS.get(parts[0]["pattern"].get("Regex"))):
         return name
-    raise ValueError(f"llama.cpp's name for a tokenizer that splits text by {kinds} is not known here")
+    raise InputError(f"llama.cpp's name for a tokenizer that splits text by {kinds} is not known here")
 
 
 def merge_scores(tokens: list[str], merges: list[list[str]]) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
 from pruneengine.structured.plan import Plan
 from pruneengine.structured.scores.hywia_attention import average_ranks
 from pruneengine.structured.scores.score import Scores
@@ -40,7 +41,7 @@ def blends(scores: Scores, plan: Plan) -> list[GroupBlend]:
         ValueError: scores of a method that fuses nothing.
     """
     if scores.blend is None:
-        raise ValueError(f"method {scores.metric!r} fuses nothing: there is no blend to show")
+        raise InputError(f"method {scores.metric!r} fuses nothing: there is no blend to show")
     rows = []
     for name, share in scores.blend.share.items():
         if name not in plan.keep:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputTypeError
 from pruneengine.evaluation.measures import Measures
 from pruneengine.evaluation.perplexity import PerplexityResult, paired_difference
 from pruneengine.model import part_of
@@ -151,7 +152,7 @@ def json_value(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, int):
         return value
-    raise TypeError(f"a report holds plain values, got {type(value).__name__}: {value!r}")
+    raise InputTypeError(f"a report holds plain values, got {type(value).__name__}: {value!r}")
 
 
 def _text(value: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.common.aliases import accept_former_name
+from pruneengine.common.errors import InputError
 from pruneengine.common.recipes import plain_values
 from pruneengine.common.validation import from_known, require_choice, require_whole
 from pruneengine.search.adapruner.space.subsets import ALL, Subset
@@ -90,7 +91,7 @@ class AdaPrunerConfig:
             object.__setattr__(self, name, _several(name, getattr(self, name), kind))
         object.__setattr__(self, "layers", self.prune_config.layers)  # refuses what a prune would
         if set(self.kinds) - {"heads", "mlp"}:
-            raise ValueError(f"structure must be heads, mlp or both in a search, got {','.join(self.kinds)}")
+            raise InputError(f"structure must be heads, mlp or both in a search, got {','.join(self.kinds)}")
         require_choice("shape", self.shape, SHAPES)
         require_choice("sampler", self.sampler, ADAPRUNER_SAMPLERS)
         for compensation in self.compensate:
@@ -106,14 +107,14 @@ class AdaPrunerConfig:
             for number in getattr(self, name):
                 require_whole(name, number, least)
         if (largest := max(self.subset_counts)) > self.pool:
-            raise ValueError(f"counts: a subset of {largest} samples is larger than the pool of {self.pool}")
+            raise InputError(f"counts: a subset of {largest} samples is larger than the pool of {self.pool}")
         if self.pool < 2 and set(self.compensate) - {"none"}:
             chosen = ",".join(self.compensate)
-            raise ValueError(f"compensate {chosen} needs a pool of at least 2 samples, got {self.pool}")
+            raise InputError(f"compensate {chosen} needs a pool of at least 2 samples, got {self.pool}")
         if self.stop is not None and not 0 < self.stop < 1:
-            raise ValueError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
+            raise InputError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
         if self.shape == "uniform" and self.layers is not None:
-            raise ValueError(f"layers {self.layers[0]}:{self.layers[1]} need shape 'per-layer', got 'uniform'")
+            raise InputError(f"layers {self.layers[0]}:{self.layers[1]} need shape 'per-layer', got 'uniform'")
 
     @property
     def subset_counts(self) -> tuple[int, ...]:
@@ -176,4 +177,4 @@ def _several(name: str, value: Any, kind: type[int] | type[str]) -> tuple[int | 
         return tuple(kind(part) for part in parts)
     except (TypeError, ValueError):
         what = "whole numbers" if kind is int else "names"
-        raise ValueError(f"{name} must be {what}, comma separated, got {value!r}") from None
+        raise InputError(f"{name} must be {what}, comma separated, got {value!r}") from None

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.search.adapruner.baselines import Baseline, by_loss
@@ -78,7 +79,7 @@ def pick_winner(
         entrants.append(_Entrant(finalist, masked, candidate))
     if not entrants:
         reason = next((b.illegal for b in baselines if b.illegal), "no trial was complete")
-        raise ValueError(f"the search found no legal plan: {reason}")
+        raise InputError(f"the search found no legal plan: {reason}")
     searched, kept = len(objective), len(held_out)
     entrants.sort(key=lambda e: (e.finalist.value * searched + e.finalist.held_out * kept) / (searched + kept))
     first = entrants[0]

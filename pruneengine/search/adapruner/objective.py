@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, find_groups
 from pruneengine.model.masking import gate, kept_mask
@@ -141,9 +142,9 @@ class Objective(MaskedLoss):
     def _check(self, plan: Plan) -> None:
         plan.check(self.structure)
         if len(plan.kept_layers) < self.structure.num_layers:
-            raise ValueError("the plan drops whole layers; a search's objective masks heads and channels only")
+            raise InputError("the plan drops whole layers; a search's objective masks heads and channels only")
         if plan.lost_experts:
-            raise ValueError("the plan drops whole experts; a search's objective masks heads and channels only")
+            raise InputError("the plan drops whole experts; a search's objective masks heads and channels only")
 
     def _losses(self, index: int, candidates: Sequence[MaskedPlan]) -> Tensor:
         """Return the losses above dense of one piece's blocks: float64 ``[candidates, blocks]``, nats."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruneengine.calibration.calibrate import ACTIVATIONS, calibrate
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
@@ -72,7 +73,7 @@ class Pool:
         """
         known = canonical_subset(subset, pool_sizes(self.samples))
         if known not in self.menu:
-            raise ValueError(
+            raise InputError(
                 f"subset {subset} is not on the menu of {len(self.menu)}: {', '.join(map(str, self.menu))}"
             )
         statistics = self._recent.pop(known, None) or self.collected[known.length].of_subset(str(known))
@@ -158,16 +159,16 @@ def collect_pool(
 
 def _checked(samples: Mapping[int, Samples]) -> dict[int, Samples]:
     if not samples:
-        raise ValueError("a pool without samples: expected at least one length")
+        raise InputError("a pool without samples: expected at least one length")
     for length, windows in samples.items():
         if length < 2:
-            raise ValueError(f"samples of {length} token(s): expected lengths of at least 2")
+            raise InputError(f"samples of {length} token(s): expected lengths of at least 2")
         if windows.tokens.shape[1] != length or not len(windows):
-            raise ValueError(
+            raise InputError(
                 f"samples under length {length} are {list(windows.tokens.shape)}, expected [N, {length}], N > 0"
             )
         if ALL in windows.source:
-            raise ValueError(f"samples of {length} tokens have a source called {ALL!r}, which means every source")
+            raise InputError(f"samples of {length} tokens have a source called {ALL!r}, which means every source")
     return dict(samples)
 
 
@@ -217,7 +218,7 @@ def _read(
             ("quantities", quantities - {"tokens"}, statistics.tensors.keys() - {"tokens"}),
         ):
             if differing := sorted(expected ^ inside):
-                raise ValueError(f"other {what} than its name says, {differing[0]!r} for one")
+                raise InputError(f"other {what} than its name says, {differing[0]!r} for one")
     except ValueError as error:
-        raise ValueError(f"{error}; {path} is no pool of this search: delete it, and it is collected again") from None
+        raise InputError(f"{error}; {path} is no pool of this search: delete it, and it is collected again") from None
     return statistics

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.search.dsa.codes import level_of_group, levels_of
 from pruneengine.sparse.allocations.allocate import allocate_sparsities
 from pruneengine.sparse.allocations.block_scores import collect_scores
@@ -82,7 +83,7 @@ class Allocator:
             ValueError: values that are not finite, or do not tell layers apart.
         """
         if not self.distribution.is_valid(function):
-            raise ValueError("its values are not finite, or do not tell the layers apart")
+            raise InputError("its values are not finite, or do not tell the layers apart")
         values = self.distribution.values(function)
         exact = self._spread(values, function.spread, function.sign)
         # The levels are those of the key, so that functions that are equal but for rounding are tried once.

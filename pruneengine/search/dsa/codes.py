@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruneengine import ops
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.model import get_linear
 from pruneengine.sparse.matrices import Matrix
@@ -44,7 +45,7 @@ def quantile_masks(
         norm = None
         if method != "magnitude":
             if statistics is None:
-                raise ValueError(f"method {method!r} needs statistics with 'squares', got None")
+                raise InputError(f"method {method!r} needs statistics with 'squares', got None")
             norm = statistics.input_norm(matrix.site).to(weight.device)
         if pattern.grouped or method == "magnitude":
             scores = weight.abs() if norm is None else weight.float().abs() * norm

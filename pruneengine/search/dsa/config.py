@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.validation import from_known, require_choice, require_whole, require_within
 from pruneengine.search.dsa.evolution import SPREADS
 from pruneengine.sparse.config import MODES, SparseConfig
@@ -97,13 +98,13 @@ class DsaConfig:
             require_within(name, getattr(self, name), 0, 1)
         for name in ("search_text", "calibration"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a text's name, got {getattr(self, name)!r}")
+                raise InputTypeError(f"{name} must be a text's name, got {getattr(self, name)!r}")
         if self.stop is not None and not 0 < self.stop < 1:
-            raise ValueError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
+            raise InputError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
         if 0 < self.correlate < 3:
-            raise ValueError(f"a rank correlation needs at least 3 allocations, or 0 for none, got {self.correlate}")
+            raise InputError(f"a rank correlation needs at least 3 allocations, or 0 for none, got {self.correlate}")
         if not 0 < self.held_out_windows < self.windows:
-            raise ValueError(
+            raise InputError(
                 f"held_out {self.held_out:g} of {self.windows} windows is {self.held_out_windows}: expected at least "
                 "one window to hold out and one to search on"
             )
@@ -113,12 +114,12 @@ class DsaConfig:
         object.__setattr__(self, "sparsity", pruning.sparsity)
         object.__setattr__(self, "ignore", pruning.ignore)
         if not 0 < pruning.sparsity <= MOST:
-            raise ValueError(
+            raise InputError(
                 f"sparsity {pruning.sparsity:g} leaves nothing to allocate: expected a fraction in (0, {MOST}]"
             )
         widest, m = 2 * max(SPREADS), self.parsed_pattern.m
         if m is not None and widest * m < 1:
-            raise ValueError(
+            raise InputError(
                 f"pattern {self.pattern} leaves nothing to allocate: sparsities of functions span at most {widest:g}, "
                 f"less than one of {m} weights; expected groups of at least {math.ceil(1 / widest)}, such as 4:8"
             )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure, get_linear
 from pruneengine.model.masking import masked_weights
@@ -106,7 +107,7 @@ class SparseObjective(MaskedLoss):
         """
         num_layers = self.structure.num_layers
         if len(levels) != num_layers or not all(0 <= level <= 256 for level in levels):
-            raise ValueError(f"levels {tuple(levels)}: expected {num_layers} from 0 to 256")
+            raise InputError(f"levels {tuple(levels)}: expected {num_layers} from 0 to 256")
         losses: tuple[float, ...] = ()
         seconds = {"masks": 0.0, "forward": 0.0}
         with self._computing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.search.dsa.evolution import GENES, Evolution, function_of, genes_of
 from pruneengine.search.dsa.history import TrialHistory
@@ -63,7 +64,7 @@ class EvolutionSampler(BaseGASampler):
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, name: str, distribution: Any
     ) -> Any:
         """Raise ValueError: a parameter that is no gene."""
-        raise ValueError(f"parameter {name!r} is no gene of an allocation function; known: {', '.join(GENES)}")
+        raise InputError(f"parameter {name!r} is no gene of an allocation function; known: {', '.join(GENES)}")
 
 
 def suggest(trial: optuna.trial.BaseTrial) -> Function:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from pruneengine.calibration.calibrate import calibrate
+from pruneengine.common.errors import InputError
 from pruneengine.common.progress import Stopwatch
 from pruneengine.model import find_groups
 from pruneengine.model.experts import unfuse_experts
@@ -85,7 +86,7 @@ def search_dsa(
     if pattern.m is not None:
         check_columns(matrices, pattern.m)
     if len(texts.pool) != 1:
-        raise ValueError(f"calibration samples of one length expected, got {sorted(texts.pool)}")
+        raise InputError(f"calibration samples of one length expected, got {sorted(texts.pool)}")
     (calibration,) = texts.pool.values()
     identity = {"method": "dsa"} | run.identity(model, texts, "calibration") | config.identity
     study = open_study(run.study, run.storage, identity)
@@ -124,7 +125,7 @@ def search_dsa(
         judge = FullPruneJudge(model, structure.model_type, matrices, texts, config, study, run.dtype)
         judged, correlation = _finals(judge, *lineup, config)
     if not judged:
-        raise ValueError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
+        raise InputError(f"no allocation could be pruned in full: {next(iter(judge.failed.values()))}")
     seconds = clock.seconds | {f"trials: {stage}": spent for stage, spent in spent_within.items()}
     allocations = {result.entrant.name: result.entrant.allocated.by_layer(matrices) for result in judged}
     finalists = ranked(judged, config)

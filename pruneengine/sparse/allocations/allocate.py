@@ -10,6 +10,7 @@ from torch import nn
 
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.budgets import meet_mean
+from pruneengine.common.errors import InputError
 from pruneengine.sparse.allocations.parse import WrittenSparsities, parse_allocation
 from pruneengine.sparse.allocations.requests import (
     Request,
@@ -91,7 +92,7 @@ def allocate_sparsities(
             not allow.
     """
     if needs_statistics(config) and statistics is None:
-        raise ValueError(f"allocation {config.allocation!r} reads Wanda's scores: it needs statistics with 'squares'")
+        raise InputError(f"allocation {config.allocation!r} reads Wanda's scores: it needs statistics with 'squares'")
     request = _requested(model, matrices, config, statistics)
     if config.allocation == "uniform":
         return Allocation(request.shares, request.words)
@@ -130,7 +131,7 @@ def _granted(request: Request, matrices: Sequence[Matrix], config: SparseConfig)
         met = meet_mean([request.shares[name] for name in names], [matrix.numel for matrix in matrices], target, bounds)
     except ValueError as error:
         dense = f", with {len(request.dense)} linears dense, such as {min(request.dense)}" if request.dense else ""
-        raise ValueError(f"allocation {request.words}: {error}{dense}") from None
+        raise InputError(f"allocation {request.words}: {error}{dense}") from None
     sparsities, warnings = dict(zip(names, met, strict=True)), request.warnings
     if m is not None:
         sparsities |= _in_groups([matrix for matrix in matrices if matrix.name not in request.dense], sparsities, m)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from pruneengine.common.errors import InputError
 from pruneengine.sparse.matrices import Matrix
 
 
@@ -27,7 +28,7 @@ def erdos_renyi(matrices: Sequence[Matrix], sparsity: float, dense: Collection[s
     free = [matrix for matrix in matrices if matrix.name not in dense]
     removed, possible = sparsity * sum(matrix.numel for matrix in matrices), sum(matrix.numel for matrix in free)
     if removed > possible:
-        raise ValueError(
+        raise InputError(
             f"sparsity {sparsity:g} is out of reach with {len(dense)} matrices dense, such as {min(dense)}: expected "
             f"at most {possible / sum(matrix.numel for matrix in matrices):.4f}"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.sparse.functions.function import PUBLISHED, Function, is_function_file
 from pruneengine.sparse.functions.grammar import parse
 
@@ -61,7 +62,7 @@ def parse_allocation(allocation: str) -> str | Function | WrittenSparsities:
     except OSError:  # a text too long for a path
         exists = False
     if not exists:
-        raise ValueError(
+        raise InputError(
             f"unknown allocation {allocation!r}: expected {', '.join(NAMES)}, a function such as "
             "'abslog | var | atan, asin', sparsities such as [0.5, 0.6, 0.7], or a file that exists"
         )
@@ -98,14 +99,14 @@ def write_inline(values: Sequence[Any] | Mapping[Any, Any]) -> str:
     try:
         return json.dumps(dict(values) if isinstance(values, Mapping) else list(values))
     except TypeError as error:
-        raise TypeError(f"allocation must hold numbers by name or in a list ({error})") from None
+        raise InputTypeError(f"allocation must hold numbers by name or in a list ({error})") from None
 
 
 def _read_file(path: Path) -> list[Any] | dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as an allocation ({error})") from None
+        raise InputError(f"{path}: cannot be read as an allocation ({error})") from None
     if not isinstance(content, list | dict):
-        raise ValueError(f"{path}: expected a list, an object or a plan, got {type(content).__name__}")
+        raise InputError(f"{path}: expected a list, an object or a plan, got {type(content).__name__}")
     return content

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.sparse.allocations.parse import WrittenSparsities
 from pruneengine.sparse.matrices import Matrix, of_layers
 from pruneengine.sparse.plan import SparsePlan
@@ -39,14 +40,14 @@ def read_sparsities(written: WrittenSparsities, matrices: Sequence[Matrix], targ
             _require_sparsity(name, value)
         _require_mean(sparsities, matrices, target)
     except ValueError as error:
-        raise ValueError(f"{written.path or 'allocation'}: {error}") from None
+        raise InputError(f"{written.path or 'allocation'}: {error}") from None
     return sparsities
 
 
 def _of_plan(plan: SparsePlan, matrices: Sequence[Matrix], target: float) -> dict[str, float]:
     plan.check(matrices)
     if abs(plan.asked - target) > 1e-9:
-        raise ValueError(f"the plan's sparsity is {plan.asked:g}, expected {target:g}")
+        raise InputError(f"the plan's sparsity is {plan.asked:g}, expected {target:g}")
     return {matrix.name: plan.sparsity(matrix.name) for matrix in matrices}
 
 
@@ -54,14 +55,14 @@ def _by_name(content: list[Any] | dict[str, Any], matrices: Sequence[Matrix]) ->
     layers = of_layers(matrices)
     if isinstance(content, list):
         if len(content) != len(layers):
-            raise ValueError(f"{len(content)} sparsities, expected {len(layers)}, one for each decoder layer")
+            raise InputError(f"{len(content)} sparsities, expected {len(layers)}, one for each decoder layer")
         content = dict(zip(map(str, layers), content, strict=True))
     names = {matrix.name for matrix in matrices}
     if unknown := [key for key in content if key not in names and key not in map(str, layers)]:
-        raise ValueError(f"{unknown[0]!r} is neither a linear, such as {min(names)}, nor one of layers {_span(layers)}")
+        raise InputError(f"{unknown[0]!r} is neither a linear, such as {min(names)}, nor one of layers {_span(layers)}")
     sparsities = {matrix.name: content.get(matrix.name, content.get(str(matrix.layer))) for matrix in matrices}
     if missing := [name for name, value in sparsities.items() if value is None]:
-        raise ValueError(f"no sparsity for {len(missing)} linears, such as {missing[0]}")
+        raise InputError(f"no sparsity for {len(missing)} linears, such as {missing[0]}")
     return sparsities
 
 
@@ -71,11 +72,11 @@ def _span(layers: Mapping[int, Any]) -> str:
 
 def _require_sparsity(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"the sparsity of {name} is {value!r}, expected a number in [0, 1)")
+        raise InputError(f"the sparsity of {name} is {value!r}, expected a number in [0, 1)")
 
 
 def _require_mean(sparsities: Mapping[str, float], matrices: Sequence[Matrix], target: float) -> None:
     total = sum(matrix.numel for matrix in matrices)
     mean = math.fsum(sparsities[matrix.name] * matrix.numel for matrix in matrices) / total
     if abs(mean - target) > MEAN_TOLERANCE:
-        raise ValueError(f"the sparsities' mean over weights is {mean:.6g}, expected {target:g}")
+        raise InputError(f"the sparsities' mean over weights is {mean:.6g}, expected {target:g}")

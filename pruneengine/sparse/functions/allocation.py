@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pruneengine.common.budgets import meet_mean
+from pruneengine.common.errors import InputError
 from pruneengine.common.validation import require_within
 from pruneengine.sparse.functions.operations import Array
 
@@ -26,7 +27,7 @@ def position(values: ArrayLike) -> Array | None:
     """
     v = np.asarray(values, dtype=np.float64)
     if v.ndim != 1 or not v.size or not np.isfinite(v).all():
-        raise ValueError(f"expected one finite number a block, got {v.tolist()}")
+        raise InputError(f"expected one finite number a block, got {v.tolist()}")
     # Halved first, so that the distance of the greatest finite numbers is finite.
     v = v / 2
     span = v.max() - v.min()
@@ -63,9 +64,9 @@ def allocation_of(
     """
     require_within("sparsity", sparsity, 0, MOST)
     if not 0 < spread <= 0.5:
-        raise ValueError(f"the spread λ must lie in (0, 0.5], got {spread}")
+        raise InputError(f"the spread λ must lie in (0, 0.5], got {spread}")
     if sign not in (1, -1):
-        raise ValueError(f"sign must be +1 or -1, got {sign!r}")
+        raise InputError(f"sign must be +1 or -1, got {sign!r}")
     m = position(values)
     if m is None:
         return _fixed(np.full(np.size(values), float(sparsity)))
@@ -103,5 +104,5 @@ def _share(weights: ArrayLike | None, blocks: int) -> Array:
         return np.full(blocks, 1 / blocks)
     share = np.asarray(weights, dtype=np.float64)
     if share.shape != (blocks,) or not (np.isfinite(share).all() and (share > 0).all()):
-        raise ValueError(f"expected {blocks} positive numbers of weights, got {share.tolist()}")
+        raise InputError(f"expected {blocks} positive numbers of weights, got {share.tolist()}")
     return share / share.sum()

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
 from pruneengine.ops.reference import HISTOGRAM_BINS, MOMENTS
 from pruneengine.sparse.functions.allocation import position
 from pruneengine.sparse.functions.function import Function
@@ -47,17 +48,17 @@ class ScoreDistribution:
 
     def __init__(self, moments: Tensor, histogram: Tensor) -> None:
         if moments.ndim != 2 or moments.shape[1] != len(MOMENTS) or not len(moments):
-            raise ValueError(f"moments must be [blocks, {len(MOMENTS)}], got {list(moments.shape)}")
+            raise InputError(f"moments must be [blocks, {len(MOMENTS)}], got {list(moments.shape)}")
         if histogram.shape != (len(moments), HISTOGRAM_BINS):
-            raise ValueError(f"histogram must be [{len(moments)}, {HISTOGRAM_BINS}], got {list(histogram.shape)}")
+            raise InputError(f"histogram must be [{len(moments)}, {HISTOGRAM_BINS}], got {list(histogram.shape)}")
         self.moments = moments.double().cpu()
         self.histogram = histogram.cpu()
         for block, row in enumerate(self.moments.tolist()):
             named = dict(zip(MOMENTS, row, strict=True))
             if not named["count"]:
-                raise ValueError(f"block {block} has no scores")
+                raise InputError(f"block {block} has no scores")
             if not (named["min"] >= 0 and np.isfinite(row).all()):
-                raise ValueError(
+                raise InputError(
                     f"the scores of block {block} must be finite and not negative; they lie in "
                     f"[{named['min']}, {named['max']}] and their sum is {named['sum']}"
                 )

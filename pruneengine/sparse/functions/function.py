@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.files import write_atomically
 from pruneengine.common.validation import from_known, require_number
 from pruneengine.sparse.functions.names import known
@@ -51,17 +52,17 @@ class Function:
     def __post_init__(self) -> None:
         pre: object = self.pre  # a text is a tuple of its letters to every later check
         if isinstance(pre, str):
-            raise TypeError(f"pre must be a tuple of operation names, got {self.pre!r}")
+            raise InputTypeError(f"pre must be a tuple of operation names, got {self.pre!r}")
         if not isinstance(self.compat, bool):
-            raise TypeError(f"compat must be true or false, got {self.compat!r}")
+            raise InputTypeError(f"compat must be true or false, got {self.compat!r}")
         operations = tuple(name for name in (known("pre", name, self.compat) for name in self.pre) if name != "no")
         if len(operations) > 2:
-            raise ValueError(f"pre takes at most 2 operations, got {len(operations)}: {', '.join(operations)}")
+            raise InputError(f"pre takes at most 2 operations, got {len(operations)}: {', '.join(operations)}")
         require_number("spread", self.spread)
         if not 0 < self.spread <= 0.5:
-            raise ValueError(f"the spread λ must lie in (0, 0.5], got {self.spread}")
+            raise InputError(f"the spread λ must lie in (0, 0.5], got {self.spread}")
         if isinstance(self.sign, bool) or self.sign not in (1, -1):
-            raise ValueError(f"sign must be +1 or -1, got {self.sign!r}")
+            raise InputError(f"sign must be +1 or -1, got {self.sign!r}")
         object.__setattr__(self, "pre", operations)
         object.__setattr__(self, "spread", float(self.spread))
         object.__setattr__(self, "sign", int(self.sign))
@@ -87,9 +88,9 @@ class Function:
     def from_dict(cls, values: Mapping[str, Any]) -> Function:
         """Return the function of a :meth:`to_dict`; raise ValueError or TypeError for any other content."""
         if missing := [name for name in ("pre", "reduce") if name not in values]:
-            raise ValueError(f"a function needs {' and '.join(missing)}; got {', '.join(values) or 'nothing'}")
+            raise InputError(f"a function needs {' and '.join(missing)}; got {', '.join(values) or 'nothing'}")
         if isinstance(values["pre"], str) or not isinstance(values["pre"], (list, tuple)):
-            raise TypeError(f"pre must be a list of operation names, got {values['pre']!r}")
+            raise InputTypeError(f"pre must be a list of operation names, got {values['pre']!r}")
         return from_known(cls, dict(values) | {"pre": tuple(values["pre"])}, "field of a function")
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -126,12 +127,12 @@ def _content(path: str | Path) -> tuple[Function, dict[str, Any]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"expected the format {FORMAT!r}")
+            raise InputError(f"expected the format {FORMAT!r}")
         if not isinstance(content.get("function"), dict) or not isinstance(content.get("metadata", {}), dict):
-            raise ValueError("expected objects under 'function' and 'metadata'")
+            raise InputError("expected objects under 'function' and 'metadata'")
         return Function.from_dict(content["function"]), content.get("metadata", {})
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no allocation function: {error}") from None
+        raise InputError(f"{path} holds no allocation function: {error}") from None
 
 
 # The best function that the authors' repository releases (LLaMA-1-7B, Wanda, 70%): W:(ABSLOG)-(VAR)-(ATAN,ASIN)-(7).

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.sparse.functions.function import SPREAD, Function
 from pruneengine.sparse.functions.names import COMPOUNDS, known
 
@@ -37,7 +38,7 @@ def parse(text: str) -> Function:
         TypeError: the argument is no text.
     """
     if not isinstance(text, str):
-        raise TypeError(f"a function must be text, got {text!r}")
+        raise InputTypeError(f"a function must be text, got {text!r}")
     if re.match(r"\s*W\s*:", text, re.IGNORECASE):
         return parse_published(text)
     stages = list(_pieces(text, "|", 0))
@@ -174,5 +175,5 @@ def _option(text: str, stage: str, at: int) -> tuple[str, float]:
     raise _error(text, at, f"expected λ=NUMBER, '+', '-', sign=+, sign=- or compat, found {stage!r}")
 
 
-def _error(text: str, at: int, message: str) -> ValueError:
-    return ValueError(f"not an allocation function, at position {at + 1} of {text!r}: {message}")
+def _error(text: str, at: int, message: str) -> InputError:
+    return InputError(f"not an allocation function, at position {at + 1} of {text!r}: {message}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 
+from pruneengine.common.errors import InputError, InputTypeError
+
 PRE = (
     "no", "abs", "log", "abslog", "square", "exp", "normalize", "sigmoid", "tanh", "minmax", "sqrt", "softmax",
 )  # fmt: skip
@@ -43,22 +45,22 @@ def known(stage: str, name: str, compat: bool = False) -> str:
         TypeError: the name is no text.
     """
     if not isinstance(name, str):
-        raise TypeError(f"an operation must be a name, got {name!r}")
+        raise InputTypeError(f"an operation must be a name, got {name!r}")
     lower = name.lower()
     operation = ALIASES.get(lower, lower)
     names = STAGES[stage]
     if compat and operation in NOT_IN_CODE[stage]:
-        raise ValueError(
+        raise InputError(
             f"operation {name!r} in the stage {stage} is not in the authors' code: there is no compat reading of it"
         )
     if operation in names:
         return operation
     if operation in MATRIX_ONLY:
         where = "" if stage == "reduce" else f" (and not in the stage {stage})"
-        raise ValueError(
+        raise InputError(
             f"operation {name!r} is defined on matrices only{where}: a block's scores are one vector, "
             "on which the published code raises"
         )
     near = difflib.get_close_matches(lower, [*names, *(COMPOUNDS if stage == "pre" else ())], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
-    raise ValueError(f"unknown operation {name!r} in the stage {stage}; {hint}")
+    raise InputError(f"unknown operation {name!r} in the stage {stage}; {hint}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
+from pruneengine.common.errors import InputError
 
 
 class SquareSums:
@@ -54,14 +55,14 @@ class Hessian:
         total, self._sum = self._sum, None
         assert total is not None, "no inputs, or the Hessian was handed over before"
         if not bool(total.isfinite().all()):
-            raise ValueError(_not_finite(module))
+            raise InputError(_not_finite(module))
         return total.mul_(2 / self._samples)
 
 
 def checked_norm(norm: Tensor, module: str) -> Tensor:
     """Return norms ``[C]``; raise ValueError, naming the module that reads them, if one is not finite."""
     if not bool(norm.isfinite().all()):
-        raise ValueError(_not_finite(module))
+        raise InputError(_not_finite(module))
     return norm
 
 

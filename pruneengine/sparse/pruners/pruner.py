@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.calibration.idle_experts import idle_words
+from pruneengine.common.errors import InputError
 from pruneengine.model import get_linear
 from pruneengine.model.edit import set_weight
 from pruneengine.sparse.config import SparseConfig
@@ -107,7 +108,7 @@ class SparseGPT:
         try:
             factor, damp = inverse_factor(hessian, self._damp)
         except ValueError as error:
-            raise ValueError(f"{names}: {error}") from None
+            raise InputError(f"{names}: {error}") from None
         if damp != self._damp:
             self.warnings.append(f"{names}: no Cholesky factor at damp {self._damp:g}; {damp:g} was taken in its place")
         return factor

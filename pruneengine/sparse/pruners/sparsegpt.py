@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pruneengine import ops
+from pruneengine.common.errors import InputError
 
 # As a multiple of the diagonal's mean. With stronger damping nothing of the Hessian would be left.
 STRONGEST_DAMPING = 10.0
@@ -60,7 +61,7 @@ def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
             if bool(factor.isfinite().all()):
                 return factor, damp
         if damp >= STRONGEST_DAMPING:
-            raise ValueError(f"no Cholesky factor of the Hessian, up to a damping of {damp:g} times its mean diagonal")
+            raise InputError(f"no Cholesky factor of the Hessian, up to a damping of {damp:g} times its mean diagonal")
         damp = min(10 * damp, STRONGEST_DAMPING)
 
 

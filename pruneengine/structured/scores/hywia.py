@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.model import Group
 from pruneengine.structured.scores.hywia_attention import LearnedAttention, features
 from pruneengine.structured.scores.metrics import METRICS, get_metric
@@ -54,15 +55,15 @@ class HyWIA:
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
-            raise ValueError(f"unknown hywia variant {self.variant!r}; choose from {', '.join(VARIANTS)}")
+            raise InputError(f"unknown hywia variant {self.variant!r}; choose from {', '.join(VARIANTS)}")
         numbers = {"temperature": self.temperature} | ({} if self.blend is None else {"blend": self.blend})
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"hywia {name} must be a number, got {value!r}")
+                raise InputTypeError(f"hywia {name} must be a number, got {value!r}")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"hywia temperature must be positive and finite, got {self.temperature}")
+            raise InputError(f"hywia temperature must be positive and finite, got {self.temperature}")
         if self.blend is not None and not 0 <= self.blend <= 1:
-            raise ValueError(f"hywia blend must lie in [0, 1], got {self.blend}")
+            raise InputError(f"hywia blend must lie in [0, 1], got {self.blend}")
 
     @property
     def fitted(self) -> bool:
@@ -94,7 +95,7 @@ def needs_of(method: str) -> frozenset[str]:
         fusion = FUSIONS[method]
         return get_metric(fusion.coarse).needs | get_metric(fusion.fine).needs
     if method not in METRICS:
-        raise ValueError(f"unknown method {method!r}; choose from {', '.join(methods())}")
+        raise InputError(f"unknown method {method!r}; choose from {', '.join(methods())}")
     return get_metric(method).needs
 
 
@@ -184,7 +185,7 @@ def _share(coarse: Tensor, fine: Tensor, group: Group, layers: int, options: HyW
     if options.variant == "b":
         return _within_units(coarse, fine, options.temperature)
     if options.attention is None:
-        raise ValueError("hywia variant 'c' is fitted: call prune() with it, or pass what hywia_fit.fit returns")
+        raise InputError("hywia variant 'c' is fitted: call prune() with it, or pass what hywia_fit.fit returns")
     return options.attention.share(*group_features(coarse, fine, group, layers), options.temperature)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError, NotFiniteError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples
 from pruneengine.model import Structure
@@ -76,7 +77,7 @@ def fit(
         FloatingPointError: a loss is not finite.
     """
     if len(samples) < 2 or samples.tokens.shape[1] < 2:
-        raise ValueError(f"samples {tuple(samples.tokens.shape)}: a fit needs at least two of two tokens")
+        raise InputError(f"samples {tuple(samples.tokens.shape)}: a fit needs at least two of two tokens")
     scores = _Scores(structure, blend, removed)
     device = next(model.parameters()).device
     half = len(samples) // 2
@@ -156,5 +157,5 @@ def _loss_backward(model: nn.Module, tokens: Tensor) -> float:
 
 def _finite(loss: float, step: int) -> float:
     if loss != loss or abs(loss) == float("inf"):
-        raise FloatingPointError(f"the loss is {loss} at step {step} of the fit")
+        raise NotFiniteError(f"the loss is {loss} at step {step} of the fit")
     return loss

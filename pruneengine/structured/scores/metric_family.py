@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.common.validation import from_known, require_choice, require_within
 from pruneengine.model import KINDS, Structure, find_groups
 from pruneengine.structured.scores.hywia import blend_scores, fixed_share
@@ -78,7 +79,7 @@ class MetricPoint:
         require_within("norm_power", self.norm_power, 0, 2)
         require_within("share", self.share, 0, 1)
         if type(self.weight_power) is not int or self.weight_power not in (1, 2):
-            raise ValueError(f"weight_power must be 1 or 2, got {self.weight_power!r}")
+            raise InputError(f"weight_power must be 1 or 2, got {self.weight_power!r}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -164,7 +165,7 @@ def score_point(
     """
     require_quantities("the metric", point.needs, statistics)
     if cache is not None and cache.model is not model:
-        raise ValueError(f"cache holds sums of another {type(cache.model).__name__}; expected those of this model")
+        raise InputError(f"cache holds sums of another {type(cache.model).__name__}; expected those of this model")
     structure = structure or find_groups(model)
     groups = structure.scored(kinds, range(structure.num_layers) if layers is None else layers)
     taylor = partial(_taylor, point)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pruneengine import ops
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.model import Member
 
 
@@ -32,7 +33,7 @@ class MemberView:
     def collected(self) -> Statistics:
         """The statistics; ValueError for a metric that reads some where none were given."""
         if self.statistics is None:
-            raise ValueError(f"the metric reads statistics of {self.member.name}, got none")
+            raise InputError(f"the metric reads statistics of {self.member.name}, got none")
         return self.statistics
 
     def weight_sums(self, power: float, norm: Tensor | None = None) -> Tensor:
@@ -94,7 +95,7 @@ def metric(name: str, needs: tuple[str, ...] = ()) -> Callable[[Function], Funct
 def get_metric(name: str) -> Metric:
     """Return a metric by name; ValueError with the known names if there is none."""
     if name not in METRICS:
-        raise ValueError(f"unknown method {name!r}; choose from {', '.join(METRICS)}")
+        raise InputError(f"unknown method {name!r}; choose from {', '.join(METRICS)}")
     return METRICS[name]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruneengine.calibration.statistics import Statistics
+from pruneengine.common.errors import InputError
 from pruneengine.model import KINDS, Group, Member, Structure, find_groups, get_linear
 from pruneengine.model.prunable import check_prunable
 from pruneengine.structured.scores.hywia import FUSIONS, Blend, HyWIA, fuse, needs_of
@@ -82,9 +83,9 @@ def score(
     """
     needs = needs_of(metric)
     if aggregate not in AGGREGATES:
-        raise ValueError(f"unknown aggregate {aggregate!r}; choose from {', '.join(AGGREGATES)}")
+        raise InputError(f"unknown aggregate {aggregate!r}; choose from {', '.join(AGGREGATES)}")
     if fold not in FOLDS:
-        raise ValueError(f"unknown fold {fold!r}; choose from {', '.join(FOLDS)}")
+        raise InputError(f"unknown fold {fold!r}; choose from {', '.join(FOLDS)}")
     structure = structure or find_groups(model)
     require_quantities(f"method {metric!r}", needs, statistics)
     check_prunable(model)
@@ -108,7 +109,7 @@ def score(
 def require_quantities(what: str, needs: Collection[str], statistics: Statistics | None) -> None:
     """Raise ValueError if statistics lack a quantity; the message says that ``what`` needs it."""
     if missing := set(needs) - (statistics.tensors.keys() if statistics else set()):
-        raise ValueError(f"{what} needs the quantity {min(missing)!r}, which was not collected")
+        raise InputError(f"{what} needs the quantity {min(missing)!r}, which was not collected")
 
 
 def score_groups(
@@ -150,7 +151,7 @@ def score_groups(
         folded = torch.stack([_fold(vector.double().cpu(), member, group, fold) for member, vector in vectors])
         scores[group.name] = AGGREGATES[aggregate](folded).view(group.units, group.root_width).sum(1)
         if not bool(torch.isfinite(scores[group.name]).all()):
-            raise ValueError(f"scores of {group.name} are not finite: NaN or infinity in its weights or statistics")
+            raise InputError(f"scores of {group.name} are not finite: NaN or infinity in its weights or statistics")
     if aggregate == "prod":
         largest = max(float(values.max()) for values in scores.values())
         scores = {name: values / (largest or 1.0) for name, values in scores.items()}

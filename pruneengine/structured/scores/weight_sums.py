@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from pruneengine.common.errors import InputError
 from pruneengine.structured.scores.metrics import MemberView
 
 MOMENTS = ("second", "variance")
@@ -24,7 +25,7 @@ class WeightSums:
 
     def __init__(self, model: nn.Module, recent: int = 32) -> None:
         if recent < 1:
-            raise ValueError(f"recent must be at least 1, got {recent}")
+            raise InputError(f"recent must be at least 1, got {recent}")
         self.model = model
         self._recent = recent
         self._plain: dict[tuple[str, int], Tensor] = {}

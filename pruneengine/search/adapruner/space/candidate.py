@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.validation import from_known
 from pruneengine.search.adapruner.space.curves import Curve
 from pruneengine.search.adapruner.space.subsets import Subset
@@ -35,9 +36,9 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if (self.curve is None) == (self.kv_groups is None):
-            raise ValueError(f"a candidate has a curve or a number of KV groups, got {self.curve} and {self.kv_groups}")
+            raise InputError(f"a candidate has a curve or a number of KV groups, got {self.curve} and {self.kv_groups}")
         if self.fill not in FILLS:
-            raise ValueError(f"unknown fill {self.fill!r}; choose from {', '.join(FILLS)}")
+            raise InputError(f"unknown fill {self.fill!r}; choose from {', '.join(FILLS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a report."""

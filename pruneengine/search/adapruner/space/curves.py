@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
 from pruneengine.common.validation import from_known, require_choice, require_whole, require_within
 from pruneengine.model import Group, Structure
 from pruneengine.search.adapruner.space.kv_groups import CAP, available, budget_of, width_kinds
@@ -91,7 +92,7 @@ class Curve:
         layers = range(structure.num_layers) if layers is None else layers
         groups = self._open_groups(structure, kinds, layers)
         if budget > available(groups):
-            raise ValueError(
+            raise InputError(
                 f"ratio {ratio:g} is out of reach: {', '.join(kinds)} in layers {layers.start}:{layers.stop} less "
                 f"{self.first} first and {self.last} last, with heads {self.heads:g} and at most {CAP:g} of a group, "
                 f"can give at most {available(groups) / structure.prunable_params(kinds):.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pruneengine.common.errors import InputError
 from pruneengine.model import Group, Structure
 from pruneengine.structured.budget import most_of
 
@@ -31,7 +32,7 @@ def legal_heads(structure: Structure, ratio: float, kinds: Iterable[str] = ("hea
     if not channels:
         nearest = min(round(ratio * heads[0].units), heads[0].units - 1)
         if nearest == 0:
-            raise ValueError(f"ratio {ratio:g} removes nothing: a layer has {heads[0].units} KV groups")
+            raise InputError(f"ratio {ratio:g} removes nothing: a layer has {heads[0].units} KV groups")
         return range(nearest, nearest + 1)
     most = heads[0].units - 1 if heads else 0
     cost = sum(g.unit_params for g in heads)
@@ -39,7 +40,7 @@ def legal_heads(structure: Structure, ratio: float, kinds: Iterable[str] = ("hea
     legal = [k for k in range(most + 1) if -0.5 <= budget - k * cost <= available(channels) + 0.5]
     if not legal:
         reach = (most * cost + available(channels)) / structure.prunable_params(kinds)
-        raise ValueError(
+        raise InputError(
             f"ratio {ratio:g} is out of reach of layers of one width: with up to {most} KV groups a layer and "
             f"{CAP:g} of its channels they give at most {reach:.3f}"
         )
@@ -66,7 +67,7 @@ def uniform_ratios(
     kinds = width_kinds(kinds)
     legal = legal_heads(structure, ratio, kinds)
     if kv_groups not in legal:
-        raise ValueError(f"kv_groups {kv_groups!r} is not legal at ratio {ratio:g}; choose from {list(legal)}")
+        raise InputError(f"kv_groups {kv_groups!r} is not legal at ratio {ratio:g}; choose from {list(legal)}")
     heads, channels = _by_kind(structure, kinds)
     rest = max(0.0, budget_of(structure, ratio, kinds) - kv_groups * sum(g.unit_params for g in heads))
     of_channels = rest / sum(g.params for g in channels) if channels else 0.0
@@ -77,14 +78,14 @@ def width_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     """Return the kinds; raise ValueError for kinds of units that layers do not give in part."""
     kinds = tuple(kinds)
     if not kinds or set(kinds) - {"heads", "mlp"}:
-        raise ValueError(f"kinds must be heads, mlp or both, got {kinds}")
+        raise InputError(f"kinds must be heads, mlp or both, got {kinds}")
     return kinds
 
 
 def budget_of(structure: Structure, ratio: float, kinds: tuple[str, ...]) -> float:
     """Return the number of parameters to remove: a ratio in (0, 1) of the prunable parameters of the kinds."""
     if not 0 < ratio < 1:
-        raise ValueError(f"ratio must lie in (0, 1), got {ratio}")
+        raise InputError(f"ratio must lie in (0, 1), got {ratio}")
     return ratio * structure.prunable_params(kinds)
 
 
@@ -97,5 +98,5 @@ def _by_kind(structure: Structure, kinds: tuple[str, ...]) -> tuple[tuple[Group,
     heads, channels = (structure.of_kind({kind} & set(kinds)) for kind in ("heads", "mlp"))
     for part in dict.fromkeys(g.part for g in (*heads, *channels)):
         if len(widths := sorted({g.units for g in (*heads, *channels) if g.part == part})) > 1:
-            raise ValueError(f"layers of one width are needed, but {part} have {widths} units")
+            raise InputError(f"layers of one width are needed, but {part} have {widths} units")
     return heads, channels

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruneengine.common.errors import InputError
+
 ALL = "all"
 WHOLE = "whole"
 RANDOM = "random-"
@@ -47,11 +49,11 @@ class Subset:
     def __post_init__(self) -> None:
         for what, value, least in (("length", self.length, 2), ("count", self.count, 1)):
             if type(value) is not int or value < least:
-                raise ValueError(f"subset {what} {value!r}: expected a whole number of at least {least}")
+                raise InputError(f"subset {what} {value!r}: expected a whole number of at least {least}")
         seed = self.selector.removeprefix(RANDOM)
         seeded = self.selector.startswith(RANDOM) and seed.isascii() and seed.isdigit()
         if not seeded and self.selector not in (*_IN_WORDS, WHOLE):
-            raise ValueError(
+            raise InputError(
                 f"unknown selector {self.selector!r}; choose from {RANDOM}0, {RANDOM}1, ..., {', '.join(_IN_WORDS)}"
             )
 
@@ -94,7 +96,7 @@ def menu(
         for selector in selectors
     ]
     if not chosen:
-        raise ValueError(
+        raise InputError(
             "an empty menu of subsets: expected at least one count, length, source and selector that go together"
         )
     return tuple(dict.fromkeys(chosen))
@@ -107,13 +109,13 @@ def canonical_subset(subset: Subset, sizes: Sizes) -> Subset:
         ValueError: a length, source or count that the pool does not have; the message says what it has.
     """
     if subset.length not in sizes:
-        raise ValueError(f"subset {subset}: the pool has samples of {', '.join(map(str, sizes))} tokens")
+        raise InputError(f"subset {subset}: the pool has samples of {', '.join(map(str, sizes))} tokens")
     of_length = sizes[subset.length]
     if subset.source not in of_length:
-        raise ValueError(f"subset {subset}: unknown source {subset.source!r}; the pool has {', '.join(of_length)}")
+        raise InputError(f"subset {subset}: unknown source {subset.source!r}; the pool has {', '.join(of_length)}")
     size = of_length[subset.source]
     if subset.count > size or (subset.selector == WHOLE and subset.count < size):
-        raise ValueError(
+        raise InputError(
             f"subset {subset}: {subset.count} samples wanted, the pool holds {size} of {subset.length} tokens "
             f"from {subset.source!r}"
         )
