@@ -202,6 +202,28 @@ def make_plan(
     )
 
 
+def rounding_warning(plan: Plan, structure: Structure, round_to: int | None) -> str | None:
+    """Return a line about a plan that misses its target by more than half a step of the finest unit, or None.
+
+    A step is one multiple of MLP channels, or one KV group where heads are pruned alone: in every layer of a uniform
+    plan, in one layer otherwise. Plans that drop layers or experts have no such step.
+
+    Args:
+        plan: of :func:`make_plan`.
+        structure: of the model.
+        round_to: as given to :func:`make_plan`.
+    """
+    if set(plan.kinds) - {"heads", "mlp"}:
+        return None
+    kind, multiple = ("mlp", round_to or default_rounding(structure)) if "mlp" in plan.kinds else ("heads", 1)
+    prices = [multiple * group.unit_params for group in structure.of_kind((kind,)) if group.name in plan.keep]
+    step = (sum(prices) if plan.shape == "uniform" else max(prices)) / structure.prunable_params(plan.kinds)
+    if abs(plan.reached - plan.asked) <= step / 2 * (1 + 1e-9):
+        return None
+    what = f"multiples of {multiple} MLP channels" if kind == "mlp" else "whole KV groups"
+    return f"asked to remove {plan.asked:.2%}, the plan removes {plan.reached:.2%}: no nearer width is one of {what}"
+
+
 def default_rounding(structure: Structure) -> int:
     """Return the multiple for MLP widths: 8 for models under a billion parameters, 64 above, as matrix units need."""
     return 8 if structure.total_params < 1e9 else 64

@@ -19,7 +19,7 @@ from pruneengine.structured.allocate import allocate
 from pruneengine.structured.apply import compact
 from pruneengine.structured.compensate import Compensation, compensate
 from pruneengine.structured.config import PruneConfig
-from pruneengine.structured.plan import Plan, make_plan
+from pruneengine.structured.plan import Plan, make_plan, rounding_warning
 from pruneengine.structured.scores.hywia import HyWIA
 from pruneengine.structured.scores.hywia_fit import Fit, fit
 from pruneengine.structured.scores.score import Scores, score
@@ -108,9 +108,12 @@ def decide(
     with clock("plan"):
         plan = _plan(structure, scores, config, config.allocation, profile)
     idle = idle_experts(structure, statistics) if statistics is not None else ()
+    warnings = idle_words(idle, "by the statistics they are worth nothing, and they are the first to lose units")
+    if config.protocol == "engine" and (line := rounding_warning(plan, structure, config.round_to)) is not None:
+        warnings = (*warnings, line)
     return PruneReport(
         config=config, plan=plan, scores=scores, statistics=statistics, seconds=clock.seconds, fit=fitted,
-        warnings=idle_words(idle, "by the statistics they are worth nothing, and they are the first to lose units"),
+        warnings=warnings,
     )  # fmt: skip
 
 

@@ -88,11 +88,15 @@ def _share(some: Sequence[Group], groups: Sequence[Group], ratios: Mapping[str, 
 
 
 def _to_multiple(units: int, removed: float, multiple: int) -> int:
-    """Return the units to remove so that the multiple nearest to ``units - removed`` stays (or all of ``units``)."""
+    """Return the units to remove so that the legal width nearest to ``units - removed`` stays.
+
+    Legal are the multiples below ``units``, and all of ``units``, whether a multiple or not.
+    """
     if removed <= 0:
         return 0
-    kept = max(multiple, round((units - removed) / multiple) * multiple)
-    return units - kept if kept < units else 0
+    multiples = [width for width in (_floor(units - removed, multiple), _ceil(units - removed, multiple)) if width > 0]
+    widths = [min(width, units) for width in multiples] or [min(multiple, units)]
+    return units - min((*widths, units), key=lambda width: (abs(units - removed - width), -width))
 
 
 def _largest_remainders(

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruneengine.model import find_groups
 from pruneengine.structured.allocate import allocate
-from pruneengine.structured.plan import Plan, make_plan
+from pruneengine.structured.plan import Plan, make_plan, rounding_warning
 from pruneengine.structured.scores.score import Scores, score
 from tests.helpers.tiny import tiny_model
 
@@ -211,3 +211,36 @@ def test_scores_of_a_real_metric_make_a_plan():
     made = make_plan(structure, scores, allocate(structure, scores, 0.4), 0.4)
     weakest = scores.groups["layers.0.heads"].argmin().item()
     assert weakest not in made.keep["layers.0.heads"]
+
+
+def plan_of_width(width, ratio, round_to, shape="uniform"):
+    model = tiny_model(intermediate_size=width)
+    structure = find_groups(model)
+    scores = score(model, "magnitude_l1", structure=structure, kinds=("mlp",))
+    ratios = allocate(structure, scores, ratio, kinds=("mlp",))
+    plan = make_plan(structure, scores, ratios, ratio, kinds=("mlp",), shape=shape, round_to=round_to)
+    return plan, rounding_warning(plan, structure, round_to)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "round_to", "kept"),
+    [(160, 0.15, 128, 128), (160, 0.5, 128, 128), (96, 0.4, 32, 64), (100, 0.3, 32, 64), (100, 0.03, 1, 97)],
+)
+def test_the_nearest_legal_width_stays(width, ratio, round_to, kept):
+    plan, _ = plan_of_width(width, ratio, round_to)
+    assert {len(units) for name, units in plan.keep.items() if name.endswith("mlp")} == {kept}
+
+
+@pytest.mark.parametrize("shape", ["uniform", "per-layer"])
+def test_keeping_all_is_nearer_than_a_multiple_far_below(shape):
+    with pytest.raises(ValueError, match="0.02"):
+        plan_of_width(160, 0.02, 128, shape)
+
+
+def test_a_target_that_no_width_comes_near_is_said():
+    _, line = plan_of_width(100, 0.3, 32)
+    assert line is None
+    _, line = plan_of_width(40, 0.9, 32)
+    assert line == (
+        "asked to remove 90.00%, the plan removes 20.00%: no nearer width is one of multiples of 32 MLP channels"
+    )
