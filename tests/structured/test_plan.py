@@ -233,7 +233,7 @@ def test_the_nearest_legal_width_stays(width, ratio, round_to, kept):
 
 @pytest.mark.parametrize("shape", ["uniform", "per-layer"])
 def test_keeping_all_is_nearer_than_a_multiple_far_below(shape):
-    with pytest.raises(ValueError, match="0.02"):
+    with pytest.raises(ValueError, match=r"ratio 0\.02"):
         plan_of_width(160, 0.02, 128, shape)
 
 
