@@ -52,6 +52,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    # A worker ends without the clean-up of Python's exit.
+    MODULES.cleanup()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def forked_children():
     # A parent that has looked for GPUs cannot hand them on to forked children.

@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every Triton kernel for one target, as its real launches would compile it.
 
-Run as a script (``aot_compile.py 90``) in a process without TRITON_INTERPRET; needs no GPU and prints JSON.
+:func:`main` runs in a process without TRITON_INTERPRET, needs no GPU and prints JSON.
 
 The launchers run on meta tensors with the launch itself replaced by a recorder, so grids, constants and warps are those
 of a real call and cannot drift from it.
@@ -12,7 +12,6 @@ import json
 import pkgutil
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -187,7 +186,3 @@ def main(name: str) -> None:
             usage = cuda_usage(kernel.asm) if target.backend == "cuda" else hip_usage(kernel.asm)
             compiled.append(row | usage | {"shared": kernel.metadata.shared})
     print(json.dumps({"compiled": compiled, "uncovered": uncovered(launched)}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

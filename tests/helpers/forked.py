@@ -61,6 +61,8 @@ def replace_children(patch: pytest.MonkeyPatch, switch: Switch) -> None:
 
     def run(command: Any, *arguments: Any, **options: Any) -> subprocess.CompletedProcess:
         if switch.forks and isinstance(command, list) and command == [sys.executable, "-c", script]:
+            assert options.pop("capture_output")
+            assert options.pop("text")
             return run_script(script, *arguments, **options)
         return run_fresh(command, *arguments, **options)
 
@@ -80,16 +82,13 @@ def parent() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(PRELOADED)
     # Read at import by what is preloaded.
     with mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}):
+        os.environ.pop("TRITON_INTERPRET", None)
         forkserver.ensure_running()
     return context
 
 
-def run_script(
-    script: str, *, input: str, capture_output: bool, text: bool, cwd: str, env: Mapping[str, str]
-) -> subprocess.CompletedProcess:
-    """Run a script as :func:`subprocess.run` runs ``python -c script``, in a forked process."""
-    assert capture_output
-    assert text
+def run_script(script: str, *, cwd: str | Path, env: Mapping[str, str], input: str = "") -> subprocess.CompletedProcess:
+    """Run a script as :func:`subprocess.run` runs ``python -c script``, in a forked process; capture what it prints."""
     with tempfile.TemporaryDirectory() as scratch:
         streams = Path(scratch) / "stdin", Path(scratch) / "stdout", Path(scratch) / "stderr"
         streams[0].write_text(input)
@@ -109,8 +108,9 @@ def _run(script: str, streams: tuple[str, str, str], cwd: str, env: Mapping[str,
     os.environ.update(env)
     os.chdir(cwd)
     # transformers has read this one at import.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("transformers.") and "HF_MODULES_CACHE" in vars(module):
-            module.HF_MODULES_CACHE = env["HF_MODULES_CACHE"]
+    if cache := env.get("HF_MODULES_CACHE"):
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers.") and "HF_MODULES_CACHE" in vars(module):
+                module.HF_MODULES_CACHE = cache
     execute: Callable[..., None] = exec
     execute(compile(script, "<string>", "exec"), {"__name__": "__main__"})

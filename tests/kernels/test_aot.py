@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers import forked
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -56,9 +56,8 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = cache.mkdir("triton") if cache is not None else tmp_path_factory.mktemp("triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
-    script = Path(__file__).parents[1] / "helpers" / "aot_compile.py"
-    command = [sys.executable, str(script), request.param]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    script = f"from tests.helpers import aot_compile; aot_compile.main({request.param!r})"
+    done = forked.run_script(script, cwd=Path(__file__).parents[2], env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
