@@ -22,7 +22,7 @@ OUR_FILES = (
     *("plan.json", "function.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
     *("chat_template*", "preprocessor_config.json", "processor_config.json", "__pycache__"),
-    *("export.json", "*.gguf", "configuration_decilm.py"),
+    *("export.json", "*.gguf", "configuration_decilm.py", ".results.json.lock"),
 )
 OWNER_FILE = ".owner"
 SHOWN = 3

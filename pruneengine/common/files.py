@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,6 +31,21 @@ def in_words(size: float) -> str:
     if size >= 1e9:
         return f"{size / 1e9:.2f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock of a file, so that a process that reads it and writes it again loses nothing of another's.
+
+    The lock is a hidden file beside it, ``.NAME.lock``; the system gives it back when its process ends.
+    """
+    # A dependency of torch, read here so that the kernels alone never load it.
+    from filelock import FileLock
+
+    path = Path(path).expanduser().absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from pruneengine.checkpoint.load import load_model, load_skeleton
 from pruneengine.checkpoint.write import written_here
 from pruneengine.common.errors import InputError
-from pruneengine.common.files import check_writable
+from pruneengine.common.files import check_writable, locked
 from pruneengine.data import windows as data
 from pruneengine.evaluation import lm_eval_adapter as harness
 from pruneengine.evaluation import zero_shot as zeroshot
@@ -92,7 +92,10 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
         nonlocal results
         results = changed
         if options.file is not None:
-            (results.after(earlier) if earlier else results).write(options.file)
+            with locked(options.file):
+                # Read anew: another process may have added to it.
+                kept = read_results(options.file) if options.file.exists() else None
+                (results.after(kept) if kept else results).write(options.file)
 
     if options.text is not None:
         windows = data.evaluation_windows(options.text, tokenizer, options.seqlen, options.windows)

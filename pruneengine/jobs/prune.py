@@ -23,6 +23,7 @@ from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
 from pruneengine.jobs.checks import check_evaluation
 from pruneengine.jobs.options import JobOptions
 from pruneengine.jobs.recover_pruned import training_kept
+from pruneengine.jobs.statistics_file import keep_statistics
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import Structure, find_groups, model_fingerprint
 from pruneengine.report import write_report
@@ -80,7 +81,8 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     if options.statistics is not None and calibration is not None:
         with job.clock("calibrate"):
             counted, _ = split_samples(calibration, config)
-            statistics = _complete(earlier, model, structure, counted, config, options.statistics)
+            statistics, lines = _complete(earlier, model, structure, counted, config, options.statistics)
+            job.warnings += lines
     report = decide(model, structure, calibration, config, statistics=statistics, clock=job.clock)
     job.warnings += report.warnings
     if options.out is None:
@@ -150,19 +152,15 @@ def _complete(
     calibration: Samples,
     config: PruneConfig,
     path: Path,
-) -> Statistics | None:
-    """Return the statistics of the file; quantities that the method needs and the file lacks are collected and kept."""
+) -> tuple[Statistics | None, tuple[str, ...]]:
+    """Return the statistics of the file, completed by what the method needs and it lacks, and warnings."""
     if earlier is not None:
         earlier.check(data=calibration.hash)
     missing = config.needs - (earlier.tensors.keys() if earlier is not None else set())
     if not missing:
-        return earlier
+        return earlier, ()
     statistics = calibrate(model, calibration, missing, structure=structure, batch_size=config.batch_size)
-    if earlier is not None:
-        loss = statistics.loss if len(statistics.loss) else earlier.loss
-        statistics = replace(statistics, tensors=earlier.tensors | statistics.tensors, loss=loss)
-    statistics.save(path)
-    return statistics
+    return keep_statistics(statistics, path)
 
 
 def _report_values(

@@ -17,6 +17,7 @@ from pruneengine.data.windows import Samples, check_spec
 from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
 from pruneengine.jobs.checks import check_evaluation, refuse_recovery
 from pruneengine.jobs.options import JobOptions
+from pruneengine.jobs.statistics_file import keep_statistics
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.report import write_report
@@ -158,11 +159,10 @@ def _earlier_statistics(config: SparseConfig, options: JobOptions) -> Statistics
 
 
 def _keep_statistics(report: SparseReport, path: Path) -> tuple[str, ...]:
-    """Save the statistics, and return a warning if the prune needed none."""
+    """Save the statistics, and return a warning if the prune needed none, or the file cannot take them."""
     if report.statistics is None:
         return (f"no statistics of the dense model were needed, so none are kept in {path}",)
-    report.statistics.save(path)
-    return ()
+    return keep_statistics(report.statistics, path)[1]
 
 
 def _count_warnings(zeros: ZeroCount) -> tuple[str, ...]:

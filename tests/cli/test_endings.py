@@ -70,7 +70,7 @@ def working(tmp_path):
     def start(tidies):
         code = (
             "import sys, time\nfrom pruneengine import cli\nimport pruneengine.jobs.evaluate as job\n"
-            "def run(*_, **__):\n    print('working', flush=True)\n    try:\n        time.sleep(60)\n    finally:\n"
+            "def run(*_, **__):\n    try:\n        print('working', flush=True)\n        time.sleep(60)\n    finally:\n"
             f"        print('tidied', flush=True)\n        time.sleep({60 if tidies == 'slowly' else 0})\n"
             "job.run = run\nsys.argv = ['pruneengine', 'eval', 'm', '--text', 'none', '--speed']\ncli.main()\n"
         )

@@ -1,5 +1,6 @@
 """Table of families in the README: every row and column, and cells as the outcomes of the tests."""
 
+import os
 import subprocess
 import sys
 
@@ -74,7 +75,9 @@ def test_outcomes_are_read_from_the_run_itself(tmp_path):
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    shows: what\n    gpu: device\n")
     command = [sys.executable, "-m", "pytest", "-q", *REPORT, "--junitxml=report.xml", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # Where the conftest finds its helpers.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
     assert "warning" not in done.stdout
     found = read_report((tmp_path / "report.xml").read_text())
