@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruneengine.search.early_stop import pruner
+from pruneengine.search.optuna_pruner import pruner
 from pruneengine.search.study import MASK, ORIGIN
 
 if TYPE_CHECKING:

@@ -89,20 +89,23 @@ def _forward(runner: LayerRunner, num_layers: int, layers: range) -> list[list[T
 def _loss_backward(
     model: nn.Module, structure: Structure, pieces: list[tuple[slice, Tensor]], outputs: list[Tensor], scale: float
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the gradients of the mean token losses at the last layer's outputs, per batch, and the losses ``[N]``."""
+    """Return the gradients of the mean token losses at the last layer's outputs, per batch, and the losses ``[N]``.
+
+    The gradients take the place of the outputs, batch by batch, so that both never exist for all samples.
+    """
     _, head, logit_options = causal_parts(model)
     norm = model.get_submodule(structure.family.final_norm)
-    gradients, losses = [], []
-    for (_rows, tokens), hidden in zip(pieces, outputs, strict=True):
-        hidden.requires_grad_(True)
+    losses = []
+    for batch, (_rows, tokens) in enumerate(pieces):
+        hidden = outputs[batch].requires_grad_(True)
         with torch.enable_grad():
             predicting = norm(hidden)[:, :-1]
         weight = scale / (tokens.shape[1] - 1)
         nll, gradient = token_nll_backward(predicting.detach(), head, tokens[:, 1:], weight, **logit_options)
         predicting.backward(gradient)
-        gradients.append(_gradient(hidden))
+        outputs[batch] = _gradient(hidden)
         losses.append(nll.mean(1).cpu())
-    return gradients, torch.cat(losses)
+    return outputs, torch.cat(losses)
 
 
 def _gradient(x: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from pruneengine.checkpoint.write import written_here
 from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable, locked
 from pruneengine.data import windows as data
-from pruneengine.evaluation import lm_eval_adapter as harness
-from pruneengine.evaluation import zero_shot as zeroshot
+from pruneengine.evaluation import lm_eval_adapter, zero_shot
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
@@ -102,7 +101,7 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
         measured = perplexity(model, windows, dtype=options.compute_dtype)
         keep(results.with_text(TextResult.of(options.text, options.seqlen, measured)))
     if options.tasks:
-        zeroshot.zero_shot(
+        zero_shot.zero_shot(
             model, tokenizer, options.tasks, include_path=options.include_path, limit=options.limit,
             batch_size=options.batch_size, dtype=options.compute_dtype, manager=manager,
             done=lambda task: keep(results.with_task(task)),
@@ -118,15 +117,15 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
         data.check_spec(options.text, options.windows, default=1)
         if options.seqlen < 2:
             raise InputError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
-    zeroshot.check_limit(options.limit)
-    zeroshot.check_batch_size(options.batch_size)
+    zero_shot.check_limit(options.limit)
+    zero_shot.check_batch_size(options.batch_size)
     earlier = None
     if options.file is not None:
         check_writable(options.file.parent)
         earlier = read_results(options.file) if options.file.exists() else None
     if options.dense is not None:
         load_skeleton(options.dense, options.trust_remote_code)
-    manager = harness.find_tasks(options.tasks, options.include_path) if options.tasks else None
+    manager = lm_eval_adapter.find_tasks(options.tasks, options.include_path) if options.tasks else None
     return manager, earlier
 
 

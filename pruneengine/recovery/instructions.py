@@ -1,6 +1,6 @@
 """Token rows of a text: instructions with masked prompts, plain text packed into windows.
 
-An instruction becomes Stanford Alpaca's prompt (:func:`pruneengine.data.sources.alpaca_prompt`), the answer and the
+An instruction becomes Stanford Alpaca's prompt (:func:`pruneengine.data.rows.alpaca_prompt`), the answer and the
 tokenizer's EOS. The prompt is read, not trained on. Tokens beyond the cutoff are cut at the end.
 """
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pruneengine.common.optional_imports import require_extra
-
-if TYPE_CHECKING:
-    import optuna
 
 
 def is_worse(losses: Sequence[float], best: Sequence[float], p: float, best_mean: float | None = None) -> bool:
@@ -32,15 +28,6 @@ def is_worse(losses: Sequence[float], best: Sequence[float], p: float, best_mean
         return False
     differences = [loss - least for loss, least in zip(losses, paired, strict=True)]
     return bool(wilcoxon(differences, alternative="greater", zero_method="zsplit").pvalue < p)
-
-
-def pruner(stop: float | None) -> optuna.pruners.BasePruner:
-    """Return the pruner that tests a trial against the study's best one; for ``stop`` None one that stops no trial."""
-    import optuna
-
-    from pruneengine.search.optuna_pruner import ClearlyWorsePruner
-
-    return optuna.pruners.NopPruner() if stop is None else ClearlyWorsePruner(stop)
 
 
 def mean(losses: Sequence[float]) -> float:

@@ -7,7 +7,12 @@ from pruneengine.search.early_stop import import_test, is_worse, mean
 
 with require_extra("search"):
     import optuna
-    from optuna.pruners import BasePruner
+    from optuna.pruners import BasePruner, NopPruner
+
+
+def pruner(stop: float | None) -> BasePruner:
+    """Return the pruner that tests a trial against the study's best one; for ``stop`` None one that stops no trial."""
+    return NopPruner() if stop is None else ClearlyWorsePruner(stop)
 
 
 class ClearlyWorsePruner(BasePruner):

@@ -101,9 +101,11 @@ class _LayerPass:
     def _prune(self, layer: int, matrices: Sequence[Matrix], *, advance: bool) -> tuple[str, ...]:
         warnings: tuple[str, ...] = ()
         if matrices and self._mode == "sequential":
-            staged = StagedLayer(self._model, self._structure, self._runner, layer, self._hidden)
             try:
-                staged.prune(matrices, self._pruner, last=not advance)
+                # Not held by a name: its stored outputs must be gone before the layer runs as a whole.
+                StagedLayer(self._model, self._structure, self._runner, layer, self._hidden).prune(
+                    matrices, self._pruner, last=not advance
+                )
                 return ()
             except UnstageableError as error:
                 warnings = (

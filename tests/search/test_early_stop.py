@@ -8,7 +8,8 @@ import pytest
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("scipy")
 
-from pruneengine.search.early_stop import is_worse, pruner  # noqa: E402
+from pruneengine.search.early_stop import is_worse  # noqa: E402
+from pruneengine.search.optuna_pruner import pruner  # noqa: E402
 from pruneengine.search.study import open_study  # noqa: E402
 
 

@@ -11,7 +11,7 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from pruneengine.search import study as module  # noqa: E402
-from pruneengine.search.records import trial_records  # noqa: E402
+from pruneengine.search.adapruner.records import trial_records  # noqa: E402
 
 IDENTITY = {"model": "abc", "ratio": 0.2, "counts": (4, 8)}
 

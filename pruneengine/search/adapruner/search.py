@@ -23,12 +23,12 @@ from pruneengine.search.adapruner.finals import pick_winner
 from pruneengine.search.adapruner.objective import Objective
 from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.pool import SubsetOptions, collect_pool
+from pruneengine.search.adapruner.records import importance, trial_records
 from pruneengine.search.adapruner.result import SearchResult
 from pruneengine.search.adapruner.space.kv_groups import legal_heads
 from pruneengine.search.adapruner.space.space import Space
 from pruneengine.search.adapruner.space.subsets import ALL
 from pruneengine.search.adapruner.trials import AdaPrunerLoop
-from pruneengine.search.records import importance, trial_records
 from pruneengine.search.run import SearchRun
 from pruneengine.search.study import ORIGIN, START, open_study
 from pruneengine.search.texts import SearchTexts

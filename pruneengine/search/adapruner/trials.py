@@ -11,7 +11,6 @@ from pruneengine.search.adapruner.objective import MaskedPlan, Objective
 from pruneengine.search.adapruner.planner import CandidatePlanner
 from pruneengine.search.adapruner.space.candidate import Candidate
 from pruneengine.search.adapruner.space.space import Space
-from pruneengine.search.early_stop import pruner
 from pruneengine.search.loop import TrialLoop
 from pruneengine.search.study import ILLEGAL, KV_BYTES, MASK, ORIGIN, SECONDS, counted, sampler
 
@@ -49,6 +48,8 @@ class AdaPrunerLoop(TrialLoop):
 
     def prepare(self) -> None:
         """Set the study's pruner."""
+        from pruneengine.search.optuna_pruner import pruner
+
         self.study.pruner = pruner(self.config.stop)
 
     def run_trials(self, count: int) -> None:
