@@ -83,3 +83,13 @@ def runs_shipped_code(folder: Path) -> bool:
     ours = [{opener: f"{MODELING_MODULE}.{pruned}"} for opener in openers for pruned in SHIPPED]
     copy = folder / MODELING_FILE.name
     return auto_map in ours and copy.is_file() and copy.read_bytes() == MODELING_FILE.read_bytes()
+
+
+def code_beside(folder: Path) -> list[str]:
+    """Return the Python files of a checkpoint, and its folder ``custom_generate``, other than the shipped file.
+
+    Whoever trusts a checkpoint for the shipped file trusts these as well: transformers runs
+    ``custom_generate/generate.py`` as it opens a model.
+    """
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*.py")} - {MODELING_FILE.name}
+    return sorted(files or {name for name in ("custom_generate",) if (folder / name).exists()})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, runs_shipped_code
+from pruneengine.checkpoint.config_json import MODELING_FILE, MODELING_MODULE, code_beside, runs_shipped_code
 from pruneengine.checkpoint.whole_weights import check_floating, check_full_precision, check_loading_info, stored_dtypes
 from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.optional_imports import require_extra
@@ -24,6 +24,7 @@ from pruneengine.model.experts import unfuse_experts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ADAPTERS = "adapter_config.json"
 TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -42,7 +43,8 @@ def load_model(
         dtype: type of the weights; GGUF weights are dequantised to it.
         device: where the model goes.
         trust_remote_code: run modelling code that comes with the model. Checkpoints written by pruneengine with
-            layers of different widths, or with biases, need no permission as long as their modelling file is unchanged.
+            layers of different widths, or with biases, need no permission as long as their modelling file is unchanged,
+            and no other code lies beside it.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -159,19 +161,29 @@ def _whole(
 
 
 def _may_run_code(folder: Path, trust_remote_code: bool) -> bool:
-    """Return True if the folder's modelling code may run: with permission, or if it is the shipped file.
+    """Return True if the folder's modelling code may run: with permission, or if it is the shipped file and no other.
 
     Raises:
-        ValueError: the file was changed and there is no permission, or ``config.json`` does not load.
+        ValueError: there is other code and no permission, ``config.json`` does not load, or there are adapters.
     """
     with _one_line(f"{folder / 'config.json'} does not load"):
         shipped = runs_shipped_code(folder)
-    if (folder / MODELING_FILE.name).exists() and not shipped and not trust_remote_code:
+    if (folder / ADAPTERS).exists():
+        # transformers would open the model that the adapters name, wherever it is, in place of this one.
+        raise InputError(f"{folder} carries adapters ({ADAPTERS}): merge them first")
+    if trust_remote_code:
+        return True
+    if (folder / MODELING_FILE.name).exists() and not shipped:
         raise InputError(
-            f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes; "
-            "read it, then pass trust_remote_code=True"
+            f"{folder / MODELING_FILE.name} is not the {MODELING_MODULE} this version writes, or the auto_map of "
+            "config.json names other code; read it, then pass trust_remote_code=True"
         )
-    return trust_remote_code or shipped
+    if shipped and (others := code_beside(folder)):
+        raise InputError(
+            f"{folder} holds code besides {MODELING_FILE.name} ({', '.join(others[:3])}), which would run; read it, "
+            "then pass trust_remote_code=True"
+        )
+    return shipped
 
 
 def _load_hub(name: str, trust_remote_code: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:

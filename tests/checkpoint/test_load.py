@@ -44,7 +44,9 @@ def test_a_folder_loads_without_the_network(tokenizer, tmp_path, no_network):
     assert load_model(tmp_path / "out", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
-def test_a_changed_modelling_file_needs_permission(tokenizer, tmp_path):
+@pytest.fixture
+def uneven(tokenizer, tmp_path):
+    """A checkpoint of ours that needs its modelling file, and what its model computes."""
     model = tiny_model()
     layer = model.model.layers[0].mlp
     for linear, weight in [
@@ -54,7 +56,11 @@ def test_a_changed_modelling_file_needs_permission(tokenizer, tmp_path):
     ]:
         linear.weight = torch.nn.Parameter(weight.detach().clone())
     path = save(model, tokenizer, tmp_path / "out", proof=False).path
-    expected = logits(model, tiny_tokens())
+    return path, logits(model, tiny_tokens())
+
+
+def test_a_changed_modelling_file_needs_permission(uneven):
+    path, expected = uneven
     assert torch.equal(logits(load_model(path)[0], tiny_tokens()), expected)
     file = path / "modeling_pruned.py"
     file.write_text(file.read_text() + "\n# changed\n")
@@ -62,6 +68,40 @@ def test_a_changed_modelling_file_needs_permission(tokenizer, tmp_path):
         with pytest.raises(ValueError, match="pass trust_remote_code=True"):
             load(path)
     assert torch.equal(logits(load_model(path, trust_remote_code=True)[0], tiny_tokens()), expected)
+
+
+@pytest.mark.parametrize("name", ["custom_generate/generate.py", "helper.py", "deep/er.py"])
+def test_code_beside_the_modelling_file_needs_permission(uneven, tmp_path, name):
+    path, expected = uneven
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n\ndef generate(model, **_):\n    return None\n")
+    for load in (load_model, load_skeleton):
+        with pytest.raises(ValueError, match=rf"holds code besides modeling_pruned\.py \({name}\), which would run"):
+            load(path)
+    assert not (tmp_path / "ran").exists()
+    assert torch.equal(logits(load_model(path, trust_remote_code=True)[0], tiny_tokens()), expected)
+
+
+def test_a_linked_folder_of_code_and_another_entry_of_the_auto_map_need_permission(uneven, tmp_path):
+    path, _ = uneven
+    (tmp_path / "elsewhere").mkdir()
+    (path / "custom_generate").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"holds code besides modeling_pruned\.py \(custom_generate\)"):
+        load_model(path)
+    (path / "custom_generate").unlink()
+    config = json.loads((path / "config.json").read_text())
+    config["auto_map"]["AutoConfig"] = "other--repo.PrunedConfig"
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"the auto_map of config\.json names other code"):
+        load_model(path)
+
+
+def test_adapters_in_a_model_folder_are_refused(uneven):
+    path, _ = uneven
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/elses"}')
+    for load in (load_model, load_skeleton):
+        with pytest.raises(ValueError, match=r"carries adapters \(adapter_config\.json\): merge them first"):
+            load(path)
 
 
 def test_what_is_no_model(tmp_path):
