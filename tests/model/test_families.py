@@ -1,4 +1,4 @@
-"""Capabilities of every family, on the tiny models of tests/helpers/families.py."""
+"""Abilities of every family, on the tiny models of tests/helpers/families.py."""
 
 import json
 from dataclasses import replace
