@@ -42,7 +42,7 @@ def ends_well(command: Callable[P, None]) -> Callable[P, None]:
             try:
                 command(*values, **named)
             except (PruneengineError, OSError, ImportError) as error:
-                _end(f"error: {' '.join(str(error).split())}", WRONG_INPUT)
+                _end(f"error: {_words(error)}", WRONG_INPUT)
             except KeyboardInterrupt:
                 number = stopped_by[0] if stopped_by else signal.SIGINT
                 _end(f"stopped by {signal.Signals(number).name}: {KEPT}", 128 + number)
@@ -79,9 +79,15 @@ def _end(line: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _words(error: BaseException) -> str:
+    """Return an error's message and its notes, which say what is kept, as one line."""
+    return " ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())
+
+
 def _summary(error: Exception) -> str:
-    lines = str(error).split("\n")
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines[0].strip() else type(error).__name__
+    first = str(error).split("\n")[0].strip()
+    notes = " ".join(getattr(error, "__notes__", ()))
+    return ": ".join(part for part in (type(error).__name__, first, notes) if part)
 
 
 def _log() -> str:

@@ -12,16 +12,21 @@ from pathlib import Path
 
 def check_writable(folder: Path) -> None:
     """Raise PermissionError if no file can be made in ``folder``, or in its nearest parent that exists."""
-    parent = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    parent = nearest_folder(folder)
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
         raise PermissionError(f"cannot write to {parent}: {error.strerror}") from None
 
 
+def nearest_folder(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
 def check_space(folder: Path, needed: int) -> None:
-    """Raise OSError if ``needed`` bytes do not fit on the disk of ``folder``."""
-    free = shutil.disk_usage(folder).free
+    """Raise OSError if ``needed`` bytes do not fit on the disk of ``folder``, which need not exist."""
+    free = shutil.disk_usage(nearest_folder(folder)).free
     if free < needed * 1.02:
         raise OSError(f"{in_words(needed)} of weights do not fit in {folder.parent}: {in_words(free)} free")
 

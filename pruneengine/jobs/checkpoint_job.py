@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from torch import nn
 from pruneengine.checkpoint.output_folder import OutputFolder, remove_leftovers
 from pruneengine.checkpoint.reload_proof import reload_and_generate
 from pruneengine.checkpoint.write import SavedCheckpoint, save
+from pruneengine.common.files import check_space
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples
 from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.recover_pruned import PlannedRecovery, Recovered, recover_pruned
 from pruneengine.recovery import RecoverConfig, check_recovery, check_work_folder, load_rows, work_folder
+from pruneengine.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,28 @@ class CheckpointJob:
         if saved.unproved is not None:
             self.warnings += (f"the checkpoint in {saved.path} is complete and unproved: {saved.unproved}",)
         return saved
+
+    def check_room(self, share: float = 1.0) -> None:
+        """Raise OSError if the checkpoint will not fit on the disk of ``out``; call it before work is spent.
+
+        Args:
+            share: fraction of the model's parameters that the checkpoint will hold.
+        """
+        if self.output is not None:
+            size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+            check_space(self.output.path, int(share * size))
+
+    def report(self, saved: SavedCheckpoint, verb: str, values: Mapping[str, Any]) -> None:
+        """Write the report of a saved checkpoint, as :func:`pruneengine.report.write_report`.
+
+        Raises:
+            Exception: whatever fails, with a note that the checkpoint is safe.
+        """
+        try:
+            write_report(saved.path, verb, values, self.say)
+        except Exception as error:
+            error.add_note(f"The checkpoint is complete and saved in {saved.path}; only its report is missing.")
+            raise
 
     def continuation(self, saved: SavedCheckpoint, prompt: str | None) -> str | None:
         """Return 24 tokens with which the checkpoint continues ``prompt`` in a fresh process; None without a prompt."""

@@ -26,7 +26,6 @@ from pruneengine.jobs.recover_pruned import training_kept
 from pruneengine.jobs.statistics_file import keep_statistics
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import Structure, find_groups, model_fingerprint
-from pruneengine.report import write_report
 from pruneengine.report.values.structured import details, hashes, summary
 from pruneengine.structured.config import PruneConfig
 from pruneengine.structured.prune import PruneReport, carry_out, check_reachable, decide, split_samples
@@ -68,6 +67,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     job = CheckpointJob.load(options, say)
     model, structure = job.model, find_groups(job.model)
     check_reachable(structure, config)
+    job.check_room(1 - config.ratio * structure.prunable_params(config.kinds) / structure.total_params)
     job.check_recovery(options.recover)
     if earlier is not None:
         earlier.check(model=model_fingerprint(model))
@@ -119,7 +119,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     )  # fmt: skip
     with job.clock("report"):
         # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
-        write_report(saved.path, "prune", _report_values(result, numbers, recipe, options), say)
+        job.report(saved, "prune", _report_values(result, numbers, recipe, options))
     return result
 
 

@@ -20,7 +20,6 @@ from pruneengine.jobs.options import JobOptions
 from pruneengine.jobs.statistics_file import keep_statistics
 from pruneengine.jobs.texts import load_texts
 from pruneengine.model import find_groups, model_fingerprint
-from pruneengine.report import write_report
 from pruneengine.report.values.sparse import sparse_details, sparse_hashes, sparse_summary, speed_notes
 from pruneengine.sparse.allocations.allocate import allocate_sparsities, needs_statistics
 from pruneengine.sparse.allocations.parse import WrittenSparsities, parse_allocation, without_files
@@ -65,6 +64,7 @@ def run(
     config, options = _checked(config, options)
     earlier = _earlier_statistics(config, options)
     job = CheckpointJob.load(options, say)
+    job.check_room()
     model, structure = job.model, find_groups(job.model)
     with job.clock("text"):
         calibration, job.evaluation, job.warnings = load_texts(
@@ -104,7 +104,7 @@ def run(
         text=job.continuation(saved, options.prompt), warnings=job.warnings, seconds=job.clock.seconds,
     )  # fmt: skip
     # Only now: the proof and the time it took belong into the report, and the checkpoint is already safe.
-    write_report(saved.path, "sparse", _report_values(result, numbers, recipe, options), say)
+    job.report(saved, "sparse", _report_values(result, numbers, recipe, options))
     return result
 
 

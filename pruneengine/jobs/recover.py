@@ -18,7 +18,6 @@ from pruneengine.jobs.options import RecoverOptions
 from pruneengine.jobs.recover_pruned import training_kept
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.recovery import RecoverConfig, RecoverReport, check_work_folder, load_rows, recover
-from pruneengine.report import write_report
 from pruneengine.report.values.recovery import overlap_warnings, summarise, training_warnings
 from pruneengine.sparse.plan import is_sparse_plan
 
@@ -44,6 +43,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     """
     options = _checked(config, options)
     job = CheckpointJob.load(options, say)
+    job.check_room()
     job.check_recovery(config)
     with job.clock("text"):
         rows = load_rows(config, job.tokenizer, job.model)
@@ -74,7 +74,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     result = RecoverResult(report, before, after, saved, job.warnings, seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
     own = numbers["recovery"] | _own_values(result, options, recipe["recovery"])
-    write_report(saved.path, "recover", numbers | _curves(result) | {"recovery": own}, say)
+    job.report(saved, "recover", numbers | _curves(result) | {"recovery": own})
     return result
 
 

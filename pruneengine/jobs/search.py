@@ -12,7 +12,6 @@ from pruneengine.jobs.options import SearchOptions
 from pruneengine.jobs.recover_pruned import Recovered, training_kept
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.model import find_groups
-from pruneengine.report import write_report
 from pruneengine.report.values.search import search_summary, with_search
 from pruneengine.report.values.structured import plan_columns
 from pruneengine.search.adapruner.config import AdaPrunerConfig
@@ -50,7 +49,9 @@ def run(
     """
     run_as = _checked(config, options)
     job = CheckpointJob.load(options, say)
-    check_reachable(find_groups(job.model), config.prune_config)
+    structure = find_groups(job.model)
+    check_reachable(structure, config.prune_config)
+    job.check_room(1 - config.ratio * structure.prunable_params(config.kinds) / structure.total_params)
     job.check_recovery(options.recover)
     with job.clock("text"):
         texts = search_texts(config, job.tokenizer, job.model)
@@ -74,7 +75,7 @@ def run(
             result=result, texts=described, dense=dense, pruned=pruned, saved=saved, recovered=recovered,
             warnings=job.warnings, seconds=with_search(job.clock.seconds, result.seconds),
         )  # fmt: skip
-        write_report(saved.path, "search", _report_values(done, numbers, recipe), say)
+        job.report(saved, "search", _report_values(done, numbers, recipe))
         return done
 
     recovered = job.recover(planned, pruned, store=lambda: store().saved.path)

@@ -15,7 +15,6 @@ from pruneengine.jobs.checks import refuse_recovery
 from pruneengine.jobs.options import SearchOptions
 from pruneengine.jobs.texts import load_evaluation
 from pruneengine.model import find_groups
-from pruneengine.report import write_report
 from pruneengine.report.values.search import dsa_summary, with_search
 from pruneengine.report.values.sparse import sparse_details, speed_notes
 from pruneengine.search.dsa.config import DsaConfig
@@ -59,6 +58,7 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
     """
     run_as = _checked(config, options)
     job = CheckpointJob.load(options, say)
+    job.check_room()
     model, structure = job.model, find_groups(job.model)
     with job.clock("text"):
         texts = dsa_texts(config, job.tokenizer, model)
@@ -87,7 +87,7 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
         result=result, report=report, dense=dense, pruned=pruned, zeros=ZeroCount.against(result.plan, in_files),
         saved=saved, texts=described, warnings=job.warnings, seconds=with_search(job.clock.seconds, result.seconds),
     )  # fmt: skip
-    write_report(saved.path, "dsa", _report_values(done, recipe), say)
+    job.report(saved, "dsa", _report_values(done, recipe))
     return done
 
 

@@ -17,8 +17,17 @@ def keep_statistics(statistics: Statistics, path: Path) -> tuple[Statistics, tup
         path: the file; it may exist by now.
 
     Returns:
-        The statistics as they are in the file, and a warning where it holds those of another model or text, which stay.
+        The statistics as they are in the file, and a warning where it cannot be written, or holds those of another
+        model or text, which stay.
     """
+    try:
+        return _merged(statistics, path)
+    except OSError as error:
+        # The statistics are at hand, and the job can go on without the file.
+        return statistics, (f"the statistics could not be kept in {path}: {error}",)
+
+
+def _merged(statistics: Statistics, path: Path) -> tuple[Statistics, tuple[str, ...]]:
     with locked(path):
         if path.exists():
             kept = Statistics.load(path)

@@ -114,3 +114,12 @@ def test_the_signals_of_the_process_are_given_back(monkeypatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     ending(monkeypatch, InputError("wrong"))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(InputError("wrong"), 2), (IndexError("out of range"), 1)])
+def test_what_an_error_says_of_finished_work_is_told(monkeypatch, error, status):
+    error.add_note("The checkpoint is saved in here.")
+    done = ending(monkeypatch, error)
+    assert (done.returncode, "The checkpoint is saved in here." in done.stderr) == (status, True)
+    for log in re.findall(r"\S+\.log$", done.stderr.strip()):
+        Path(log).unlink()

@@ -163,7 +163,8 @@ def test_a_dry_run_shows_every_layer_and_writes_nothing(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "all its linears" in done.stdout
     assert "50.0000%" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["function.json", "statistics.safetensors"]
+    lock = ".statistics.safetensors.lock"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [lock, "function.json", "statistics.safetensors"]
     assert "squares" in Statistics.load(statistics).tensors
     again = run(*asked, "--allocation", str(PUBLISHED))
     assert again.returncode == 0, again.stderr
