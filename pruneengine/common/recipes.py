@@ -31,7 +31,10 @@ def read_recipe(path: str | Path, section: str = "config") -> dict[str, Any]:
     sections = [name for name in RECIPES if name in content]
     if sections and section not in sections:
         raise InputError(f"{path}: holds the recipe of a {RECIPES[sections[0]]}, expected that of a {RECIPES[section]}")
-    return content.get(section, content)
+    values = content.get(section, content)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: {section} holds {type(values).__name__}, expected keys and values")
+    return values
 
 
 def read_keys(path: str | Path) -> dict[str, Any]:

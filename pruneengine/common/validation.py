@@ -40,6 +40,14 @@ def require_whole(name: str, value: Any, least: int = 0, expected: str | None = 
         raise InputError(f"{name} must be {expected or f'a whole number from {least}'}, got {value!r}")
 
 
+def read_names(name: str, value: Any) -> tuple[str, ...]:
+    """Return names and ``re:`` patterns from several texts, or from one (:func:`split_names`); TypeError otherwise."""
+    names = split_names(value) if isinstance(value, str) else value
+    if not isinstance(names, Collection) or not all(isinstance(part, str) for part in names):
+        raise InputTypeError(f"{name} must be names, comma separated or in a list, got {value!r}")
+    return tuple(part.strip() for part in names)
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """Split names and ``re:`` patterns at commas, but not at those within braces or brackets: ``re:a{1,2}``."""
     parts = re.split(r",(?![^{}]*\})(?![^\[\]]*\])", text)

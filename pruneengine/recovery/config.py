@@ -12,7 +12,7 @@ from typing import Any
 
 from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.recipes import read_keys
-from pruneengine.common.validation import from_known, require_number, require_whole, split_names
+from pruneengine.common.validation import from_known, read_names, require_number, require_whole
 from pruneengine.data.sources import check_source
 from pruneengine.data.windows import parse_spec
 
@@ -35,7 +35,7 @@ class RecoverConfig:
         cutoff: tokens per window, and the largest length of an instruction row.
         targets: linears that get an adapter: names ("q_proj", "mlp.down_proj") or ``re:`` patterns of whole paths.
             None for every linear of the decoder layers. One text with commas is split
-            (:func:`pruneengine.common.validation.split_names`).
+            (:func:`pruneengine.common.validation.read_names`).
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is ``alpha / r`` times B A x) and dropout of x.
         lr, epochs, batch, warmup: AdamW at ``lr`` without weight decay, ``batch`` rows per step, gradients clipped to
             norm 1. The rate rises over ``warmup`` steps (at most a tenth of all) and falls linearly to zero.
@@ -77,16 +77,18 @@ class RecoverConfig:
 
     def __post_init__(self) -> None:
         # The command line and YAML give the targets as text or lists.
-        targets = split_names(self.targets) if isinstance(self.targets, str) else self.targets
-        object.__setattr__(self, "targets", None if targets is None else tuple(part.strip() for part in targets))
+        if self.targets is not None:
+            object.__setattr__(self, "targets", read_names("targets", self.targets))
         if not isinstance(self.data, str):
             raise InputTypeError(f"data must be a text spec, got {self.data!r}")
-        parse_spec(self.data, self.rows)
+        if not isinstance(self.teacher, str | None):
+            raise InputTypeError(f"teacher must be a model's folder or name, got {self.teacher!r}")
         for name in ("lora_r", "batch", "micro_batch", "distill_topk"):
             _whole(name, getattr(self, name), 1)
         for name in ("rows", "max_steps", "eval_every"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
+        parse_spec(self.data, self.rows)
         _whole("cutoff", self.cutoff, 2)
         _whole("warmup", self.warmup, 0)
         _whole("seed", self.seed, 0)

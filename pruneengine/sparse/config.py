@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.recipes import plain_values
-from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, split_names
+from pruneengine.common.validation import from_known, read_names, require_choice, require_number, require_whole
 from pruneengine.data.samples import CalibrationText
 from pruneengine.sparse.allocations.parse import read_inline, write_inline
 from pruneengine.sparse.functions.allocation import MOST
@@ -49,7 +49,7 @@ class SparseConfig(CalibrationText):
         block: of SparseGPT: number of columns whose errors are handed on together. None: :data:`PUBLISHED_BLOCK`, or
             under N:M the multiple of M that is nearest to it; after construction it is never None.
         ignore: linears that stay dense and do not count (:func:`pruneengine.sparse.matrices.find_matrices`). One text
-            is split at commas (:func:`pruneengine.common.validation.split_names`).
+            is split at commas (:func:`pruneengine.common.validation.read_names`).
         calibration, nsamples, seqlen, pack, batch_size, seed: :class:`pruneengine.data.samples.CalibrationText`.
     """
 
@@ -67,7 +67,7 @@ class SparseConfig(CalibrationText):
 
     def __post_init__(self) -> None:
         # A command line and YAML write these as text or lists.
-        object.__setattr__(self, "ignore", _names(self.ignore))
+        object.__setattr__(self, "ignore", tuple(filter(None, read_names("ignore", self.ignore))))
         object.__setattr__(self, "allocation", _as_text(self.allocation))
         require_choice("method", self.method, METHODS)
         require_choice("mode", self.mode, MODES)
@@ -154,12 +154,6 @@ class SparseConfig(CalibrationText):
     def from_dict(cls, values: Mapping[str, Any]) -> SparseConfig:
         """Read :meth:`to_dict`'s values; ValueError for unknown keys, with the known ones."""
         return from_known(cls, values)
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    """Return names from one text, split at commas, or from a sequence."""
-    names = split_names(value) if isinstance(value, str) else value
-    return tuple(name.strip() for name in names if name.strip())
 
 
 def _as_text(allocation: Any) -> Any:

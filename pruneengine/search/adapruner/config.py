@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.common.aliases import accept_former_name
-from pruneengine.common.errors import InputError
+from pruneengine.common.errors import InputError, InputTypeError
 from pruneengine.common.recipes import plain_values
-from pruneengine.common.validation import from_known, require_choice, require_whole
+from pruneengine.common.validation import from_known, require_choice, require_number, require_whole
 from pruneengine.search.adapruner.space.subsets import ALL, Subset
 from pruneengine.structured.compensate import COMPENSATIONS
 from pruneengine.structured.config import PruneConfig
@@ -92,6 +92,9 @@ class AdaPrunerConfig:
         object.__setattr__(self, "layers", self.prune_config.layers)  # refuses what a prune would
         if set(self.kinds) - {"heads", "mlp"}:
             raise InputError(f"kinds must be heads, mlp or both in a search, got {','.join(self.kinds)}")
+        for name in ("calibration", "search_text"):
+            if not isinstance(getattr(self, name), str):
+                raise InputTypeError(f"{name} must be a text's name, got {getattr(self, name)!r}")
         require_choice("shape", self.shape, SHAPES)
         require_choice("sampler", self.sampler, ADAPRUNER_SAMPLERS)
         for compensation in self.compensate:
@@ -111,6 +114,8 @@ class AdaPrunerConfig:
         if self.pool < 2 and set(self.compensate) - {"none"}:
             chosen = ",".join(self.compensate)
             raise InputError(f"compensate {chosen} needs a pool of at least 2 samples, got {self.pool}")
+        if self.stop is not None:
+            require_number("stop", self.stop)
         if self.stop is not None and not 0 < self.stop < 1:
             raise InputError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
         if self.shape == "uniform" and self.layers is not None:

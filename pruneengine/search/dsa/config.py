@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruneengine.common.errors import InputError, InputTypeError
-from pruneengine.common.validation import from_known, require_choice, require_whole, require_within
+from pruneengine.common.validation import from_known, require_choice, require_number, require_whole, require_within
 from pruneengine.search.dsa.evolution import SPREADS
 from pruneengine.sparse.config import MODES, SparseConfig
 from pruneengine.sparse.functions.allocation import MOST
@@ -99,6 +99,8 @@ class DsaConfig:
         for name in ("search_text", "calibration"):
             if not isinstance(getattr(self, name), str):
                 raise InputTypeError(f"{name} must be a text's name, got {getattr(self, name)!r}")
+        if self.stop is not None:
+            require_number("stop", self.stop)
         if self.stop is not None and not 0 < self.stop < 1:
             raise InputError(f"stop is a p-value, expected in (0, 1) or none, got {self.stop}")
         if 0 < self.correlate < 3:

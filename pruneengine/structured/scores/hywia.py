@@ -91,11 +91,11 @@ def needs_of(method: str) -> frozenset[str]:
     Raises:
         ValueError: an unknown method; the message lists the known ones.
     """
+    if not isinstance(method, str) or method not in {*FUSIONS, *METRICS}:
+        raise InputError(f"unknown method {method!r}; choose from {', '.join(methods())}")
     if method in FUSIONS:
         fusion = FUSIONS[method]
         return get_metric(fusion.coarse).needs | get_metric(fusion.fine).needs
-    if method not in METRICS:
-        raise InputError(f"unknown method {method!r}; choose from {', '.join(methods())}")
     return get_metric(method).needs
 
 
