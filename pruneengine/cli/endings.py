@@ -12,12 +12,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, ParamSpec
 
+import typer
+
 from pruneengine.cli.app import err
 from pruneengine.common.errors import PruneengineError
+from pruneengine.common.passwords import without_passwords
 
 P = ParamSpec("P")
 
@@ -41,13 +44,15 @@ def ends_well(command: Callable[P, None]) -> Callable[P, None]:
         with _stops() as stopped_by:
             try:
                 command(*values, **named)
+            except typer.Exit:
+                raise
             except (PruneengineError, OSError, ImportError) as error:
                 _end(f"error: {_words(error)}", WRONG_INPUT)
             except KeyboardInterrupt:
                 number = stopped_by[0] if stopped_by else signal.SIGINT
                 _end(f"stopped by {signal.Signals(number).name}: {KEPT}", 128 + number)
             except Exception as error:
-                _end(f"error: {_summary(error)}; this is a fault of pruneengine, the whole of it is in {_log()}", FAULT)
+                _end(f"error: {_summary(error)}; this is a fault of pruneengine, {_log()}", FAULT)
 
     return run
 
@@ -75,7 +80,7 @@ def _stops() -> Iterator[list[int]]:
 
 
 def _end(line: str, status: int) -> NoReturn:
-    err.print(line, style="bold red")
+    err.print(without_passwords(line), style="bold red")
     sys.exit(status)
 
 
@@ -91,7 +96,11 @@ def _summary(error: Exception) -> str:
 
 
 def _log() -> str:
-    """Write the error that is being handled to a new file, with the command and the versions; return its path."""
+    """Write the error that is being handled to a new file, with the command and the versions; say where it is.
+
+    Passwords are left out. Where no file can be written (a full disk is a common reason of the error itself), the error
+    goes to standard error.
+    """
     from pruneengine.jobs.versions import versions
 
     parts = {
@@ -100,8 +109,16 @@ def _log() -> str:
         "system": platform.platform(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    handle, path = tempfile.mkstemp(prefix="pruneengine-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(f"{name}: {value}\n" for name, value in parts.items())
-        file.write(f"\n{traceback.format_exc()}")
-    return path
+    text = without_passwords("".join(f"{name}: {value}\n" for name, value in parts.items()) + f"\n{traceback.format_exc()}")
+    path = None
+    try:
+        handle, path = tempfile.mkstemp(prefix="pruneengine-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        if path is not None:
+            with suppress(OSError):
+                os.unlink(path)
+        err.print(text)
+        return f"and no log of it can be written: {error.strerror}"
+    return f"the whole of it is in {path}"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # Sections of the recipes that checkpoints carry, and the job whose options each section holds.
 RECIPES = {"config": "prune", "sparse": "sparse prune", "search": "search"}
 
+# The longest recipe of ours has one value for each matrix of a model.
+MOST_VALUES = 1_000_000
+
 # PyYAML follows YAML 1.1, where a power needs a dot before it and a sign in it: 1e-4 would be a string.
 _POWER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
@@ -58,7 +61,12 @@ def plain_values(config: DataclassInstance) -> dict[str, Any]:
 
 
 def read_yaml(text: str) -> Any:
-    """Return the values in a YAML text; ValueError if it is no YAML, ImportError without the extra "cli"."""
+    """Return the values in a YAML text.
+
+    Raises:
+        ValueError: no YAML, or aliases that stand for themselves or for more than :data:`MOST_VALUES` values.
+        ImportError: the extra "cli" is missing.
+    """
     with require_extra("cli"):
         import yaml
 
@@ -67,9 +75,38 @@ def read_yaml(text: str) -> Any:
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("-+0123456789"))
     try:
-        return yaml.load(text, Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise InputError("values nested too deeply") from None
     except yaml.YAMLError as error:
         raise InputError(" ".join(str(error).split())) from None
+
+
+def _check_size(node: Any, sizes: dict[int, int | None]) -> int:
+    """Return the number of values that a YAML node stands for, aliases written out; ValueError for too many.
+
+    A few lines of aliases of aliases stand for billions of values, on which whatever goes through them would hang.
+
+    Args:
+        node: of PyYAML.
+        sizes: by the identity of a node, None for one that is being counted.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = None
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_check_size(part, sizes) for part in parts)
+    size = sizes[id(node)]
+    if size is None:
+        raise InputError("an alias stands for a value that holds it")
+    if size > MOST_VALUES:
+        raise InputError(f"aliases stand for more than {MOST_VALUES:,} values")
+    return size
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:

@@ -11,8 +11,11 @@ from torch import nn
 
 from pruneengine.common.errors import InputError
 from pruneengine.model import model_fingerprint
-from pruneengine.search.study import MEMORY
+from pruneengine.search.study import MEMORY, check_storage
 from pruneengine.search.texts import SearchTexts
+
+# Each worker is a process with a model of its own.
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,10 @@ class SearchRun:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"workers must be at least 1, got {self.workers}")
+        if not 1 <= self.workers <= MOST_WORKERS:
+            bound = "at least 1" if self.workers < 1 else f"at most {MOST_WORKERS}"
+            raise InputError(f"workers must be {bound}, got {self.workers}")
+        check_storage(self.storage)
         if self.workers > 1 and self.storage == MEMORY:
             raise InputError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
         if self.time_limit is not None and self.time_limit <= 0:

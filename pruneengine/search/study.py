@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
+from pruneengine.common.passwords import without_passwords
 
 if TYPE_CHECKING:
     import optuna
@@ -42,6 +43,7 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
     Raises:
         ValueError: a storage of unknown kind, or a study of this name about something else; the message says which
             value differs.
+        ImportError: as :func:`check_storage`.
         ConnectionError: the storage does not answer.
     """
     with require_extra("search"):
@@ -51,12 +53,12 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
         place = _storage(storage)
         study = optuna.create_study(study_name=name, storage=place, direction="minimize", load_if_exists=True)
         known = study.user_attrs.get(IDENTITY)
-    except ValueError:
+    except (ValueError, ImportError):
         raise
     # SQLAlchemy, its drivers and the journal raise errors of many types.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConnectionError(f"storage {storage} cannot be used: {reason}") from None
+        raise ConnectionError(without_passwords(f"storage {storage} cannot be used: {reason}")) from None
     if known is None:
         study.set_user_attr(IDENTITY, identity)
     else:
@@ -158,19 +160,47 @@ def trial_seed(seed: int, position: int) -> int:
     return (seed * 1_000_003 + position) % 2**32
 
 
+def check_storage(url: str) -> None:
+    """Raise an error for a storage that cannot be, without opening it; call it before a model is loaded.
+
+    Raises:
+        ValueError: a storage of unknown kind.
+        ImportError: the driver of a database is not installed; the message names its package.
+    """
+    kind, colon, rest = url.partition(":")
+    journal = kind == "journal"
+    if url != MEMORY and (not colon or not rest or (journal and "://" in rest)):
+        raise InputError(
+            f"storage {without_passwords(url)!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or "
+            "memory"
+        )
+    if url == MEMORY or journal:
+        return
+    with require_extra("search"):
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+    try:
+        make_url(url).get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        raise ImportError(f"storage {without_passwords(url)} needs the package {error.name}") from None
+    except ArgumentError as error:
+        reason = without_passwords(" ".join(str(error).split()))
+        raise InputError(f"storage {without_passwords(url)!r} is no URL of a known database: {reason}") from None
+
+
 def _storage(url: str) -> Any:
     from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 
     from pruneengine.search.journal import Journal
 
+    check_storage(url)
     if url == MEMORY:
         return InMemoryStorage()
-    kind, colon, rest = url.partition(":")
-    if not colon or not rest:
-        raise InputError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or memory")
-    if kind == "journal":
-        Path(rest).absolute().parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(Journal(rest))
+    if url.startswith("journal:"):
+        # Absolute: the lock is a link to the file, and a relative link would point beside itself.
+        path = Path(url.removeprefix("journal:")).expanduser().absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(Journal(str(path)))
     return RDBStorage(url)
 
 

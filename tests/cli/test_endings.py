@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,40 @@ def test_what_nobody_expected_is_written_whole_to_a_log(monkeypatch, error):
     assert "command: pruneengine eval somewhere" in text
     assert "Traceback (most recent call last)" in text
     assert f"{type(error).__name__}" in text.splitlines()[-1] + text.splitlines()[-2]
+
+
+def test_an_exit_status_is_no_fault(monkeypatch):
+    from pruneengine.bench import runner
+
+    for code in (0, 1):
+        monkeypatch.setattr(runner, "run", lambda *_, code=code, **__: SimpleNamespace(exit_code=code))
+        done = run("bench", "--ops", "gate_scores")
+        assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_neither_line_nor_log_shows_a_password(monkeypatch):
+    def fail(*_, **__):
+        raise KeyError("no answer of postgresql://me:sec/r@t@host/db")
+
+    monkeypatch.setattr("pruneengine.jobs.evaluate.run", fail)
+    done = run("eval", "m", "--speed", "--text", "none", "--out", "postgresql://me:sec/r@t@host/db")
+    log = Path(re.search(r"the whole of it is in (\S+\.log)$", done.stderr.strip())[1])
+    text = log.read_text()
+    log.unlink()
+    for shown in (done.stderr, text):
+        assert "sec" not in shown
+        assert "me:***@host/db" in shown
+
+
+def test_a_fault_without_room_for_its_log_is_told_whole(monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    done = ending(monkeypatch, IndexError("list index out of range"))
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("and no log of it can be written: No space left on device")
 
 
 def test_our_errors_are_also_pythons():

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ optuna = pytest.importorskip("optuna")
 
 from pruneengine.search import study as module  # noqa: E402
 from pruneengine.search.adapruner.records import trial_records  # noqa: E402
+from pruneengine.search.run import SearchRun  # noqa: E402
 
 IDENTITY = {"model": "abc", "ratio": 0.2, "counts": (4, 8)}
 
@@ -47,15 +49,54 @@ def test_another_identity_is_refused_and_named(tmp_path):
     assert module.open_study("other", journal(tmp_path), IDENTITY | {"ratio": 0.5}).user_attrs
 
 
-@pytest.mark.parametrize("storage", ["study.journal", "journal:", ""])
+@pytest.mark.parametrize("storage", ["study.journal", "journal:", "", "journal:redis://host/0"])
 def test_a_storage_of_unknown_kind_is_refused(storage):
     with pytest.raises(ValueError, match="expected journal:FILE or a database URL"):
         module.open_study("s", storage, IDENTITY)
 
 
-@pytest.mark.parametrize(
-    "storage", ["sqlite:////no/such/folder/s.db", "journal:/proc/none/s.journal", "nosuchdb://x/y"]
-)
+@pytest.mark.parametrize("storage", ["nosuchdb://x/y", "sqlite:/"])
+def test_a_url_of_no_database_is_refused_before_a_model_is_loaded(storage):
+    with pytest.raises(ValueError, match="is no URL of a known database"):
+        SearchRun(storage=storage)
+
+
+def test_a_missing_driver_is_named_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(ImportError, match=r"storage postgresql\+psycopg2://me:\*\*\*@host/db needs the package psycopg2"):
+        SearchRun(storage="postgresql+psycopg2://me:secret@host/db")
+
+
+@pytest.mark.parametrize("workers", [0, 10**20])
+def test_numbers_of_workers_that_cannot_be_are_refused_at_once(workers):
+    with pytest.raises(ValueError, match=rf"workers must be at (least 1|most 1024), got {workers}"):
+        SearchRun(storage="journal:s", workers=workers)
+
+
+def test_no_message_shows_a_password(monkeypatch):
+    def refuse(url):
+        raise RuntimeError(f"no connection to {url}")
+
+    monkeypatch.setattr(module, "_storage", refuse)
+    for url in ("postgresql://me:sec/r@t@host:5432/db", "mysql://host/db?user=me&password=sec/r@t&ssl=1", "redis://:sec@h"):
+        with pytest.raises(ConnectionError, match=r"\*\*\*") as raised:
+            module.open_study("s", url, IDENTITY)
+        assert "sec" not in str(raised.value)
+        assert "host" in str(raised.value) or "@h" in str(raised.value)
+
+
+def test_a_relative_journal_is_locked_by_a_link_that_leads_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    symlink = os.symlink
+    monkeypatch.setattr(os, "symlink", lambda target, link: (seen.append((target, link)), symlink(target, link))[1])
+    study = module.open_study("s", "journal:runs/s.journal", IDENTITY)
+    assert module.reopen_study("s", "journal:runs/s.journal").study_name == study.study_name
+    assert seen
+    assert {target for target, _ in seen} == {str(tmp_path / "runs" / "s.journal")}
+
+
+@pytest.mark.parametrize("storage", ["sqlite:////no/such/folder/s.db", "journal:/proc/none/s.journal"])
 def test_a_storage_out_of_reach_is_one_line(storage):
     with pytest.raises(ConnectionError, match="cannot be used") as raised:
         module.open_study("s", storage, IDENTITY)

@@ -90,6 +90,13 @@ def test_layers_beyond_the_model():
         ("- a\n- b", "a recipe holds keys and values, got list"),
         ("a: [", "cannot be read as a recipe"),
         ("rato: 0.2", "unknown option 'rato'"),
+        ("&a [*a]", "an alias stands for a value that holds it"),
+        ("ratio: " + "[" * 9000, "cannot be read as a recipe"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+            "aliases stand for more than 1,000,000 values",
+        ),
     ],
 )
 def test_bad_recipes(tmp_path, text, message):

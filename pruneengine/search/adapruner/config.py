@@ -89,6 +89,8 @@ class AdaPrunerConfig:
         for name in ("lengths", "counts", "selectors", "baselines", "compensate"):
             kind = int if name in ("lengths", "counts") else str
             object.__setattr__(self, name, _several(name, getattr(self, name), kind))
+            if name != "baselines" and not getattr(self, name):
+                raise InputError(f"{name} must name at least one to draw from, got none")
         object.__setattr__(self, "layers", self.prune_config.layers)  # refuses what a prune would
         if set(self.kinds) - {"heads", "mlp"}:
             raise InputError(f"kinds must be heads, mlp or both in a search, got {','.join(self.kinds)}")

@@ -212,6 +212,9 @@ def test_a_time_limit_ends_the_search_with_what_there_is(tmp_path):
         ({"layers": (0, 2)}, "shape"),
         ({"lengths": "16,x"}, "lengths must be whole numbers, comma separated, got '16,x'"),
         ({"pool": 1, "counts": (1,), "compensate": ("least-squares",)}, "needs a pool of at least 2 samples, got 1"),
+        ({"lengths": ()}, "lengths must name at least one to draw from, got none"),
+        ({"selectors": []}, "selectors must name at least one"),
+        ({"compensate": []}, "compensate must name at least one"),
         ({"lengths": (1,)}, "lengths must be a whole number from 2"),
     ],
 )
