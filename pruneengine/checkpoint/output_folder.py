@@ -20,9 +20,10 @@ from pruneengine.common.files import check_writable
 OUR_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "modeling_pruned.py"),
     *("plan.json", "function.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
-    *("chat_template*", "preprocessor_config.json", "processor_config.json", "__pycache__"),
-    *("export.json", "*.gguf", "configuration_decilm.py", ".results.json.lock"),
+    # A tokenizer with code of its own brings that along.
+    *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
+    *("*.model", "chat_template*", "additional_chat_templates", "preprocessor_config.json", "processor_config.json"),
+    *("__pycache__", "export.json", "*.gguf", "configuration_decilm.py", ".results.json.lock"),
 )
 OWNER_FILE = ".owner"
 SHOWN = 3

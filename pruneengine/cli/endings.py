@@ -45,6 +45,7 @@ def ends_well(command: Callable[P, None]) -> Callable[P, None]:
             try:
                 command(*values, **named)
             except typer.Exit:
+                # A status that the verb has chosen; of typer's exceptions the only one that verbs raise.
                 raise
             except (PruneengineError, OSError, ImportError) as error:
                 _end(f"error: {_words(error)}", WRONG_INPUT)

@@ -104,8 +104,12 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     numbers = summary(report, dense, pruned, job.warnings)
 
     def store() -> SavedCheckpoint:
-        """Save the model as it is now."""
-        return job.store(plan=report.plan, recipe=recipe, report=numbers)
+        """Save the model as it is now; a proof that was stopped is a warning of the report, too."""
+        earlier = len(job.warnings)
+        saved = job.store(plan=report.plan, recipe=recipe, report=numbers)
+        if stopped := job.warnings[earlier:]:
+            numbers["warnings"] = [*numbers.get("warnings", ()), *stopped]
+        return saved
 
     recovered = job.recover(planned, pruned, store=lambda: store().path)
     if recovered is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pruneengine.checkpoint.write import SavedCheckpoint
 from pruneengine.common.errors import InputError
-from pruneengine.common.recipes import read_yaml
+from pruneengine.common.recipes import read_keys
 from pruneengine.evaluation.measures import Measures
 from pruneengine.jobs.checkpoint_job import CheckpointJob, proof_values
 from pruneengine.jobs.checks import check_evaluation
@@ -42,6 +42,8 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         FloatingPointError: as :func:`pruneengine.recovery.recover`; the work folder stays.
     """
     options = _checked(config, options)
+    source = Path(options.source).expanduser()
+    pruned, numbers = _carried(source)
     job = CheckpointJob.load(options, say)
     job.check_room()
     job.check_recovery(config)
@@ -61,15 +63,13 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         seconds[stage] = seconds.get(stage, 0.0) + spent
     job.warnings += training_warnings(report)
     after = job.changed()
-    carried = _carried(Path(options.source).expanduser())
-    recipe = _recipe(carried, options, report)
-    numbers = json.loads(carried.get("report.json", "{}"))
+    recipe = pruned | {"recovery": report.recipe() | options.recipe() | _earlier(pruned)}
     summary = summarise(report, before.perplexity, after.perplexity, job.warnings)
     numbers |= {"recovery": summary | _earlier(numbers)}
     with training_kept(options.work):
         saved = job.store(
             recipe=recipe, report=numbers,
-            extra_files={"plan.json": carried["plan.json"]} if "plan.json" in carried else None,
+            extra_files={"plan.json": plan.read_text()} if (plan := source / "plan.json").is_file() else None,
         )  # fmt: skip
     result = RecoverResult(report, before, after, saved, job.warnings, seconds)
     # Only now: the checkpoint is safe. What the prune's report said stays, its recipe, times and warnings too.
@@ -91,10 +91,22 @@ def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
     return replace(options, eval_windows=windows)
 
 
-def _carried(source: Path) -> dict[str, str]:
-    """Return the files of a pruned checkpoint that tell how it came about: name -> text."""
-    names = ("plan.json", "recipe.yaml", "report.json")
-    return {name: (source / name).read_text() for name in names if (source / name).is_file()}
+def _carried(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return recipe and report of a pruned checkpoint, which tell how it came about; each is empty without its file.
+
+    Raises:
+        ValueError: a file that holds something else than keys and values.
+    """
+    recipe, report = source / "recipe.yaml", source / "report.json"
+    numbers: Any = {}
+    if report.is_file():
+        try:
+            numbers = json.loads(report.read_text())
+        except ValueError as error:
+            raise InputError(f"{report}: cannot be read as a report ({error})") from None
+    if not isinstance(numbers, dict):
+        raise InputError(f"{report}: a report holds keys and values, got {type(numbers).__name__}")
+    return read_keys(recipe) if recipe.is_file() else {}, numbers
 
 
 def _earlier(values: dict[str, Any]) -> dict[str, Any]:
@@ -136,9 +148,3 @@ def _own_values(result: RecoverResult, options: RecoverOptions, recipe: dict[str
     if result.before.perplexity is not None:
         values["hashes"]["evaluation text"] = result.before.perplexity.samples
     return values | options.evaluation | proof_values(result.saved)
-
-
-def _recipe(carried: dict[str, str], options: RecoverOptions, report: RecoverReport) -> dict[str, Any]:
-    """Return the source's recipe with the recovery, whose earlier ones are kept under "previous"."""
-    pruned = read_yaml(carried.get("recipe.yaml", "{}"))
-    return pruned | {"recovery": report.recipe() | options.recipe() | _earlier(pruned)}

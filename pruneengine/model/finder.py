@@ -35,6 +35,8 @@ def find_groups(model: nn.Module) -> Structure:
             raise InputError(f"{model_type} without a {kind} at {path} is not supported: {reason}")
     assert isinstance(model_type, str)  # as in every family's entry
     layers = decoder_layers(model, family)
+    if not len(layers):
+        raise InputError(f"{model_type}: the model has no decoder layer")
     head_dim = _head_dim(text, layers, family)
     heads_reason = _heads_reason(family, text)
     groups: list[Group] = []

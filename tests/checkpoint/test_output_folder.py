@@ -53,6 +53,12 @@ def test_it_is_replaced_where_the_system_swaps_no_folders(result, monkeypatch):
     assert (names(result), names(result.parent)) == (["config.json"], ["out"])
 
 
+@pytest.mark.parametrize("ours", ["tokenization_baichuan.py", "additional_chat_templates", "spiece.model"])
+def test_whatever_a_tokenizer_saves_is_ours(result, ours):
+    (result / ours).mkdir() if "." not in ours else (result / ours).write_text("old")
+    assert claim_output(result, overwrite=True).replaces is not None
+
+
 @pytest.mark.parametrize("foreign", ["thesis.tex", "photos", ".git"])
 def test_what_we_did_not_write_is_named_and_stays(result, foreign):
     (result / foreign).mkdir() if "." not in foreign[1:] else (result / foreign).write_text("mine")

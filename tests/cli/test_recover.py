@@ -145,6 +145,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(pruned, folder, tmp_path, opti
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("report.json", "{", "cannot be read as a report"),
+        ("report.json", "[]", "a report holds keys and values, got list"),
+        ("recipe.yaml", "a: [", "cannot be read as a recipe"),
+    ],
+)
+def test_a_damaged_history_is_told_before_the_model_is_loaded(pruned, folder, tmp_path, name, text, message):
+    shutil.copytree(pruned, tmp_path / "damaged")
+    (tmp_path / "damaged" / name).write_text(text)
+    done = run("recover", tmp_path / "damaged", "--data", folder / "text.txt", "--out", tmp_path / "out")
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "loading" not in done.stderr
+
+
 def test_a_second_recovery_keeps_what_is_known_of_the_first(pruned, folder, tmp_path):
     source = pruned
     for place, rate in enumerate((0.01, 0.02, 0.03), 1):

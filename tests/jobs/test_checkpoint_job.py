@@ -6,6 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pruneengine import PruneConfig, SparseConfig
+from pruneengine.checkpoint import reload_proof
+from pruneengine.jobs import prune, prune_sparse
 from pruneengine.jobs.checkpoint_job import CheckpointJob, CheckpointResult
 from pruneengine.jobs.options import JobOptions
 from pruneengine.jobs.texts import load_evaluation
@@ -52,3 +55,21 @@ def test_without_a_recovery_nothing_is_trained_and_without_a_prompt_nothing_cont
     assert job.plan_recovery(None) is None
     assert job.recover(None, job.measure(), store=lambda: pytest.fail("stored")) is None
     assert job.continuation(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("run", "config"),
+    [
+        (prune.run, PruneConfig(method="magnitude_l1", ratio=0.3)),
+        (prune_sparse.run, SparseConfig(method="magnitude", sparsity=0.5)),
+    ],
+)
+def test_a_proof_that_was_stopped_is_told_in_the_report(folder, tmp_path, monkeypatch, run, config):
+    child = tmp_path / "child.py"
+    child.write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(reload_proof, "CHILD", child)
+    options = JobOptions(source=str(folder / "model"), out=tmp_path / "out", eval_text=None)
+    (line,) = (line for line in run(config, options).warnings if "complete and unproved" in line)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["warnings"].count(line) == 1
+    assert "proof" not in report

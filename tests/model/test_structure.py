@@ -108,6 +108,11 @@ def test_a_group_explains_itself():
     )
 
 
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ValueError, match="llama: the model has no decoder layer"):
+        find_groups(tiny_model(num_hidden_layers=0))
+
+
 def test_unknown_architecture_names_what_was_looked_for():
     with pytest.raises(ValueError, match=r"unknown architecture 'gpt2' \(GPT2LMHeadModel\).*llama, mistral"):
         find_groups(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16)))
