@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pruneengine.checkpoint.config_json import loader_of, runs_shipped_code
-from pruneengine.common.errors import PruneengineError
+from pruneengine.common.errors import OUT_OF_MEMORY, PruneengineError
 from pruneengine.model import auto_class, text_config
 
 if TYPE_CHECKING:
@@ -52,8 +51,6 @@ class ReloadProof:
 
 # Script of the fresh process.
 CHILD = Path(__file__).with_name("reload_child.py")
-# Last line of a process that had too little memory: Python's, and torch's on the CPU and on a GPU.
-OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
 class ReloadError(PruneengineError, RuntimeError):

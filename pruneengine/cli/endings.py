@@ -19,7 +19,7 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from pruneengine.cli.app import err
-from pruneengine.common.errors import PruneengineError
+from pruneengine.common.errors import PruneengineError, is_out_of_memory
 from pruneengine.common.passwords import without_passwords
 
 P = ParamSpec("P")
@@ -29,6 +29,7 @@ KEPT = (
     "half-written files are removed; the same command goes on from what is kept (trials of a search, finished layers "
     "of a sparse prune, steps of a training)"
 )
+LESS_MEMORY = "(a smaller --batch-size, --seqlen or --dtype takes less)"
 
 
 def ends_well(command: Callable[P, None]) -> Callable[P, None]:
@@ -53,6 +54,8 @@ def ends_well(command: Callable[P, None]) -> Callable[P, None]:
                 number = stopped_by[0] if stopped_by else signal.SIGINT
                 _end(f"stopped by {signal.Signals(number).name}: {KEPT}", 128 + number)
             except Exception as error:
+                if is_out_of_memory(error):
+                    _end(f"error: out of memory: {_words(error)} {LESS_MEMORY}", WRONG_INPUT)
                 _end(f"error: {_summary(error)}; this is a fault of pruneengine, {_log()}", FAULT)
 
     return run

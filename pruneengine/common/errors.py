@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# The type or the message of an error of too little memory: Python's, and torch's on a CPU and on a GPU.
+OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
+
 
 class PruneengineError(Exception):
     """Base of the errors that are raised where a fault is known, with the value and what was expected.
@@ -24,3 +29,8 @@ class StageError(PruneengineError, RuntimeError):
 
 class NotFiniteError(PruneengineError, FloatingPointError):
     """A loss, score or gradient that is NaN or infinite."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the error says that memory has run out."""
+    return OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None

@@ -42,7 +42,7 @@ def test_what_the_user_can_mend_is_one_line(monkeypatch, error):
 
 @pytest.mark.parametrize(
     "error",
-    [IndexError("list index out of range"), KeyError("x"), MemoryError(), ValueError("a\nb"), RecursionError("deep")],
+    [IndexError("list index out of range"), KeyError("x"), ValueError("a\nb"), RecursionError("deep")],
 )
 def test_what_nobody_expected_is_written_whole_to_a_log(monkeypatch, error):
     done = ending(monkeypatch, error)
@@ -89,6 +89,22 @@ def test_a_fault_without_room_for_its_log_is_told_whole(monkeypatch):
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("and no log of it can be written: No space left on device")
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_too_little_memory_is_no_fault(monkeypatch, error):
+    done = ending(monkeypatch, error)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: out of memory:")
+    assert line.endswith("(a smaller --batch-size, --seqlen or --dtype takes less)")
 
 
 def test_our_errors_are_also_pythons():
