@@ -27,4 +27,6 @@ EvalWindows = Annotated[
     option("Number of evaluation windows.", default="the counts in --eval-text, or 16", panel=EVALUATION),
 ]
 Proof = Annotated[bool, option("Reopen the checkpoint in a fresh process and compare its logits.", panel=OUTPUT)]
-Overwrite = Annotated[bool, option("Replace an existing checkpoint in --out.", "--overwrite")]
+Overwrite = Annotated[
+    bool, option("Replace an earlier result of pruneengine in --out, and nothing else.", "--overwrite")
+]
