@@ -101,7 +101,10 @@ def check_source(name: str, *, instructions: bool = False) -> None:
 def _check_name(name: str) -> None:
     if name not in BUILTIN and name not in HUB and not is_text_source(name):
         known = ", ".join((*BUILTIN, "self", *HUB))
-        raise InputError(f"unknown text source {name!r}: expected {known}, a folder, or a {'/'.join(KINDS)} file")
+        raise InputError(
+            f"unknown text source {name!r}: expected {known}, a folder, a file that ends in {', '.join(KINDS)} (which "
+            ".gz or .zst may follow), or - for standard input"
+        )
 
 
 def instructions(name: str) -> list[tuple[str, str]] | None:

@@ -20,6 +20,7 @@ from pruneengine.evaluation import zero_shot as zeroshot
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
+from pruneengine.jobs.checks import check_evaluation
 from pruneengine.jobs.versions import versions
 
 
@@ -111,10 +112,7 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
 
 def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
     """Refuse what can be refused before the model is loaded; return lm-eval's task manager and the earlier results."""
-    if options.text is not None:
-        data.check_spec(options.text, options.windows, default=1)
-        if options.seqlen < 2:
-            raise InputError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
+    check_evaluation(options.text, options.seqlen, options.windows)
     zeroshot.check_limit(options.limit)
     zeroshot.check_batch_size(options.batch_size)
     earlier = None

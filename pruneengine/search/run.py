@@ -11,7 +11,7 @@ from torch import nn
 
 from pruneengine.common.errors import InputError
 from pruneengine.model import model_fingerprint
-from pruneengine.search.study import MEMORY
+from pruneengine.search.study import MEMORY, check_storage
 from pruneengine.search.texts import SearchTexts
 
 
@@ -38,6 +38,7 @@ class SearchRun:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"workers must be at least 1, got {self.workers}")
+        check_storage(self.storage)
         if self.workers > 1 and self.storage == MEMORY:
             raise InputError(f"{self.workers} workers need a storage that they can share, got {MEMORY!r}")
         if self.time_limit is not None and self.time_limit <= 0:

@@ -85,13 +85,13 @@ class AdaPrunerConfig:
             require_whole("pool", self.pool, 2)
             counts = dict.fromkeys(max(1, self.pool // part) for part in (8, 4, 2))
             object.__setattr__(self, "counts", tuple(counts))
-        object.__setattr__(self, "kinds", _several("structure", self.kinds, str))
+        object.__setattr__(self, "kinds", _several("kinds", self.kinds, str))
         for name in ("lengths", "counts", "selectors", "baselines", "compensate"):
             kind = int if name in ("lengths", "counts") else str
             object.__setattr__(self, name, _several(name, getattr(self, name), kind))
         object.__setattr__(self, "layers", self.prune_config.layers)  # refuses what a prune would
         if set(self.kinds) - {"heads", "mlp"}:
-            raise InputError(f"structure must be heads, mlp or both in a search, got {','.join(self.kinds)}")
+            raise InputError(f"kinds must be heads, mlp or both in a search, got {','.join(self.kinds)}")
         require_choice("shape", self.shape, SHAPES)
         require_choice("sampler", self.sampler, ADAPRUNER_SAMPLERS)
         for compensation in self.compensate:
