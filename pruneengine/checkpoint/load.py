@@ -255,4 +255,6 @@ def _one_line(what: str, kind: type[Exception] = InputError) -> Iterator[None]:
     except Exception as error:
         # Whole: the first line of some loaders names the fault, of others only that there is one.
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KeyError):  # its text is the key alone
+            reason = f"KeyError: {reason}"
         raise kind(f"{what}: {reason}") from error

@@ -81,7 +81,7 @@ class PruneConfig(CalibrationText):
         if not 0 < self.ratio < 1:
             raise InputError(f"ratio must lie in (0, 1), got {self.ratio}")
         if not self.kinds or set(self.kinds) - set(KINDS):
-            raise InputError(f"structure must be one or more of {', '.join(KINDS)}, got {self.kinds!r}")
+            raise InputError(f"kinds must be one or more of {', '.join(KINDS)}, got {self.kinds!r}")
         require_choice("allocation", self.allocation, ALLOCATIONS)
         require_choice("protocol", self.protocol, PROTOCOLS)
         require_choice("aggregate", self.aggregate, tuple(AGGREGATES))
@@ -106,7 +106,7 @@ class PruneConfig(CalibrationText):
             raise InputError(f"{cause} leaves layers of different width: it needs shape 'per-layer', got 'uniform'")
         if self.protocol == "llm-pruner" and self._whole_kinds:
             whole = self._whole_kinds[-1]
-            raise InputError(f"protocol 'llm-pruner' prunes heads and mlp; structure must not name {whole}")
+            raise InputError(f"protocol 'llm-pruner' prunes heads and mlp; kinds must not name {whole}")
         if self.protocol == "llm-pruner" and self.allocation == "unstructured":
             raise InputError("protocol 'llm-pruner' fixes every group's ratio; allocation must not be 'unstructured'")
         if self.hywia_samples < 2:
@@ -128,7 +128,7 @@ class PruneConfig(CalibrationText):
             raise InputError(f"hywia_blend is {self.hywia_blend}: variant 'c' fits the blend; leave one of them out")
         if self.holds_out and self._whole_kinds:
             raise InputError(
-                "hywia variant 'c' is fitted through masks of heads and mlp; structure must not name "
+                "hywia variant 'c' is fitted through masks of heads and mlp; kinds must not name "
                 f"{self._whole_kinds[-1]}, got {','.join(self.kinds)}"
             )
 

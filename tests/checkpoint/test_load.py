@@ -108,7 +108,7 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(ConnectionError, match="'org/name' is no local folder and the hub does not give it") as caught:
         load_model("org/name")
-    assert str(caught.value).endswith("cannot connect")
+    assert str(caught.value).endswith("give it: cannot connect see the manual")
 
 
 def test_a_hub_out_of_reach_is_said_at_once(monkeypatch):

@@ -153,7 +153,7 @@ def test_statistics_of_the_held_out_samples_are_refused():
     [
         ({"method": "wanda", "hywia_blend": 0.5}, "hywia_blend is 0.5: an option of method 'hywia', got 'wanda'"),
         ({"hywia_variant": "c", "hywia_blend": 0.5}, "hywia_blend is 0.5: variant 'c' fits the blend"),
-        ({"hywia_variant": "c", "structure": "mlp,layers"}, "structure must not name layers, got mlp,layers"),
+        ({"hywia_variant": "c", "structure": "mlp,layers"}, "kinds must not name layers, got mlp,layers"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options, message):
