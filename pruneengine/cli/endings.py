@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn, ParamSpec
 
+import typer
+
 from pruneengine.cli.app import err
 from pruneengine.common.errors import PruneengineError
 
@@ -41,6 +43,8 @@ def ends_well(command: Callable[P, None]) -> Callable[P, None]:
         with _stops() as stopped_by:
             try:
                 command(*values, **named)
+            except typer.Exit:  # a status that the verb chose itself
+                raise
             except (PruneengineError, OSError, ImportError) as error:
                 _end(f"error: {' '.join(str(error).split())}", WRONG_INPUT)
             except KeyboardInterrupt:

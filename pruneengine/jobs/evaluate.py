@@ -117,6 +117,8 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
     zeroshot.check_batch_size(options.batch_size)
     earlier = None
     if options.file is not None:
+        if options.file.is_dir():
+            raise InputError(f"results {options.file} is a folder, expected a file such as {options.file / FILE_NAME}")
         check_writable(options.file.parent)
         earlier = read_results(options.file) if options.file.exists() else None
     if options.dense is not None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from pruneengine.common.errors import InputError, InputTypeError, NotFiniteError, PruneengineError
 from tests.cli.test_prune import run
@@ -54,6 +55,12 @@ def test_what_nobody_expected_is_written_whole_to_a_log(monkeypatch, error):
     assert "command: pruneengine eval somewhere" in text
     assert "Traceback (most recent call last)" in text
     assert f"{type(error).__name__}" in text.splitlines()[-1] + text.splitlines()[-2]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_status_that_the_verb_chose_is_no_fault(monkeypatch, status):
+    done = ending(monkeypatch, typer.Exit(status))
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_our_errors_are_also_pythons():

@@ -12,6 +12,7 @@ from pruneengine import PruneConfig, RecoverConfig, SparseConfig
 from pruneengine.cli import app
 from pruneengine.cli.app import FIELDS
 from pruneengine.cli.options.option import ADAPRUNER, DSA, HYWIA, SPARSE, STRUCTURED
+from pruneengine.common.errors import InputError
 from pruneengine.search.adapruner.config import AdaPrunerConfig
 from pruneengine.search.dsa.config import DsaConfig
 from tests.cli.test_prune import run
@@ -86,7 +87,7 @@ def configs(monkeypatch):
 
     def start(config, *_, **__):
         started.append(config)
-        raise ValueError("stopped here")
+        raise InputError("stopped here")
 
     for job in ("prune", "prune_sparse", "search", "search_dsa"):
         monkeypatch.setattr(f"pruneengine.jobs.{job}.run", start)
