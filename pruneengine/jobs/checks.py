@@ -18,7 +18,7 @@ def check_evaluation(text: str | None, seqlen: int, windows: int | None, default
         return windows
     if windows is not None and windows < 1:
         raise InputError(f"{windows} evaluation windows: expected at least 1")
-    settled = check_spec(text, windows, default=default)
+    settled = check_spec(text, windows, default=default, role="evaluation")
     if seqlen < 2:
         raise InputError(f"evaluation windows of {seqlen} token(s): expected at least 2")
     return settled

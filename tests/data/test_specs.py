@@ -50,3 +50,12 @@ def test_only_evaluation_text_may_be_mixed_without_counts(tmp_path):
     assert check_spec(",".join(paths), None, default=1) is None
     with pytest.raises(ValueError, match="expected a count for every source of a mix"):
         check_spec(",".join(paths), None, default=1, counted=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [("self", "own samples measure nothing"), ("alpaca", "alpaca has no evaluation split")]
+)
+def test_what_is_no_evaluation_text_is_refused_before_it_is_read(spec, message):
+    assert check_spec(spec, None, default=3) == 3
+    with pytest.raises(ValueError, match=message):
+        check_spec(spec, None, default=3, role="evaluation")

@@ -14,7 +14,8 @@ Dtype = Annotated[str, option("Dtype of the weights in memory and on disk: float
 ComputeDtype = Annotated[
     str | None,
     option(
-        "Dtype that float32 weights compute in: float32, bfloat16, float16, or auto (the fastest here).",
+        "Dtype in which float32 weights are measured, searched and trained: float32, bfloat16, float16, or auto (the "
+        "fastest here).",
         default="--dtype", panel=EVALUATION,
     ),
 ]  # fmt: skip
