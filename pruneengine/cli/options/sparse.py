@@ -63,7 +63,7 @@ Block = Annotated[
 Ignore = Annotated[
     str | None,
     option(
-        "Linears that stay dense, such as down_proj,re:layers\\.0\\. (commas within {} and [] part no names).",
+        "Linears that stay dense, such as down_proj,re:layers\\.0\\. (commas within {} and [] belong to the pattern).",
         default="none", panel=SPARSE, metavar="NAMES",
     ),
 ]  # fmt: skip
