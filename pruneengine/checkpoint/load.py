@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def _whole(
     opener: Any, place: str | Path, source: object, kind: type[Exception] = InputError, **options: Any
 ) -> PreTrainedModel:
     """Load a model whose files hold all its weights and nothing else; ValueError otherwise."""
-    with _one_line(f"{source} does not load", kind):
+    with _one_line(f"{source} does not load", kind), _without_table():
         model, info = opener.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_loading_info(info, str(source))
     return model
@@ -243,6 +244,21 @@ def _parsed_once() -> Iterator[None]:
 def _decimal(value: float) -> float:
     """Return the shortest decimal number of a value that was stored as float32: 9.99999975e-06 -> 1e-05."""
     return float(str(np.float32(value)))
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Drop transformers' table of missing and left-over weights; :func:`check_loading_info` says it in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 @contextmanager
