@@ -35,6 +35,7 @@ QUANTITIES = {
 _OF_ROWS = {"x": lambda rows: rows, "|x|": Tensor.abs, "x^2": Tensor.square}
 _FORMAT = "pruneengine.statistics/1"
 _OF_SUBSETS = "@subsets"
+_OTHER_DATA = "other calibration data (another text, nsamples, seqlen, seed, packing or tokenizer)"
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ class Statistics:
 
     def check(self, model: str | None = None, data: str | None = None) -> Statistics:
         """Return the statistics; ValueError if they are of another model or calibration set."""
-        for source, expected, own in (("model", model, self.model), ("calibration data", data, self.data)):
+        for source, expected, own in (("another model", model, self.model), (_OTHER_DATA, data, self.data)):
             if expected is not None and expected != own:
-                raise InputError(f"the statistics belong to another {source}: expected {expected}, the file says {own}")
+                raise InputError(f"the statistics belong to {source}: expected {expected}, the file says {own}")
         return self
 
     def save(self, path: str | Path) -> None:

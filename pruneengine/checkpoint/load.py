@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,7 +155,7 @@ def _whole(
     opener: Any, place: str | Path, source: object, kind: type[Exception] = InputError, **options: Any
 ) -> PreTrainedModel:
     """Load a model whose files hold all its weights and nothing else; ValueError otherwise."""
-    with _one_line(f"{source} does not load", kind):
+    with _one_line(f"{source} does not load", kind), _without_table():
         model, info = opener.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     check_loading_info(info, str(source))
     return model
@@ -258,6 +259,21 @@ def _decimal(value: float) -> float:
 
 
 @contextmanager
+def _without_table() -> Iterator[None]:
+    """Drop transformers' table of missing and left-over weights; :func:`check_loading_info` says it in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+@contextmanager
 def _one_line(what: str, kind: type[Exception] = InputError) -> Iterator[None]:
     """Raise ``kind`` with one line in place of any error of a loader; the loaders' own errors are of many types."""
     try:
@@ -267,4 +283,6 @@ def _one_line(what: str, kind: type[Exception] = InputError) -> Iterator[None]:
     except Exception as error:
         # Whole: the first line of some loaders names the fault, of others only that there is one.
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KeyError):  # its text is the key alone
+            reason = f"KeyError: {reason}"
         raise kind(f"{what}: {reason}") from error

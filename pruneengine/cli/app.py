@@ -142,8 +142,13 @@ def read_values(recipe: Path | None, section: str, options: Mapping[str, Any]) -
     return (read_recipe(recipe, section) if recipe else {}) | config_values(options)
 
 
-def require_ratio(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values of a structured config; ValueError without a ratio."""
+def require_ratio(values: Mapping[str, Any], otherwise: str = "") -> Mapping[str, Any]:
+    """Return the values of a structured config; ValueError without a ratio.
+
+    Args:
+        values: of the config, by name.
+        otherwise: options that ask for something else, for the error.
+    """
     if "ratio" not in values:
-        raise InputError("give --ratio R (or a --recipe that holds one)")
+        raise InputError(f"give --ratio R{otherwise} (or a --recipe that holds one)")
     return values

@@ -18,10 +18,10 @@ def bench(
     device: Annotated[str, option("Device to compute on: cpu, cuda or cuda:N.")] = "cpu",
     providers: Annotated[
         str | None,
-        option("Providers, comma separated: reference,compile,cpp,triton,cuda.", default="those of the device"),
+        option("Providers, comma separated: reference, compile, cpp, triton, cuda.", default="those of the device"),
     ] = None,
     rounds: Annotated[int, option("Number of timed rounds; slow providers take part in fewer.")] = 7,
-    threads: Annotated[str, option("Number of CPU threads, several comma separated.")] = "1",
+    threads: Annotated[str, option("Numbers of CPU threads to time with, comma separated.")] = "1",
     results: Annotated[
         Path | None,
         option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pruneengine.cli.app import out, parse_compute_dtype, parse_device, parse_dtype, say, show_smoke_test
 from pruneengine.cli.options.option import option
-from pruneengine.cli.options.shared import ComputeDtype, Device, Dtype, Model, Trust
+from pruneengine.cli.options.shared import ComputeDtype, Device, Model, Trust
 from pruneengine.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluate(
             metavar="FILE",
         ),
     ] = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[str, option("Dtype of the weights in memory: float32, bfloat16 or float16.")] = "float32",
     compute_dtype: ComputeDtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,

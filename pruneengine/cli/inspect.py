@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pruneengine.cli.app import out, parse_device, parse_dtype
-from pruneengine.cli.options.shared import Device, Dtype, Model, Trust
+from pruneengine.cli.options.option import option
+from pruneengine.cli.options.shared import Device, Model, Trust
+from pruneengine.common.validation import require_whole
 
 if TYPE_CHECKING:
-    from pruneengine.export.layout import ModelShape
+    from pruneengine.export.model_shape import ModelShape
     from pruneengine.structured.plan import Plan
 
 
@@ -23,9 +25,9 @@ def inspect(
     seqlen: Annotated[int, typer.Option(help="Tokens per calibration sample.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Calibration samples per forward pass.")] = 8,
     plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A plan.json, to say what opens its result.")
+        Path | None, option("A plan.json, to say what opens its result.", default="none", metavar="FILE")
     ] = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[str, option("Dtype of the weights to predict for: float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
@@ -39,6 +41,8 @@ def inspect(
     from pruneengine.structured.plan import Plan, default_rounding
     from pruneengine.structured.scores.hywia import methods
 
+    for name, value in (("nsamples", nsamples), ("seqlen", seqlen), ("batch_size", batch_size)):
+        require_whole(name, value, 1, "a positive whole number")
     kind, device = parse_dtype(dtype), parse_device(device)
     skeleton = load_skeleton(model, trust_remote_code)
     structure = find_groups(skeleton)

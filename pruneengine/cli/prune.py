@@ -100,7 +100,12 @@ def prune(
         "mode": mode, "damp": damp, "block": block, "ignore": ignore,
     }  # fmt: skip
     sparse_config = sparse.sparse_config(recipe, for_both, for_weights, for_units)
-    config = sparse_config or PruneConfig.from_dict(require_ratio(read_values(recipe, "config", for_both | for_units)))
+    config = sparse_config or PruneConfig.from_dict(
+        require_ratio(
+            read_values(recipe, "config", for_both | for_units),
+            " for structured pruning, or --sparsity S or --pattern N:M for sparse pruning",
+        )
+    )
     if out_dir is None and not dry_run:
         raise InputError("give --out DIR for the checkpoint, or --dry-run for the plan alone")
     options = JobOptions(

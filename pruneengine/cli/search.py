@@ -35,7 +35,7 @@ def search(
     model: shared.Model,
     out_dir: own.Out,
     method: own.Method = "adapruner",
-    ratio: structured.Ratio = None,
+    ratio: own.Ratio = None,
     sparsity: dsa.Sparsity = None,
     trials: own.Trials = None,
     calibration: own.Calibration = None,
@@ -154,7 +154,8 @@ def adapruner_config(recipe: Path | None, options: Mapping[str, Any]) -> AdaPrun
     from pruneengine.search.adapruner.config import AdaPrunerConfig
 
     stop = options["stop"]
-    config = AdaPrunerConfig.from_dict(require_ratio(read_values(recipe, "search", {**options, "stop": None})))
+    values = read_values(recipe, "search", {**options, "stop": None})
+    config = AdaPrunerConfig.from_dict(require_ratio(values, ", or --method dsa with --sparsity S"))
     if stop is None:
         return config
     return replace(config, stop=None if stop == "none" else _p_value(stop))

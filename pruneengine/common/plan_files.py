@@ -37,7 +37,8 @@ def parse_plan(text: str, kind: str) -> Any:
 def plan_fields(values: Any, layout: str, kind: str) -> dict[str, Any]:
     """Return the fields of a plan without ``format``; ValueError if ``values`` is no object of this format."""
     if not isinstance(values, dict) or values.get("format") != layout:
-        raise InputError(f"not a {kind}: expected a JSON object with format {layout!r}")
+        held = f"format {values.get('format')!r}" if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"not a {kind}: expected a JSON object with format {layout!r}, got {held}")
     return {name: value for name, value in values.items() if name != "format"}
 
 

@@ -81,7 +81,7 @@ def documents(name: str, role: str = "calibration", tokenizer: Any = None) -> Se
     return rows_to_text(read_rows(name), name, tokenizer)
 
 
-def check_source(name: str, *, instructions: bool = False) -> None:
+def check_source(name: str, *, instructions: bool = False, role: str = "calibration") -> None:
     """Raise ValueError if there is no such source, or its file does not hold text; call it before a model is loaded.
 
     Data sets of the hub are not read. A file's rows are kept for the next time that they are read.
@@ -89,8 +89,11 @@ def check_source(name: str, *, instructions: bool = False) -> None:
     Args:
         name: as of :func:`documents`.
         instructions: the rows may be read as prompts and answers (:func:`instructions`).
+        role: ``calibration`` or ``evaluation``, for the split of a hub data set.
     """
     _check_name(name)
+    if name in HUB:
+        _split(name, role)
     if name in BUILTIN or name in HUB:
         return
     rows = read_rows(name, keep=True)
@@ -101,7 +104,10 @@ def check_source(name: str, *, instructions: bool = False) -> None:
 def _check_name(name: str) -> None:
     if name not in BUILTIN and name not in HUB and not is_text_source(name):
         known = ", ".join((*BUILTIN, "self", *HUB))
-        raise InputError(f"unknown text source {name!r}: expected {known}, a folder, or a {'/'.join(KINDS)} file")
+        raise InputError(
+            f"unknown text source {name!r}: expected {known}, a folder, a file that ends in {', '.join(KINDS)} (which "
+            ".gz or .zst may follow), or - for standard input"
+        )
 
 
 def instructions(name: str) -> list[tuple[str, str]] | None:
@@ -165,12 +171,17 @@ def _hub_documents(name: str, role: str) -> Sequence[str]:
     return ["\n\n".join(texts)] if HUB[name].joined else texts
 
 
-def _hub_rows(name: str, role: str) -> Any:
-    """Load the rows of a hub data set as a ``datasets.Dataset``."""
-    source = HUB[name]
-    arguments = source.calibration if role == "calibration" else source.evaluation
+def _split(name: str, role: str) -> Mapping[str, str]:
+    """Return the arguments of ``load_dataset`` for a role; ValueError where the data set has no such split."""
+    arguments = HUB[name].calibration if role == "calibration" else HUB[name].evaluation
     if arguments is None:
         raise InputError(f"{name} has no evaluation split: evaluate on wikitext2, c4, ptb, builtin-eval or a file")
+    return arguments
+
+
+def _hub_rows(name: str, role: str) -> Any:
+    """Load the rows of a hub data set as a ``datasets.Dataset``."""
+    source, arguments = HUB[name], _split(name, role)
     try:
         from datasets import load_dataset
     except ImportError as error:

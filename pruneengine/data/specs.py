@@ -8,6 +8,8 @@ from pathlib import Path
 from pruneengine.common.errors import InputError
 from pruneengine.data.sources import check_source
 
+MIX_COUNTS = "expected a count for every source of a mix, as in 'a:64,b:64'"
+
 
 def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | None]]:
     """Return the sources and sample counts of a spec such as ``"a:64,b:64"``.
@@ -36,7 +38,7 @@ def parse_spec(spec: str, nsamples: int | None = None) -> list[tuple[str, int | 
     if len(parts) == 1 and not counts:
         return [(names[0], nsamples)]
     if len(counts) < len(parts):
-        raise InputError(f"spec {spec!r}: expected a count for every source of a mix, as in 'a:64,b:64'")
+        raise InputError(f"spec {spec!r}: {MIX_COUNTS}")
     if nsamples is not None and sum(counts) != nsamples:
         raise InputError(f"spec {spec!r} counts {sum(counts)} samples, nsamples={nsamples}")
     return parts
@@ -65,22 +67,37 @@ def _exists(name: str) -> bool:
         return False
 
 
-def check_spec(spec: str, count: int | None, default: int) -> int | None:
+def refuse_own_samples(role: str) -> None:
+    """Raise ValueError if the model's own samples are to be evaluation text."""
+    if role == "evaluation":
+        raise InputError("evaluation text 'self': a model's own samples measure nothing; name a file or data set")
+
+
+def check_spec(
+    spec: str, count: int | None, default: int, *, counted: bool = False, role: str = "calibration"
+) -> int | None:
     """Check a spec before a model is loaded, and return its number of samples.
 
     Args:
         spec: name of the text.
         count: the number asked for, if any.
         default: the number where neither ``count`` nor the spec gives one.
+        role: ``calibration`` or ``evaluation``, which ``self`` cannot be.
+        counted: every source of a mix needs a count; only evaluation text may be read whole.
 
     Returns:
         The value for ``nsamples`` or ``limit``: None where the spec has counts of its own.
 
     Raises:
-        ValueError: as :func:`parse_spec`, or a source that does not exist.
+        ValueError: as :func:`parse_spec`, a mix without counts, or a source that does not exist or has no text for
+            the role.
     """
     parts = parse_spec(spec, count)
+    if counted and len(parts) > 1 and any(number is None for _, number in parts):
+        raise InputError(f"spec {spec!r}: {MIX_COUNTS}")
     for name, _ in parts:
-        if name != "self":
-            check_source(name)
+        if name == "self":
+            refuse_own_samples(role)
+        else:
+            check_source(name, role=role)
     return default if len(parts) == 1 and parts[0][1] is None else count

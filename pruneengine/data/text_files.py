@@ -55,6 +55,8 @@ def read_rows(name: str, *, keep: bool = False) -> list[Any]:
         ImportError: the optional package for this kind of file is missing.
     """
     if name == STANDARD_INPUT:
+        if not _standard_input():
+            raise InputError("standard input: no rows")
         return list(_standard_input())
     path = Path(name).expanduser()
     if not path.exists():
@@ -201,7 +203,12 @@ def _json_lines(text: str, where: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{where}: line {number} is not JSON: {error}") from error
+                raise InputError(f"{where}: line {number} is not JSON: {_json_reason(error)}") from error
+
+
+def _json_reason(error: json.JSONDecodeError | RecursionError) -> str:
+    """Return the reason and the column; the error counts lines from the row's own start."""
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _csv_rows(text: str, path: Path) -> list[dict[str, str]]:

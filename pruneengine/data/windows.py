@@ -17,7 +17,7 @@ from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples, check_overlap
 from pruneengine.data.sources import ROLES, documents
-from pruneengine.data.specs import check_spec, parse_spec
+from pruneengine.data.specs import check_spec, parse_spec, refuse_own_samples
 
 __all__ = [
     "Samples",
@@ -119,7 +119,7 @@ def evaluation_windows(spec: str, tokenizer: Any, seqlen: int, limit: int | None
     tokens, reports = [], []
     for name, count in parse_spec(spec, limit):
         if name == "self":
-            raise InputError("evaluation text 'self': a model's own samples measure nothing; name a file or data set")
+            refuse_own_samples("evaluation")
         texts = documents(name, "evaluation", tokenizer)
         stream = torch.tensor(_encode(tokenizer, "\n\n".join(texts)), dtype=torch.int64)
         pool = _cut(stream, seqlen)

@@ -12,11 +12,13 @@ def check_evaluation(text: str | None, seqlen: int, windows: int | None, default
     """Return the number of windows to take of an evaluation text, as :func:`check_spec`; ``windows`` without a text.
 
     Raises:
-        ValueError: the text does not exist, or windows have fewer than two tokens.
+        ValueError: the text does not exist, or windows are fewer than one or have fewer than two tokens.
     """
     if not text:
         return windows
-    settled = check_spec(text, windows, default=default)
+    if windows is not None and windows < 1:
+        raise InputError(f"{windows} evaluation windows: expected at least 1")
+    settled = check_spec(text, windows, default=default, role="evaluation")
     if seqlen < 2:
         raise InputError(f"evaluation windows of {seqlen} token(s): expected at least 2")
     return settled

@@ -19,6 +19,7 @@ from pruneengine.evaluation import lm_eval_adapter, zero_shot
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
+from pruneengine.jobs.checks import check_evaluation
 from pruneengine.jobs.versions import versions
 
 
@@ -113,14 +114,13 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
 
 def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
     """Refuse what can be refused before the model is loaded; return lm-eval's task manager and the earlier results."""
-    if options.text is not None:
-        data.check_spec(options.text, options.windows, default=1)
-        if options.seqlen < 2:
-            raise InputError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
+    check_evaluation(options.text, options.seqlen, options.windows)
     zero_shot.check_limit(options.limit)
     zero_shot.check_batch_size(options.batch_size)
     earlier = None
     if options.file is not None:
+        if options.file.is_dir():
+            raise InputError(f"results {options.file} is a folder, expected a file such as {options.file / FILE_NAME}")
         check_writable(options.file.parent)
         earlier = read_results(options.file) if options.file.exists() else None
     if options.dense is not None:

@@ -131,7 +131,7 @@ def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, Job
     """Refuse what can be refused before a model is loaded, and settle the sizes of the texts."""
     if options.out is not None:
         options.claim()
-    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
+    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32, counted=True))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     options = replace(options, eval_windows=windows)
     if options.statistics is not None:

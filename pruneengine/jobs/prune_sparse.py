@@ -125,7 +125,7 @@ def _checked(config: SparseConfig, options: JobOptions) -> tuple[SparseConfig, J
     if options.out is not None:
         options.claim()
         check_layers(config, partial_folder(options.out))
-    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
+    config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32, counted=True))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     scored = needs_statistics(config) or config.allocation == "global"
     skeleton = load_skeleton(options.source, options.trust_remote_code)

@@ -87,7 +87,7 @@ def _checked(config: AdaPrunerConfig, options: SearchOptions) -> SearchRun:
     """Refuse what can be refused before a model is loaded, and return how the search runs."""
     run_as = options.check()
     check_spec(config.calibration, config.pool, default=config.pool)
-    check_spec(config.search_text, config.windows + config.held_out, default=1)
+    check_spec(config.search_text, config.windows + config.held_out, default=1, role="evaluation")
     if options.recover is not None:
         options.recover.check_sources()
     return run_as

@@ -96,7 +96,7 @@ def _checked(config: DsaConfig, options: SearchOptions) -> SearchRun:
     refuse_recovery(options.recover)
     run_as = options.check()
     check_spec(config.calibration, config.nsamples, default=config.nsamples)
-    check_spec(config.search_text, config.windows, default=1)
+    check_spec(config.search_text, config.windows, default=1, role="evaluation")
     pattern = config.parsed_pattern
     if pattern.m is not None or config.ignore:
         skeleton = load_skeleton(options.source, options.trust_remote_code)

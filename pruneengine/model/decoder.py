@@ -77,7 +77,8 @@ def autocast(weight: Tensor, dtype: torch.dtype | None) -> AbstractContextManage
         return nullcontext()
     if weight.dtype != torch.float32 or dtype not in (torch.bfloat16, torch.float16):
         raise InputError(
-            f"dtype={dtype} for a model in {weight.dtype}: expected None, {weight.dtype}, or half precision of float32"
+            f"dtype={dtype} for a model in {weight.dtype}: expected {weight.dtype}; only a float32 model computes in "
+            "another dtype, in bfloat16 or float16"
         )
     return torch.autocast(weight.device.type, dtype)
 

@@ -116,8 +116,11 @@ class RecoverConfig:
 
     def check_sources(self) -> None:
         """Raise ValueError if there is no such text; call it before a model is loaded."""
-        for name, _ in parse_spec(self.data, self.rows):
-            if name != "self":
+        for name, count in parse_spec(self.data, self.rows):
+            if name == "self":
+                if count is None:
+                    raise InputError("data 'self' needs a number of windows to sample: self:N, or rows N")
+            else:
                 check_source(name, instructions=True)
 
     def steps(self, rows: int) -> int:

@@ -72,8 +72,12 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a file of :meth:`save`; ValueError if it cannot be read or is not a plan."""
-        return cls.from_json(read_plan(path, "plan"))
+        """Read a file of :meth:`save`; ValueError with the file's name if it cannot be read or is not a plan."""
+        text = read_plan(path, "plan")
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
 
     def check(self, structure: Structure) -> Plan:
         """Raise ValueError if the plan was made for another model, or keeps fewer experts than a token is sent to."""

@@ -1,7 +1,9 @@
 """Checkpoints whose weights are not those of their config are refused by name and count, by every way to load one."""
 
 import json
+import logging
 import shutil
+from logging.handlers import BufferingHandler
 
 import pytest
 import torch
@@ -74,6 +76,20 @@ def test_a_broken_checkpoint_is_refused_from_python(broken):
     with pytest.raises(ValueError, match=message) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_transformers_prints_no_table_beside_the_message(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "broken")
+    weights = without(UP)(load_file(tmp_path / "broken" / "model.safetensors"))
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    logger, handler = logging.getLogger("transformers.modeling_utils"), BufferingHandler(1000)
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match="missing, which would be random"):
+            load_model(tmp_path / "broken")
+    finally:
+        logger.removeHandler(handler)
+    assert not [record for record in handler.buffer if "LOAD REPORT" in record.getMessage()]
 
 
 @pytest.mark.parametrize("verb", ["prune", "eval", "search", "recover", "export"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 from pruneengine.common.errors import InputError, InputTypeError, NotFiniteError, PruneengineError
 from tests.cli.test_prune import run
@@ -105,6 +106,12 @@ def test_too_little_memory_is_no_fault(monkeypatch, error):
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: out of memory:")
     assert line.endswith("(a smaller --batch-size, --seqlen or --dtype takes less)")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_status_that_the_verb_chose_is_no_fault(monkeypatch, status):
+    done = ending(monkeypatch, typer.Exit(status))
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_our_errors_are_also_pythons():

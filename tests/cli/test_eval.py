@@ -101,6 +101,7 @@ def test_eval_of_a_foreign_folder_says_that_nothing_is_kept(folder, tmp_path):
         (("--text", "builtin-eval", "--seqlen", 1), "windows of 1 token(s)"),
         (("--dense", "nowhere/at/all"), "no model at"),
         (("--out", "recipe.txt"), "no JSON"),
+        (("--out", "."), "is a folder, expected a file"),
     ],
 )
 def test_bad_input_to_eval_is_refused_before_the_model_is_loaded(folder, tmp_path, monkeypatch, options, message):

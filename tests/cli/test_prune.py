@@ -160,7 +160,7 @@ def test_dry_run_prints_every_layer_and_writes_nothing(folder, tmp_path):
         )
     )
     assert other.returncode == 2
-    assert "another calibration data" in other.stderr
+    assert "other calibration data" in other.stderr
 
 
 def test_per_layer_widths_and_removed_layers(folder, tmp_path):
@@ -181,6 +181,8 @@ def test_inspect_needs_no_weights(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     for expected in ("0.333, 0.667", "param_mix", "hywia", "trust_remote_code"):
         assert expected in done.stdout
+    refused = run("inspect", bare, "--nsamples", 0)
+    assert (refused.returncode, "nsamples must be a positive whole number, got 0" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("method", "read"), [("magnitude_l1", False), ("energy", True)])
@@ -204,7 +206,9 @@ def test_the_builtin_text_is_named_a_smoke_test_where_it_is_read(folder, tmp_pat
         (("--ratio", 0.2, "--device", "warp"), "device 'warp' cannot be used here"),
         (("--ratio", 0.2, "--eval-seqlen", 1), "evaluation windows of 1 token"),
         (("--ratio", 0.2, "--dtype", "int8"), "unknown dtype 'int8'; choose from float32"),
-        (("--method", "wanda"), "give --ratio R"),
+        (("--method", "wanda"), "give --ratio R for structured pruning, or --sparsity S"),
+        (("--ratio", 0.2, "--kinds", "neurons"), "kinds must be one or more of heads, mlp"),
+        (("--ratio", 0.2, "--eval-windows", 0), "0 evaluation windows: expected at least 1"),
         (("--ratio", 0.2, "--hywia-variant", "d"), "unknown hywia variant 'd'; choose from a, b, c"),
         (("--ratio", 0.2, "--hywia-temperature", -1), "temperature must be positive and finite, got -1.0"),
         (("--ratio", 0.4, "--method", "hywia", "--hywia-variant", "c"), "holds 8 of them out for its fit"),

@@ -41,3 +41,21 @@ def test_text_that_is_none_is_found_before_a_model_is_loaded(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}')
     with pytest.raises(ValueError, match=r"a\.jsonl: row 2 has no text like row 1"):
         check_spec(str(tmp_path / "a.jsonl"), None, default=1)
+
+
+def test_only_evaluation_text_may_be_mixed_without_counts(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for path in paths:
+        (tmp_path / path).write_text("text")
+    assert check_spec(",".join(paths), None, default=1) is None
+    with pytest.raises(ValueError, match="expected a count for every source of a mix"):
+        check_spec(",".join(paths), None, default=1, counted=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [("self", "own samples measure nothing"), ("alpaca", "alpaca has no evaluation split")]
+)
+def test_what_is_no_evaluation_text_is_refused_before_it_is_read(spec, message):
+    assert check_spec(spec, None, default=3) == 3
+    with pytest.raises(ValueError, match=message):
+        check_spec(spec, None, default=3, role="evaluation")

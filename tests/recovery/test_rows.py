@@ -105,6 +105,9 @@ def test_too_few_rows_and_missing_files_are_named(tmp_path, tokenizer):
         load_rows(RecoverConfig(data=write(tmp_path, PAIR, PAIR), rows=5), tokenizer)
     with pytest.raises(ValueError, match=r"'absent\.jsonl' does not exist"):
         RecoverConfig(data="absent.jsonl").check_sources()
+    with pytest.raises(ValueError, match="data 'self' needs a number of windows"):
+        RecoverConfig(data="self").check_sources()
+    RecoverConfig(data="self:4").check_sources()
 
 
 def test_rows_split_and_hash():

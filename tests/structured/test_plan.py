@@ -198,7 +198,10 @@ def test_a_damaged_plan_is_refused(change, message):
 
 def test_a_file_that_is_no_plan(tmp_path):
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(ValueError, match="not a plan"):
+    with pytest.raises(ValueError, match=r"plan\.json: not a plan"):
+        Plan.load(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text('{"format": "pruneengine.sparse_plan/1"}')
+    with pytest.raises(ValueError, match=r"plan\.json: not a plan.* got format 'pruneengine\.sparse_plan/1'"):
         Plan.load(tmp_path / "plan.json")
     with pytest.raises(ValueError, match="cannot be read as a plan"):
         Plan.load(tmp_path / "absent.json")

@@ -27,7 +27,8 @@ DryRun = Annotated[bool, option("Print the plan and stop, without --out.", "--dr
 Calibration = Annotated[
     str | None,
     option(
-        "Calibration text: builtin, self (sampled from the model), a file, a hub name, or a mix a:64,b:64.",
+        "Calibration text: builtin, self (sampled from the model), a hub data set such as c4, a file, a folder, - for "
+        "standard input, or a mix a:64,b:64.",
         default="builtin", metavar="SPEC",
     ),
 ]  # fmt: skip

@@ -8,6 +8,10 @@ from typing import Annotated
 from pruneengine.cli.options.option import ADAPRUNER, EVALUATION, SEARCH, option
 
 Out = Annotated[Path, option("Folder of the checkpoint.", "--out", metavar="DIR")]
+Ratio = Annotated[
+    float | None,
+    option("Fraction of the prunable parameters to remove, between 0 and 1 (--method adapruner)."),
+]
 Method = Annotated[
     str, option("Search: adapruner (plans of structured pruning) or dsa (allocation functions of sparse pruning).")
 ]

@@ -14,7 +14,8 @@ Dtype = Annotated[str, option("Dtype of the weights in memory and on disk: float
 ComputeDtype = Annotated[
     str | None,
     option(
-        "Dtype that float32 weights compute in: float32, bfloat16, float16, or auto (the fastest here).",
+        "Dtype in which float32 weights are measured, searched and trained: float32, bfloat16, float16, or auto (the "
+        "fastest here).",
         default="--dtype", panel=EVALUATION,
     ),
 ]  # fmt: skip
@@ -27,4 +28,6 @@ EvalWindows = Annotated[
     option("Number of evaluation windows.", default="the counts in --eval-text, or 16", panel=EVALUATION),
 ]
 Proof = Annotated[bool, option("Reopen the checkpoint in a fresh process and compare its logits.", panel=OUTPUT)]
-Overwrite = Annotated[bool, option("Replace an existing checkpoint in --out.", "--overwrite")]
+Overwrite = Annotated[
+    bool, option("Replace an earlier result of pruneengine in --out, and nothing else.", "--overwrite")
+]

@@ -63,7 +63,7 @@ Block = Annotated[
 Ignore = Annotated[
     str | None,
     option(
-        "Linears that stay dense, such as down_proj,re:layers\\.0\\. (commas within {} and [] part no names).",
+        "Linears that stay dense, such as down_proj,re:layers\\.0\\. (commas within {} and [] belong to the pattern).",
         default="none", panel=SPARSE, metavar="NAMES",
     ),
 ]  # fmt: skip
@@ -97,9 +97,10 @@ def sparse_config(
             raise InputError(f"method {named['method']!r} zeros single weights: give --sparsity S or --pattern N:M")
         return None
     if odd := given(structured):
+        asked = flags(given({name: own[name] for name in ("sparsity", "pattern")})) or f"--recipe {recipe}"
         raise InputError(
-            f"{flags(odd)}: options of structured pruning, which removes heads, channels and layers; --sparsity, "
-            "--pattern or a recipe with sparse: ask for sparse pruning, which zeros single weights. Choose one"
+            f"{flags(odd)} with {asked}: structured pruning removes heads, channels and layers, sparse pruning "
+            "(--sparsity, --pattern) zeros single weights; ask for one of them"
         )
     return SparseConfig.from_dict((read_recipe(recipe, "sparse") if recipe else {}) | named)
 

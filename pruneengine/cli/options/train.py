@@ -10,7 +10,11 @@ from pruneengine.cli.options.option import ADAPTERS, DISTILLATION, TRAINING, opt
 Out = Annotated[Path, option("Folder of the recovered checkpoint.", "--out", metavar="DIR")]
 Data = Annotated[
     str | None,
-    option("Text to train on: alpaca, an instruction or text file, builtin, c4:2000, ...", metavar="SPEC"),
+    option(
+        "Text to train on: alpaca, a file or folder of instructions, chats or text, builtin, c4:2000, ...",
+        default="that of --recipe, where it holds one",
+        metavar="SPEC",
+    ),
 ]
 Rows = Annotated[
     int | None, option("Largest number of rows or windows.", default="the counts in --data, or all", panel=TRAINING)

@@ -76,7 +76,8 @@ def show_dsa(console: Console, job: DsaJobResult) -> None:
         numbers = (f"{loss:.4f}" for loss in (entrant.fast, judged.full, judged.held_out))
         table.add_row(entrant.name, str(entrant.function or ""), *numbers)
     console.print(table)
-    console.print(f"winner: {result.winner.entrant.name}, {result.plan.allocation}")
+    winner = dict.fromkeys((result.winner.entrant.name, result.plan.allocation))
+    console.print(f"winner: {', '.join(winner)}")
     if result.function is None:
         console.print("no function was better: none is saved")
     console.print(", ".join(f"{what}: {count}" for what, count in result.counts.items()))
