@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fnmatch
+import glob
 import os
 import shutil
 import socket
@@ -21,7 +22,14 @@ OUR_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "modeling_pruned.py"),
     *("plan.json", "function.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
-    *("chat_template*", "preprocessor_config.json", "processor_config.json", "__pycache__"),
+    *(
+        "chat_template*",
+        "additional_chat_templates",
+        "video_preprocessor_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "__pycache__",
+    ),
     *("export.json", "*.gguf", "configuration_decilm.py"),
 )
 OWNER_FILE = ".owner"
@@ -123,7 +131,7 @@ def remove_leftovers(output: OutputFolder, say: Callable[[str], None]) -> None:
 
     Folders of runs that still live, or that ran on other machines, stay.
     """
-    for folder in sorted(output.path.parent.glob(f".{output.path.name}-*")):
+    for folder in sorted(output.path.parent.glob(f".{glob.escape(output.path.name)}-*")):
         owner = folder / OWNER_FILE
         if not owner.is_file():
             continue
