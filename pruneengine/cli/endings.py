@@ -103,7 +103,8 @@ def _log() -> str:
         "system": platform.platform(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    text = without_passwords("".join(f"{name}: {value}\n" for name, value in parts.items()) + f"\n{traceback.format_exc()}")
+    head = "".join(f"{name}: {value}\n" for name, value in parts.items())
+    text = without_passwords(f"{head}\n{traceback.format_exc()}")
     path = None
     try:
         handle, path = tempfile.mkstemp(prefix="pruneengine-", suffix=".log")

@@ -63,7 +63,7 @@ def test_a_url_of_no_database_is_refused_before_a_model_is_loaded(storage):
 
 def test_a_missing_driver_is_named_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg2", None)
-    with pytest.raises(ImportError, match=r"storage postgresql\+psycopg2://me:\*\*\*@host/db needs the package psycopg2"):
+    with pytest.raises(ImportError, match=r"postgresql\+psycopg2://me:\*\*\*@host/db needs the package psycopg2"):
         SearchRun(storage="postgresql+psycopg2://me:secret@host/db")
 
 
@@ -78,7 +78,11 @@ def test_no_message_shows_a_password(monkeypatch):
         raise RuntimeError(f"no connection to {url}")
 
     monkeypatch.setattr(module, "_storage", refuse)
-    for url in ("postgresql://me:sec/r@t@host:5432/db", "mysql://host/db?user=me&password=sec/r@t&ssl=1", "redis://:sec@h"):
+    for url in (
+        "postgresql://me:sec/r@t@host:5432/db",
+        "mysql://host/db?user=me&password=sec/r@t&ssl=1",
+        "redis://:sec@h",
+    ):
         with pytest.raises(ConnectionError, match=r"\*\*\*") as raised:
             module.open_study("s", url, IDENTITY)
         assert "sec" not in str(raised.value)
