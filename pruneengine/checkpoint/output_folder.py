@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fnmatch
+import glob
 import os
 import shutil
 import socket
@@ -23,7 +24,14 @@ OUR_FILES = (
     # A tokenizer with code of its own brings that along.
     *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
     *("*.model", "chat_template*", "additional_chat_templates", "preprocessor_config.json", "processor_config.json"),
-    *("__pycache__", "export.json", "*.gguf", "configuration_decilm.py", ".results.json.lock"),
+    *(
+        "video_preprocessor_config.json",
+        "__pycache__",
+        "export.json",
+        "*.gguf",
+        "configuration_decilm.py",
+        ".results.json.lock",
+    ),
 )
 OWNER_FILE = ".owner"
 SHOWN = 3
@@ -124,7 +132,7 @@ def remove_leftovers(output: OutputFolder, say: Callable[[str], None]) -> None:
 
     Folders of runs that still live, or that ran on other machines, stay.
     """
-    for folder in sorted(output.path.parent.glob(f".{output.path.name}-*")):
+    for folder in sorted(output.path.parent.glob(f".{glob.escape(output.path.name)}-*")):
         owner = folder / OWNER_FILE
         if not owner.is_file():
             continue

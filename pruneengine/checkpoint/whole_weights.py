@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,28 @@ def check_loading_info(info: Mapping[str, Any], source: str) -> None:
 
 
 def stored_dtypes(folder: Path) -> dict[str, str]:
-    """Return the dtype of every tensor in the safetensors files of a model folder, as their headers name it."""
+    """Return the dtype of every tensor that transformers reads from a model folder, as the safetensors headers name it.
+
+    Other files beside them, such as a model in its authors' own layout, are not looked at.
+    """
     with require_extra("hf"):
         from safetensors import safe_open
     dtypes: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weight_files(folder):
         with safe_open(file, "pt") as tensors:
             dtypes |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return dtypes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the one file of the weights, or those that their index names; all where neither is there."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def check_floating(stored: Mapping[str, str], source: str) -> None:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -107,7 +108,8 @@ def _standard_input() -> tuple[Any, ...]:
 def _folder_rows(folder: Path) -> list[Any]:
     if any((folder / name).is_file() for name in SAVED_BY_DATASETS):
         return _dataset_rows(folder)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path) is not None)
+    named = (path for path in folder.iterdir() if not path.name.startswith("."))
+    files = sorted(path for path in named if path.is_file() and kind_of(path) is not None)
     if not files:
         raise InputError(f"{folder}: no file that ends in {', '.join(KINDS)}, and no data set that datasets saved")
     return [row for file in files for row in read_rows(str(file))]
@@ -144,7 +146,7 @@ def _content(path: Path) -> bytes:
     if suffix == ".gz":
         try:
             return gzip.decompress(data)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path}: not a whole gzip file: {error}") from None
     if suffix == ".zst":
         try:
@@ -152,7 +154,7 @@ def _content(path: Path) -> bytes:
         except ImportError as error:
             raise ImportError(f"{path}: reading .zst needs zstandard: pip install zstandard") from error
         try:
-            return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()
+            return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read()
         except zstandard.ZstdError as error:
             raise InputError(f"{path}: not a whole zstandard file: {error}") from None
     return data
@@ -190,7 +192,8 @@ def _json_rows(text: str, path: Path) -> list[Any]:
     """Return the rows of a list, or one for any other value; a file of JSON lines is read as such."""
     try:
         rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    # Not only JSONDecodeError: a number of thousands of digits is a plain ValueError.
+    except (ValueError, RecursionError) as error:
         if "\n" not in text.strip():
             raise InputError(f"{path}: not JSON: {error}") from error
         return list(_json_lines(text, str(path)))
@@ -202,11 +205,11 @@ def _json_lines(text: str, where: str) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: line {number} is not JSON: {_json_reason(error)}") from error
 
 
-def _json_reason(error: json.JSONDecodeError | RecursionError) -> str:
+def _json_reason(error: ValueError | RecursionError) -> str:
     """Return the reason and the column; the error counts lines from the row's own start."""
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 

@@ -9,6 +9,7 @@ import copy
 import difflib
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partialmethod
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruneengine.common.errors import InputError
+from pruneengine.common.errors import InputError, NotFiniteError, PruneengineError, StageError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import track
 
@@ -117,10 +118,17 @@ def wrap(model: nn.Module, tokenizer: Any, batch_size: int | str, dtype: torch.d
             schedule, self.batch_schedule = self.batch_schedule, min(self.batch_schedule, max(len(requests), 1))
             self._steps = track(range(len(requests)), self.label)
             try:
-                return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+                answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
             finally:
                 self._steps.close()
                 self.batch_schedule = schedule
+            for number, (value, _) in enumerate(answers):
+                # The largest of values that are not numbers is the first: a ruined model would look like chance.
+                if not math.isfinite(value):
+                    raise NotFiniteError(
+                        f"task {self.label}: the log-likelihood of answer {number + 1} of {len(answers)} is {value:g}"
+                    )
+            return answers
 
         def _detect_batch_size(self, requests=None, pos=0):
             """Detect the batch size without progress, because its forward passes are trials."""
@@ -163,6 +171,10 @@ def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
 
     ``simple_evaluate`` would also seed torch and numpy and list the packages of this machine, which takes longer than a
     small task. ``wrapped.truncated`` counts the prompts that were too long for the model and lost their beginning.
+
+    Raises:
+        FloatingPointError: the log-likelihood of an answer is not finite.
+        RuntimeError: the task itself failed; the message names it.
     """
     import lm_eval
     from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -172,7 +184,14 @@ def measure(wrapped: Any, task: Any, limit: int | None) -> dict[str, Any]:
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-        return lm_eval.evaluate(wrapped, {"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=1000)
+        try:
+            return lm_eval.evaluate(wrapped, {"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=1000)
+        except PruneengineError:
+            raise
+        # A task's own functions, and those that sum up its items, may raise anything.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise StageError(f"task {task.task_name!r} failed: {type(error).__name__}: {reason}") from error
 
 
 @contextmanager

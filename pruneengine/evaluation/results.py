@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -148,7 +149,8 @@ class Results:
         )  # fmt: skip
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1) + "\n"
+        values = _finite({"schema": SCHEMA, **dataclasses.asdict(self)})
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "results") -> Results:
@@ -199,7 +201,7 @@ def read_results(path: str | Path) -> Results:
 
 def _text(value: Any, where: str) -> TextResult:
     result = _build(TextResult, value, where)
-    return replace(result, per_window=tuple(result.per_window))
+    return replace(result, per_window=_numbers(result.per_window))
 
 
 def _task(value: Any, where: str) -> TaskResult:
@@ -207,8 +209,22 @@ def _task(value: Any, where: str) -> TaskResult:
     metrics = {name: _build(Metric, metric, f"{where}: {name}") for name, metric in result.metrics.items()}
     for name, metric in metrics.items():
         if metric.per_item is not None:
-            metrics[name] = replace(metric, per_item=tuple(metric.per_item))
+            metrics[name] = replace(metric, per_item=_numbers(metric.per_item))
     return replace(result, metrics=metrics)
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null for every number that is not finite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Return a list of a file, with NaN for null."""
+    return tuple(math.nan if value is None else value for value in values)
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
@@ -221,6 +237,10 @@ def _build(cls: type, values: Any, where: str) -> Any:
         raise InputError(f"{where}: field {odd!r} is {'missing' if odd in names else 'unknown'}")
     for f in dataclasses.fields(cls):
         kind = str(f.type)
+        if values[f.name] is None and kind.endswith("| None"):
+            continue
+        if values[f.name] is None and kind == "float":
+            values = values | {f.name: math.nan}
         value, types = values[f.name], JSON_TYPES.get(kind.partition("[")[0], (object,))
         if not isinstance(value, types):
             raise InputError(f"{where}: field {f.name!r} is {value!r}, expected {kind}")

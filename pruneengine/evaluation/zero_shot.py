@@ -151,6 +151,8 @@ def zero_shot(
 
     Raises:
         ValueError: an unknown task (with the nearest names), or a bad argument.
+        FloatingPointError: the log-likelihood of an answer is not finite, as of a model with NaN in its weights.
+        RuntimeError: a task's own functions failed; the message names the task.
         OSError: a task's data cannot be read.
         ImportError: the extra ``eval`` is not installed.
     """

@@ -20,7 +20,8 @@ def find_groups(model: nn.Module) -> Structure:
 
     Raises:
         ValueError: the architecture is unknown, or a part it should have is absent; the message names it. Or experts
-            are fused: :func:`pruneengine.model.experts.unfuse_experts` comes first.
+            are fused: :func:`pruneengine.model.experts.unfuse_experts` comes first. Or layers were removed by hand and
+            the others kept their numbers.
     """
     check_prunable(model, weights=False)
     config = getattr(model, "config", None)
@@ -44,6 +45,7 @@ def find_groups(model: nn.Module) -> Structure:
     expert_params: list[tuple[int, ...]] = []
     for index, layer in enumerate(layers):
         prefix = f"{family.layers}.{index}"
+        _check_number(layer, index, prefix)
         mlps = family.mlps(_experts(layer, prefix, family))
         paths = [*family.linears, *(path for _, ins, out in mlps for path in (*ins, out))]
         linears = {path: _linear(layer, path, prefix) for path in dict.fromkeys(paths)}
@@ -71,6 +73,18 @@ def find_groups(model: nn.Module) -> Structure:
 def text_config(config: Any) -> Any:
     """Return the part of a model's config for its decoder: the config itself unless other parts have their own."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _check_number(layer: nn.Module, index: int, path: str) -> None:
+    """Raise ValueError for a layer that holds another number than its place: by it, it finds its keys and values."""
+    for name, module in layer.named_modules():
+        number = getattr(module, "layer_idx", None)
+        if isinstance(number, int) and number != index:
+            where = f"{path}.{name}" if name else path
+            raise InputError(
+                f"{where}.layer_idx is {number}, expected {index}: layers were removed or moved by hand; number those "
+                "that remain anew, or remove layers by pruneengine (kinds 'layers')"
+            )
 
 
 def _heads_reason(family: Family, config: Any) -> str | None:

@@ -8,20 +8,34 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def require_plain(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for anything but a plain tensor: a subclass, as of a sharded weight, has no memory of its own.
+
+    The tensors that torch traces a program with are let through; they reach no kernel.
+    """
+    kind = type(tensor)
+    if kind not in PLAIN and not (issubclass(kind, Tensor) and kind.__module__.startswith("torch._subclasses")):
+        raise TypeError(f"{name} is a {kind.__name__}; expected a plain torch.Tensor (gather a sharded one first)")
 
 
 def require_float(name: str, tensor: Tensor, shape: str) -> None:
+    require_plain(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {tensor.dtype}; expected float32, float16 or bfloat16")
     require_dims(name, tensor, shape)
 
 
 def require_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    require_plain(name, tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}; expected {str(dtype).removeprefix('torch.')}")
 
 
 def require_dims(name: str, tensor: Tensor, *shapes: str) -> None:
+    require_plain(name, tensor)
     if tensor.dim() not in [shape.count(",") + 1 for shape in shapes]:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {' or '.join(shapes)}")
 
@@ -42,6 +56,7 @@ def require_shape(name: str, tensor: Tensor, shape: Sequence[int], why: str) -> 
 
 
 def require_like(name: str, tensor: Tensor, other_name: str, other: Tensor, *more: torch.dtype) -> None:
+    require_plain(name, tensor)
     if tensor.dtype not in (other.dtype, *more):
         raise TypeError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(map(str, {other.dtype, *more}))}")
     require_shape(name, tensor, other.shape, f"as {other_name}")

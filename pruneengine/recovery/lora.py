@@ -14,7 +14,7 @@ from torch import nn
 
 from pruneengine.common.errors import InputError, NotFiniteError
 from pruneengine.common.optional_imports import require_extra
-from pruneengine.model import Structure, find_groups
+from pruneengine.model import Structure, find_groups, text_config
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.dropout import SixteenBitDropout
 
@@ -64,6 +64,8 @@ class Adapters:
 def adapted(model: PreTrainedModel, config: RecoverConfig) -> Iterator[Adapters]:
     """Attach adapters for the time of the block; afterwards they, and all traces of training, are gone."""
     required = [(p, p.requires_grad) for p in model.parameters()]
+    caching, hooks = _caching(model), _embedding_hooks(model)
+    earlier = set(hooks)
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -74,10 +76,27 @@ def adapted(model: PreTrainedModel, config: RecoverConfig) -> Iterator[Adapters]
             adapters.settle(merge=False)
             if config.gradient_checkpointing:
                 model.gradient_checkpointing_disable()
+                model.disable_input_require_grads()
+            # Both are switched by Trainer, by peft or by gradient checkpointing, depending on their versions.
+            for hook in set(hooks) - earlier:
+                del hooks[hook]
+            for config, flag in caching:
+                config.use_cache = flag
             for parameter, flag in required:
                 parameter.requires_grad_(flag)
                 parameter.grad = None
             model.eval()
+
+
+def _caching(model: PreTrainedModel) -> list[tuple[Any, bool]]:
+    """Return the configs of a model that say whether it keeps keys and values, with what they say."""
+    configs = (model.config, text_config(model.config), getattr(model, "generation_config", None))
+    return [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
+
+
+def _embedding_hooks(model: PreTrainedModel) -> dict[int, Any]:
+    """Return the forward hooks of the token embeddings, as the module holds them."""
+    return model.get_input_embeddings()._forward_hooks
 
 
 def attach(model: PreTrainedModel, config: RecoverConfig) -> Any:

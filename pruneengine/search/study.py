@@ -67,13 +67,6 @@ def open_study(name: str, storage: str, identity: dict[str, Any]) -> optuna.Stud
     return study
 
 
-def check_storage(url: str) -> None:
-    """Raise ValueError if no storage is written like this; nothing is opened."""
-    kind, _, rest = url.partition(":")
-    if url != MEMORY and not (kind and rest):
-        raise InputError(f"storage {url!r}: expected journal:FILE or a database URL such as sqlite:///FILE, or memory")
-
-
 def reopen_study(name: str, storage: str) -> optuna.Study:
     """Return a study that :func:`open_study` opened in another process."""
     import optuna

@@ -67,6 +67,19 @@ def test_what_we_did_not_write_is_named_and_stays(result, foreign):
     assert (result / foreign).exists()
 
 
+def test_what_a_tokenizer_writes_is_ours(result):
+    (result / "additional_chat_templates").mkdir()
+    assert claim_output(result, overwrite=True).replaces
+
+
+def test_leftovers_of_a_name_with_brackets_are_found(tmp_path):
+    left = tmp_path / ".out[1]-abc"
+    left.mkdir()
+    (left / OWNER_FILE).write_text(f"{socket.gethostname()} {2**22 + 1}\n")
+    remove_leftovers(claim_output(tmp_path / "out[1]"), lambda _line: None)
+    assert not left.exists()
+
+
 def test_a_folder_of_other_things_a_file_and_a_mount_point_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("mine")

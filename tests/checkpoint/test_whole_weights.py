@@ -132,6 +132,13 @@ def test_inspect_refuses_a_quantised_model(folder, tmp_path):
     assert (done.returncode, "is quantised (awq)" in done.stderr) == (2, True), done.stderr
 
 
+def test_a_model_in_its_authors_layout_beside_the_weights_is_not_looked_at(folder, tmp_path):
+    path = tmp_path / "both"
+    shutil.copytree(folder / "model", path)
+    save_file({"layers.0.wq": torch.zeros(2, 2, dtype=torch.int8)}, path / "consolidated.safetensors")
+    load_model(path)
+
+
 def test_a_whole_checkpoint_has_nothing_to_say(folder):
     check_loading_info({"missing_keys": set(), "unexpected_keys": [], "mismatched_keys": set(), "error_msgs": []}, "m")
     model, _ = load_model(folder / "model")

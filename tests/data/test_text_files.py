@@ -67,6 +67,15 @@ def test_zstandard(tmp_path):
     zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(LINES.encode()))
     assert read_rows(str(tmp_path / "a.jsonl.zst")) == ROWS
+    frames = [zstandard.ZstdCompressor().compress(line.encode()) for line in LINES.splitlines(keepends=True)]
+    (tmp_path / "b.jsonl.zst").write_bytes(b"".join(frames))
+    assert read_rows(str(tmp_path / "b.jsonl.zst")) == ROWS
+
+
+def test_hidden_files_of_a_folder_are_not_read(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "._a.txt").write_bytes(b"\xff\xfe\0")
+    assert read_rows(str(tmp_path)) == ["one"]
 
 
 def test_paragraphs_of_a_text_file_end_at_blank_lines_and_a_mark_is_no_text(tmp_path):
@@ -114,6 +123,9 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
         ("a.json", b"{", r"a\.json: not JSON"),
         ("a.json.gz", b"no gzip", r"a\.json\.gz: not a whole gzip file"),
         ("a.json.gz", gzip.compress(LINES.encode())[:-9], r"a\.json\.gz: not a whole gzip file"),
+        ("a.json.gz", gzip.compress(LINES.encode())[:10] + b"\xff" * 40, r"a\.json\.gz: not a whole gzip file"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", r"a\.jsonl: line 1 is not JSON"),
+        ("a.json", b'{"text": ' + b"9" * 5000 + b"}", r"a\.json: not JSON"),
         ("a.csv", b"text,more\none\n", r"a\.csv: line 2 has not the columns text, more"),
         ("a.csv", b'text\n"one', r"a\.csv: not CSV near line 1"),
         ("a.md", b"text", r"a\.md: expected a file that ends in \.txt"),

@@ -71,6 +71,23 @@ def test_results_come_back_from_their_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_come_back(tmp_path):
+    odd = Metric(math.nan, math.inf, (1.0, math.nan)), Metric(2.0, None, None)
+    found = results(dataclasses.replace(task("piqa", [0, 1]), metrics=dict(zip("ab", odd, strict=True))))
+    found.write(tmp_path / "results.json")
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    metrics = read_results(tmp_path).tasks["piqa"].metrics
+    assert math.isnan(metrics["a"].value)
+    assert metrics["a"].standard_error is None
+    assert metrics["a"].per_item[0] == 1.0
+    assert math.isnan(metrics["a"].per_item[1])
+    assert metrics["b"] == odd[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -125,6 +125,28 @@ def test_too_long_for_the_model(tasks):
         zero_shot(shorter, byte_tokenizer(), ["piqa_tiny"], include_path=tasks, limit=3)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_model_with_nan_is_refused_as_by_perplexity(tasks, batch_size):
+    ruined = tiny_model(vocab_size=VOCABULARY)
+    with torch.no_grad():
+        ruined.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    seen = []
+    with pytest.raises(FloatingPointError, match=r"task piqa_tiny: the log-likelihood of answer 1 of 14 is nan"):
+        zero_shot(ruined, byte_tokenizer(), ["piqa_tiny"], include_path=tasks, batch_size=batch_size, done=seen.append)
+    assert seen == []
+
+
+def test_an_error_while_items_are_summed_up_names_its_task(model, tasks, monkeypatch):
+    import lm_eval
+
+    def fail(*_, **__):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(lm_eval, "evaluate", fail)
+    with pytest.raises(RuntimeError, match=r"task 'piqa_tiny' failed: ZeroDivisionError: division by zero"):
+        zero_shot(model, byte_tokenizer(), ["piqa_tiny"], include_path=tasks)
+
+
 def test_results_come_one_by_one(model, tasks, tmp_path):
     write_task(tmp_path, "one", 3)
     write_task(tmp_path, "two", 4)

@@ -125,6 +125,18 @@ def test_a_missing_part_is_named():
         find_groups(model)
 
 
+@pytest.mark.parametrize("variant", ["llama-gqa-tied", "qwen3-norms"])
+def test_layers_removed_by_hand_keep_their_numbers_and_are_refused(variant):
+    model = tiny_model(variant)
+    del model.model.layers[1]
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.1\.self_attn\.layer_idx is 2, expected 1: layers were removed"
+    ):
+        find_groups(model)
+    model.model.layers[1].self_attn.layer_idx = 1
+    assert find_groups(model).num_layers == 2
+
+
 def test_fingerprint_sees_a_changed_weight():
     model = tiny_model()
     before = model_fingerprint(model)

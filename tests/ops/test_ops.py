@@ -21,6 +21,52 @@ from tests.helpers.ops_harness import (
 )
 
 
+class Subclass(Tensor):
+    """A tensor of another class, as a sharded one is."""
+
+
+W, G, N = normal(8, 12), normal(8, 12, seed=1), normal(12).abs()
+X, I = normal(2, 3, 12), torch.arange(4)
+CALLS = {
+    "activation_stats": (X,),
+    "gate_scores": (X, X.clone()),
+    "weight_scores": (W, N),
+    "taylor_scores": (W, G),
+    "block_moments": (W, N),
+    "kth_value": (W, 3),
+    "select_mask": (W, 3, N),
+    "kth_value_global": ([W, G], 3),
+    "select_mask_global": ([W, G], 3, [N, N]),
+    "nm_mask": (W, 2, 4, N),
+    "nm_apply": (W, 2, 4),
+    "quantile_codes": (W, N),
+    "masked_copy": (W, torch.zeros(8, 12, dtype=torch.uint8), 3, torch.empty(8, 12)),
+    "gather_columns": (W, I),
+    "gather_rows": (W, I),
+    "compact_layer": ([W, G], [I, I], [1, 0]),
+}
+
+
+def places(arguments):
+    """Yield the arguments with one tensor at a time replaced by one of a subclass."""
+    for place, value in enumerate(arguments):
+        several = value if isinstance(value, list) else [value]
+        for inner, tensor in enumerate(several):
+            if isinstance(tensor, Tensor):
+                odd = [*several[:inner], tensor.as_subclass(Subclass), *several[inner + 1 :]]
+                yield (*arguments[:place], odd if isinstance(value, list) else odd[0], *arguments[place + 1 :])
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_a_tensor_of_a_subclass_is_refused(op):
+    call = getattr(ops, op)
+    call(*CALLS[op])
+    call(*(torch.nn.Parameter(a, False) if isinstance(a, Tensor) else a for a in CALLS[op]))
+    for arguments in places(CALLS[op]):
+        with pytest.raises(TypeError, match=r"is a Subclass; expected a plain torch\.Tensor"):
+            call(*arguments)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_thread_and_two_agree_to_the_bit(dtype: torch.dtype) -> None:
     """Above two megabytes, where the second thread is really used."""

@@ -63,6 +63,18 @@ def test_a_text_is_memorised_and_only_the_linears_change():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_trace_of_the_training_is_left_in_config_or_hooks(checkpointing):
+    model = tiny_model()
+    embeddings = model.get_input_embeddings()
+    mine = embeddings.register_forward_hook(lambda *_: None)
+    before = model.config.to_dict(), model.generation_config.to_dict()
+    recover(model, config=RecoverConfig(**QUICK | {"gradient_checkpointing": checkpointing}), data=WINDOWS)
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before
+    assert list(embeddings._forward_hooks) == [mine.id]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.layers.modules())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_merging_changes_no_logits(variant):
     model, tokens = tiny_model(variant), tiny_tokens(2, 9)
