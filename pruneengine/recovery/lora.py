@@ -91,7 +91,7 @@ def adapted(model: PreTrainedModel, config: RecoverConfig) -> Iterator[Adapters]
 def _caching(model: PreTrainedModel) -> list[tuple[Any, bool]]:
     """Return the configs of a model that say whether it keeps keys and values, with what they say."""
     configs = (model.config, text_config(model.config), getattr(model, "generation_config", None))
-    return [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
+    return [(config, config.use_cache) for config in configs if config is not None and hasattr(config, "use_cache")]
 
 
 def _embedding_hooks(model: PreTrainedModel) -> dict[int, Any]:
