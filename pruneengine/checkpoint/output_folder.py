@@ -22,14 +22,8 @@ OUR_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "modeling_pruned.py"),
     *("plan.json", "function.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
-    *(
-        "chat_template*",
-        "additional_chat_templates",
-        "video_preprocessor_config.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "__pycache__",
-    ),
+    *("chat_template*", "additional_chat_templates", "__pycache__"),
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
     *("export.json", "*.gguf", "configuration_decilm.py"),
 )
 OWNER_FILE = ".owner"

@@ -20,7 +20,9 @@ from pruneengine.evaluation import zero_shot as zeroshot
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
+from pruneengine.jobs.checks import check_windows
 from pruneengine.jobs.versions import versions
+from pruneengine.model.positions import check_positions
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class EvalOptions:
         folder = Path(self.source).expanduser()
         return self.out or (folder / FILE_NAME if written_here(folder) else None)
 
+    @property
+    def window_lengths(self) -> dict[str, int]:
+        """Tokens per window of the evaluation text, by a name for messages; empty without a text."""
+        return {} if self.text is None else {"evaluation windows": self.seqlen}
+
 
 def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Results:
     """Measure perplexity, then task by task, then speed, and rewrite the file after each of them.
@@ -81,6 +88,8 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
         say(f"{options.source} is not pruneengine's to write into: results are only shown; --out FILE keeps them")
     say(f"loading {options.source}")
     model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    for warning in check_positions(getattr(model, "config", None), options.window_lengths):
+        say(f"warning: {warning}")
     results = Results(ModelFacts.of(model, options.source), versions=versions())
     if earlier is not None and not results.same_model(earlier):
         raise InputError(
@@ -115,6 +124,7 @@ def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
         data.check_spec(options.text, options.windows, default=1)
         if options.seqlen < 2:
             raise InputError(f"evaluation windows of {options.seqlen} token(s): expected at least 2")
+        check_windows(options.source, options.window_lengths)
     zeroshot.check_limit(options.limit)
     zeroshot.check_batch_size(options.batch_size)
     earlier = None

@@ -64,16 +64,17 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     config, options = _checked(config, options)
     _warn_of_slow_dtype(options, say)
     earlier = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
-    job = CheckpointJob.load(options, say)
+    job = CheckpointJob.load(options, say, {"calibration samples": config.seqlen} if config.calibrates else {})
     model, structure = job.model, find_groups(job.model)
     check_reachable(structure, config)
     job.check_recovery(options.recover)
     if earlier is not None:
         earlier.check(model=model_fingerprint(model))
     with job.clock("text"):
-        calibration, job.evaluation, job.warnings = load_texts(
+        calibration, job.evaluation, warnings = load_texts(
             config, options, model, job.tokenizer, calibrates=config.calibrates
         )
+        job.warnings += warnings
     planned = job.plan_recovery(options.recover) if options.out is not None else None
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
     statistics = earlier

@@ -43,7 +43,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
         FloatingPointError: as :func:`pruneengine.recovery.recover`; the work folder stays.
     """
     options = _checked(config, options)
-    job = CheckpointJob.load(options, say)
+    job = CheckpointJob.load(options, say, {"training windows (cutoff)": config.cutoff})
     job.check_recovery(config)
     with job.clock("text"):
         rows = load_rows(config, job.tokenizer, job.model)

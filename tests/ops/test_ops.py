@@ -26,7 +26,7 @@ class Subclass(Tensor):
 
 
 W, G, N = normal(8, 12), normal(8, 12, seed=1), normal(12).abs()
-X, I = normal(2, 3, 12), torch.arange(4)
+X, INDEX = normal(2, 3, 12), torch.arange(4)
 CALLS = {
     "activation_stats": (X,),
     "gate_scores": (X, X.clone()),
@@ -41,9 +41,9 @@ CALLS = {
     "nm_apply": (W, 2, 4),
     "quantile_codes": (W, N),
     "masked_copy": (W, torch.zeros(8, 12, dtype=torch.uint8), 3, torch.empty(8, 12)),
-    "gather_columns": (W, I),
-    "gather_rows": (W, I),
-    "compact_layer": ([W, G], [I, I], [1, 0]),
+    "gather_columns": (W, INDEX),
+    "gather_rows": (W, INDEX),
+    "compact_layer": ([W, G], [INDEX, INDEX], [1, 0]),
 }
 
 
