@@ -125,7 +125,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
 def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
     """Refuse what can be refused before a model is loaded, and settle the sizes of the texts."""
     if options.out is not None:
-        options.claim()
+        options.claim(options.recover.teacher if options.recover else None)
     config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     options = replace(options, eval_windows=windows)

@@ -80,7 +80,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
     """Refuse what can be refused before the model is loaded, and settle the size of the evaluation text."""
-    options.claim()
+    options.claim(config.teacher)
     if is_sparse_plan(Path(options.source).expanduser() / "plan.json"):
         raise InputError(
             f"{options.source} was pruned sparsely (its plan.json says so): merging trained LoRA adapters would fill "
