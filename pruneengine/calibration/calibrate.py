@@ -24,6 +24,7 @@ from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
 from pruneengine.model.decoder import causal_parts, frozen, hidden_states
 from pruneengine.model.loss import token_nll, token_nll_backward
+from pruneengine.model.positions import check_positions
 from pruneengine.model.prunable import check_prunable
 
 ACTIVATIONS = frozenset({"sum", "squares", "tokens"})
@@ -240,7 +241,13 @@ def _require_gradient(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, .
 
 
 def check_tokens(model: nn.Module, structure: Structure, samples: Samples) -> None:
-    """Raise ValueError for a token id outside the vocabulary, or for samples of one token where experts may idle."""
+    """Raise ValueError for samples that a model cannot read.
+
+    Raises:
+        ValueError: a token id outside the vocabulary, samples longer than the learned positions, or samples of one
+            token where experts may idle.
+    """
+    check_positions(getattr(model, "config", None), {"samples": samples.tokens.shape[1]})
     if structure.family.experts is not None and samples.tokens.shape[1] < 2:
         raise InputError(
             f"samples have {samples.tokens.shape[1]} token(s); a mixture of experts needs at least 2, for it runs no "

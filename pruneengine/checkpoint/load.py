@@ -92,6 +92,22 @@ def load_skeleton(source: str | Path, trust_remote_code: bool = False) -> nn.Mod
     return skeleton
 
 
+def local_config(source: str | Path) -> Any:
+    """Return the config of a model folder, of which only ``config.json`` is read; None for any other source.
+
+    A config that does not load, or that code of the model's own gives, is None, too: loading says why.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:
+        return None
+
+
 def load_weights_of_gguf(file: Path, dtype: torch.dtype) -> nn.Module:
     """Load the model of a GGUF file through transformers, without its tokenizer; ValueError if that fails."""
     from transformers import AutoModelForCausalLM

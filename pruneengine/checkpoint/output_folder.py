@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from pruneengine.common.errors import InputError
 from pruneengine.common.files import check_writable
@@ -23,15 +24,9 @@ OUR_FILES = (
     *("plan.json", "function.json", "recipe.yaml", "report.json", "report.html", "results.json", "README.md"),
     # A tokenizer with code of its own brings that along.
     *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
-    *("*.model", "chat_template*", "additional_chat_templates", "preprocessor_config.json", "processor_config.json"),
-    *(
-        "video_preprocessor_config.json",
-        "__pycache__",
-        "export.json",
-        "*.gguf",
-        "configuration_decilm.py",
-        ".results.json.lock",
-    ),
+    *("*.model", "chat_template*", "additional_chat_templates", "__pycache__", ".results.json.lock"),
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    *("export.json", "*.gguf", "configuration_decilm.py"),
 )
 OWNER_FILE = ".owner"
 SHOWN = 3
@@ -111,12 +106,15 @@ def finished_folder(output: OutputFolder) -> Iterator[Path]:
     path = output.path
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    (folder / OWNER_FILE).write_text(f"{socket.gethostname()} {os.getpid()}\n")
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with open(folder / OWNER_FILE, "w") as owner:
+        _lock(owner)
+        owner.write(f"{socket.gethostname()} {os.getpid()}\n")
+        owner.flush()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     (folder / OWNER_FILE).unlink(missing_ok=True)
     try:
         _take_place(folder, output)
@@ -134,9 +132,16 @@ def remove_leftovers(output: OutputFolder, say: Callable[[str], None]) -> None:
     """
     for folder in sorted(output.path.parent.glob(f".{glob.escape(output.path.name)}-*")):
         owner = folder / OWNER_FILE
-        if not owner.is_file():
+        try:
+            # For appending: a lock over a network needs a file that may be written.
+            with open(owner, "a+") as file:
+                free = _lock(file)
+                file.seek(0)
+                host, _, process = file.read().strip().partition(" ")
+        except OSError:
             continue
-        host, _, process = owner.read_text().strip().partition(" ")
+        if not free:
+            continue
         if host != socket.gethostname() or not process.isdecimal():
             say(f"{folder} belongs to a run on {host}, which was stopped or still works")
         elif not _alive(int(process)):
@@ -207,6 +212,23 @@ def _exchange(one: Path, other: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock a file until it is closed; False where another process holds it.
+
+    A process number alone does not tell: containers with one host name have numbers of their own. Where the system or
+    the file system knows no locks, it has to do, and the result is True.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def _alive(process: int) -> bool:

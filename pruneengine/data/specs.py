@@ -50,7 +50,10 @@ def _split_spec(spec: str) -> list[tuple[str, str | None]]:
     A name that holds a comma or a colon stands in double quotes, or is a path that exists.
     """
     parts = []
-    for part in [spec] if _exists(spec) else re.findall(r'(?:"[^"]*"|[^",])+', spec) or [""]:
+    written = [spec] if _exists(spec) else re.findall(r'(?:"[^"]*"|[^",])+', spec)
+    if ",".join(written) != spec:
+        raise InputError(f"spec {spec!r}: an empty source, or a quote without its end")
+    for part in written or [""]:
         text = part.strip()
         if quoted := re.fullmatch(r'"([^"]*)"(?::(.*))?', text):
             parts.append((quoted[1], quoted[2]))

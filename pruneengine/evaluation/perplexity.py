@@ -17,6 +17,7 @@ from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import Structure
 from pruneengine.model.decoder import autocast, causal_parts, hidden_states, inference
 from pruneengine.model.loss import token_nll
+from pruneengine.model.positions import check_positions
 from pruneengine.structured.plan import Plan
 
 
@@ -72,7 +73,8 @@ def perplexity(
         dtype: bfloat16 or float16 to run a float32 model under autocast; None or the model's own dtype for no cast.
 
     Raises:
-        ValueError: a bad argument, token ids outside the vocabulary, or a model whose logits are not its head's.
+        ValueError: a bad argument, token ids outside the vocabulary, windows longer than the learned positions, or a
+            model whose logits are not its head's.
         FloatingPointError: a window's loss is not finite (the message names the first), or the perplexity overflows.
     """
     samples = as_samples(samples)
@@ -81,6 +83,7 @@ def perplexity(
     cast = autocast(weight, dtype)
     if not len(samples) or samples.tokens.shape[1] < 2:
         raise InputError(f"samples {tuple(samples.tokens.shape)}: expected at least one window of two tokens")
+    check_positions(getattr(model, "config", None), {"windows": samples.tokens.shape[1]})
     if samples.tokens.max() >= head.weight.shape[0]:
         raise InputError(f"token id {int(samples.tokens.max())}: the model's vocabulary is {head.weight.shape[0]}")
     windows: list[Tensor] = []

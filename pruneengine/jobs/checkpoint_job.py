@@ -16,8 +16,10 @@ from pruneengine.common.files import check_space
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples
 from pruneengine.evaluation.measures import Measurer, Measures
+from pruneengine.jobs.checks import check_windows
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.recover_pruned import PlannedRecovery, Recovered, recover_pruned
+from pruneengine.model.positions import check_positions
 from pruneengine.recovery import RecoverConfig, check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
 
@@ -78,18 +80,32 @@ class CheckpointJob:
     dense_config: dict[str, Any] | None = None
 
     @classmethod
-    def load(cls, options: CheckpointOptions, say: Callable[[str], None]) -> CheckpointJob:
+    def load(
+        cls, options: CheckpointOptions, say: Callable[[str], None], windows: Mapping[str, int] | None = None
+    ) -> CheckpointJob:
         """Return a job whose model is loaded.
 
+        Args:
+            options: name the model, and the windows it is measured on.
+            say: told what is being done.
+            windows: tokens per window of further texts, by a name for messages.
+
         Raises:
-            ValueError, OSError: as :func:`pruneengine.checkpoint.load.load_model`.
+            ValueError, OSError: as :func:`pruneengine.checkpoint.load.load_model`, or windows that are too long for the
+                model (:func:`pruneengine.model.positions.check_positions`).
         """
+        measured = {"evaluation windows": options.eval_seqlen} if options.eval_text and options.out is not None else {}
+        recovery = getattr(options, "recover", None)
+        trained = {} if recovery is None or options.out is None else {"training windows (cutoff)": recovery.cutoff}
+        windows = {**(windows or {}), **trained, **measured}
+        check_windows(options.source, windows)
         clock, output = Stopwatch(), None
         if options.out is not None:
             output = options.claim()
             remove_leftovers(output, say)
         model, tokenizer = options.load(clock, say)
-        return cls(options, say, model, tokenizer, clock, output)
+        warnings = check_positions(getattr(model, "config", None), windows)
+        return cls(options, say, model, tokenizer, clock, output, warnings=warnings)
 
     @property
     def out(self) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from pruneengine.checkpoint.load import local_config
 from pruneengine.common.errors import InputError
+from pruneengine.common.optional_imports import require_extra
 from pruneengine.data.windows import check_spec
+from pruneengine.model.positions import check_positions
 
 
 def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:
@@ -22,6 +26,17 @@ def check_evaluation(text: str | None, seqlen: int, windows: int | None, default
     if seqlen < 2:
         raise InputError(f"evaluation windows of {seqlen} token(s): expected at least 2")
     return settled
+
+
+def check_windows(source: str, windows: Mapping[str, int]) -> None:
+    """Raise ValueError for windows that the model cannot read, before it is loaded; hub names are seen after it.
+
+    Args:
+        source: of the model.
+        windows: tokens per window, by a name for the message.
+    """
+    with require_extra("hf"):
+        check_positions(local_config(source), windows)
 
 
 def refuse_recovery(recover: Any) -> None:

@@ -19,8 +19,9 @@ from pruneengine.evaluation import lm_eval_adapter, zero_shot
 from pruneengine.evaluation.perplexity import perplexity
 from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Results, TextResult, read_results
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
-from pruneengine.jobs.checks import check_evaluation
+from pruneengine.jobs.checks import check_evaluation, check_windows
 from pruneengine.jobs.versions import versions
+from pruneengine.model.positions import check_positions
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class EvalOptions:
         folder = Path(self.source).expanduser()
         return self.out or (folder / FILE_NAME if written_here(folder) else None)
 
+    @property
+    def window_lengths(self) -> dict[str, int]:
+        """Tokens per window of the evaluation text, by a name for messages; empty without a text."""
+        return {} if self.text is None else {"evaluation windows": self.seqlen}
+
 
 def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Results:
     """Measure perplexity, then task by task, then speed, and rewrite the file after each of them.
@@ -81,6 +87,8 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
         say(f"{options.source} is not pruneengine's to write into: results are only shown; --out FILE keeps them")
     say(f"loading {options.source}")
     model, tokenizer = load_model(options.source, options.dtype, options.device, options.trust_remote_code)
+    for warning in check_positions(getattr(model, "config", None), options.window_lengths):
+        say(f"warning: {warning}")
     results = Results(ModelFacts.of(model, options.source), versions=versions())
     if earlier is not None and not results.same_model(earlier):
         raise InputError(
@@ -115,6 +123,8 @@ def run(options: EvalOptions, say: Callable[[str], None] = lambda _: None) -> Re
 def _checked(options: EvalOptions) -> tuple[Any, Results | None]:
     """Refuse what can be refused before the model is loaded; return lm-eval's task manager and the earlier results."""
     check_evaluation(options.text, options.seqlen, options.windows)
+    if options.text is not None:
+        check_windows(options.source, options.window_lengths)
     zero_shot.check_limit(options.limit)
     zero_shot.check_batch_size(options.batch_size)
     earlier = None

@@ -62,17 +62,20 @@ class CheckpointOptions:
         """Files and folders that the job keeps beside its checkpoint."""
         return ()
 
-    def claim(self) -> OutputFolder:
+    def claim(self, teacher: str | None = None) -> OutputFolder:
         """Return where the checkpoint may go, as :func:`pruneengine.checkpoint.output_folder.claim_output`.
 
+        Args:
+            teacher: a further model that the job reads.
+
         Raises:
-            ValueError: the model, or what the job keeps, lies in ``out``.
+            ValueError: a model that the job reads, or what the job keeps, lies in ``out``.
             OSError: ``out`` cannot be written, or may not be replaced.
         """
         assert self.out is not None, "a dry run saves nothing"
         # The name of a model on the hub is no path here.
-        source = [self.source] if Path(self.source).expanduser().exists() else []
-        return claim_output(self.out, self.overwrite, inputs=[*source, *self.kept])
+        models = [name for name in (self.source, teacher) if name and Path(name).expanduser().exists()]
+        return claim_output(self.out, self.overwrite, inputs=[*models, *self.kept])
 
     def load(self, clock: Stopwatch, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
         """Return the model and its tokenizer; ``clock`` gains "load".
@@ -158,7 +161,7 @@ class SearchOptions(CheckpointOptions):
         Raises:
             ValueError, OSError: as :meth:`claim` and :func:`check_evaluation`, or a run that cannot be.
         """
-        self.claim()
+        self.claim(self.recover.teacher if self.recover else None)
         check_evaluation(self.eval_text, self.eval_seqlen, self.eval_windows)
         check_writable(self.folder)
         storage = self.storage or f"journal:{self.folder / 'study.journal'}"

@@ -64,7 +64,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     config, options = _checked(config, options)
     _warn_of_slow_dtype(options, say)
     earlier = Statistics.load(options.statistics) if options.statistics and options.statistics.exists() else None
-    job = CheckpointJob.load(options, say)
+    job = CheckpointJob.load(options, say, {"calibration samples": config.seqlen} if config.calibrates else {})
     model, structure = job.model, find_groups(job.model)
     check_reachable(structure, config)
     job.check_room(1 - config.ratio * structure.prunable_params(config.kinds) / structure.total_params)
@@ -72,9 +72,10 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
     if earlier is not None:
         earlier.check(model=model_fingerprint(model))
     with job.clock("text"):
-        calibration, job.evaluation, job.warnings = load_texts(
+        calibration, job.evaluation, warnings = load_texts(
             config, options, model, job.tokenizer, calibrates=config.calibrates
         )
+        job.warnings += warnings
     planned = job.plan_recovery(options.recover) if options.out is not None else None
     say(f"deciding what to remove: {config.method}, ratio {config.ratio:g}")
     statistics = earlier
@@ -130,7 +131,7 @@ def run(config: PruneConfig, options: JobOptions, say: Callable[[str], None] = l
 def _checked(config: PruneConfig, options: JobOptions) -> tuple[PruneConfig, JobOptions]:
     """Refuse what can be refused before a model is loaded, and settle the sizes of the texts."""
     if options.out is not None:
-        options.claim()
+        options.claim(options.recover.teacher if options.recover else None)
     config = replace(config, nsamples=check_spec(config.calibration, config.nsamples, default=32, counted=True))
     windows = check_evaluation(options.eval_text, options.eval_seqlen, options.eval_windows)
     options = replace(options, eval_windows=windows)

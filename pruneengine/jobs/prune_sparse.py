@@ -63,13 +63,14 @@ def run(
     """
     config, options = _checked(config, options)
     earlier = _earlier_statistics(config, options)
-    job = CheckpointJob.load(options, say)
+    job = CheckpointJob.load(options, say, {"calibration samples": config.seqlen} if calibrates(config) else {})
     job.check_room()
     model, structure = job.model, find_groups(job.model)
     with job.clock("text"):
-        calibration, job.evaluation, job.warnings = load_texts(
+        calibration, job.evaluation, warnings = load_texts(
             config, options, model, job.tokenizer, calibrates=calibrates(config)
         )
+        job.warnings += warnings
     if options.out is not None:
         check_layers(config, partial_folder(options.out), model, calibration)
     say(f"deciding how much of each matrix goes: {_allocation_in_words(config)}, sparsity {config.sparsity:g}")

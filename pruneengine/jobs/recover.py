@@ -44,7 +44,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
     options = _checked(config, options)
     source = Path(options.source).expanduser()
     pruned, numbers = _carried(source)
-    job = CheckpointJob.load(options, say)
+    job = CheckpointJob.load(options, say, {"training windows (cutoff)": config.cutoff})
     job.check_room()
     job.check_recovery(config)
     with job.clock("text"):
@@ -80,7 +80,7 @@ def run(config: RecoverConfig, options: RecoverOptions, say: Callable[[str], Non
 
 def _checked(config: RecoverConfig, options: RecoverOptions) -> RecoverOptions:
     """Refuse what can be refused before the model is loaded, and settle the size of the evaluation text."""
-    options.claim()
+    options.claim(config.teacher)
     if is_sparse_plan(Path(options.source).expanduser() / "plan.json"):
         raise InputError(
             f"{options.source} was pruned sparsely (its plan.json says so): merging trained LoRA adapters would fill "

@@ -48,7 +48,8 @@ def run(
         ValueError, OSError: before work is spent wherever that can be known.
     """
     run_as = _checked(config, options)
-    job = CheckpointJob.load(options, say)
+    windows = {"calibration samples": max(config.lengths), "search windows": config.seqlen}
+    job = CheckpointJob.load(options, say, windows)
     structure = find_groups(job.model)
     check_reachable(structure, config.prune_config)
     job.check_room(1 - config.ratio * structure.prunable_params(config.kinds) / structure.total_params)
@@ -56,7 +57,8 @@ def run(
     with job.clock("text"):
         texts = search_texts(config, job.tokenizer, job.model)
         job.evaluation = load_evaluation(options, job.tokenizer)
-        described, job.warnings = describe(config, texts, job.evaluation, options.eval_text)
+        described, warnings = describe(config, texts, job.evaluation, options.eval_text)
+        job.warnings += warnings
     planned = job.plan_recovery(options.recover)
     result = search(job.model, texts, config, replace(run_as, dtype=options.compute_dtype), say=say)
     if job.evaluation is not None:

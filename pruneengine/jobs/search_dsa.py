@@ -57,13 +57,15 @@ def run(config: DsaConfig, options: SearchOptions, say: Callable[[str], None] = 
         ValueError, OSError: before work is spent wherever that can be known.
     """
     run_as = _checked(config, options)
-    job = CheckpointJob.load(options, say)
+    windows = {"calibration samples": config.calibration_seqlen, "search windows": config.seqlen}
+    job = CheckpointJob.load(options, say, windows)
     job.check_room()
     model, structure = job.model, find_groups(job.model)
     with job.clock("text"):
         texts = dsa_texts(config, job.tokenizer, model)
         job.evaluation = load_evaluation(options, job.tokenizer)
-        described, job.warnings = describe(config, texts, job.evaluation, options.eval_text)
+        described, warnings = describe(config, texts, job.evaluation, options.eval_text)
+        job.warnings += warnings
     result = search_dsa(model, texts, config, replace(run_as, dtype=options.compute_dtype), say=say)
     job.warnings += result.warnings
     if job.evaluation is not None:

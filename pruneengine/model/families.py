@@ -65,6 +65,8 @@ class Family:
         parts_add_residual: attention and MLP return their output with the residual already added.
         whole_heads: (config attribute, its value, reason): the heads of a layer are one unit, and cannot be removed one
             by one, where the config says so. The attribute None holds for every model of the family.
+        learned_positions: config name of the number of positions that have a learned vector, and so the longest window
+            that the model can read; None where positions are computed.
         requires: (config attribute, its value, reason): models whose config says otherwise are refused.
         requires_modules: (path from the model, class, reason): models without such a module there are refused.
         unlike_llama: difference between its layers' function and Llama's although their linears are laid out as
@@ -95,6 +97,7 @@ class Family:
     rows_per_head: tuple[str, ...] = ()
     parts_add_residual: bool = False
     whole_heads: tuple[str | None, object, str] | None = None
+    learned_positions: str | None = None
     requires: tuple[tuple[str, object, str], ...] = ()
     requires_modules: tuple[tuple[str, str, str], ...] = ()
     unlike_llama: str | None = None
@@ -249,6 +252,7 @@ FAMILIES = (
         kv_heads_name=None,
         mlp_name="ffn_dim",
         counts=(("self_attn.num_heads", "heads"),),
+        learned_positions="max_position_embeddings",
         requires=(("do_layer_norm_before", True, "it has no norm behind the last layer (OPT-350m)"),),
     ),
     Family(
@@ -314,6 +318,11 @@ ANY_HEADS_TYPE, ANY_HEADS_CLASS = "mistral", "MistralForCausalLM"
 def auto_class(model_type: str | None) -> str:
     """Return the class of transformers that opens models of a type, also of one without an entry."""
     return next((f.auto_class for f in FAMILIES if model_type in f.model_types), Family.auto_class)
+
+
+def learned_positions(model_type: str | None) -> str | None:
+    """Return the config name of a model type's number of learned positions; None where it has none or is unknown."""
+    return next((f.learned_positions for f in FAMILIES if model_type in f.model_types), None)
 
 
 def family_of(model_type: str | None, class_name: str) -> Family:

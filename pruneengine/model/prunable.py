@@ -51,10 +51,13 @@ def quantisation_of(config: object) -> str | None:
 
 
 def _refuse_wrapper(model: nn.Module) -> None:
-    for kind in type(model).__mro__:
-        for (module, name), inner in WRAPPERS.items():
-            if kind.__name__ == name and kind.__module__.startswith(module):
-                raise InputError(f"the model is wrapped by {name}: pass {inner}")
+    for path, part in model.named_modules():
+        for kind in type(part).__mro__:
+            for (module, name), inner in WRAPPERS.items():
+                if kind.__name__ == name and kind.__module__.startswith(module):
+                    if path:
+                        raise InputError(f"{path} is wrapped by {name}: pass the model before it was wrapped")
+                    raise InputError(f"the model is wrapped by {name}: pass {inner}")
 
 
 def _refuse_adapters(model: nn.Module) -> None:

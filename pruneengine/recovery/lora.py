@@ -80,8 +80,8 @@ def adapted(model: PreTrainedModel, config: RecoverConfig) -> Iterator[Adapters]
             # Both are switched by Trainer, by peft or by gradient checkpointing, depending on their versions.
             for hook in set(hooks) - earlier:
                 del hooks[hook]
-            for config, flag in caching:
-                config.use_cache = flag
+            for holder, flag in caching:
+                holder.use_cache = flag
             for parameter, flag in required:
                 parameter.requires_grad_(flag)
                 parameter.grad = None
@@ -90,8 +90,8 @@ def adapted(model: PreTrainedModel, config: RecoverConfig) -> Iterator[Adapters]
 
 def _caching(model: PreTrainedModel) -> list[tuple[Any, bool]]:
     """Return the configs of a model that say whether it keeps keys and values, with what they say."""
-    configs = (model.config, text_config(model.config), getattr(model, "generation_config", None))
-    return [(config, config.use_cache) for config in configs if config is not None and hasattr(config, "use_cache")]
+    configs: tuple[Any, ...] = (model.config, text_config(model.config), getattr(model, "generation_config", None))
+    return [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
 
 
 def _embedding_hooks(model: PreTrainedModel) -> dict[int, Any]:

@@ -20,6 +20,7 @@ from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples
 from pruneengine.model import find_groups, model_fingerprint
 from pruneengine.model.experts import unfuse_experts
+from pruneengine.model.positions import check_positions
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.instructions import as_rows, load_rows
 from pruneengine.recovery.lora import adapted, find_targets
@@ -216,6 +217,7 @@ def _run(config: RecoverConfig, rows: TokenRows, dtype: torch.dtype | None) -> d
 
 
 def _check_tokens(rows: TokenRows, model: PreTrainedModel) -> None:
+    check_positions(model.config, {"rows": max(len(row) for row in rows.tokens)})
     largest, size = max(int(row.max()) for row in rows.tokens), model.get_input_embeddings().weight.shape[0]
     if largest >= size:
         raise InputError(f"token id {largest}: the model's vocabulary is {size}")

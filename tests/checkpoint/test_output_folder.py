@@ -72,6 +72,27 @@ def test_what_a_tokenizer_writes_is_ours(result):
     assert claim_output(result, overwrite=True).replaces
 
 
+def test_a_run_of_another_container_is_known_by_its_lock(tmp_path):
+    """Its process number means nothing here, and both have one host name."""
+    code = (
+        "import os, sys\nfrom pruneengine.checkpoint import output_folder as module\n"
+        f"module.os.getpid = lambda: {2**22 + 1}\n"
+        "with module.finished_folder(module.claim_output(sys.argv[1])) as folder:\n    print(folder, flush=True)\n"
+        "    sys.stdin.read()\n    (folder / 'config.json').write_text('new')\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "out"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    folder = other.stdout.readline().strip()
+    said = []
+    remove_leftovers(claim_output(tmp_path / "out"), said.append)
+    assert said == []
+    assert os.path.isdir(folder)
+    other.communicate()
+    assert other.returncode == 0
+    assert names(tmp_path / "out") == ["config.json"]
+
+
 def test_leftovers_of_a_name_with_brackets_are_found(tmp_path):
     left = tmp_path / ".out[1]-abc"
     left.mkdir()

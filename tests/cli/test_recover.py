@@ -250,6 +250,32 @@ def test_options_that_do_nothing_are_refused(pruned, folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("verb", ["recover", "prune", "search"])
+def test_a_teacher_is_not_replaced_by_its_pupil(folder, tmp_path, verb):
+    import shutil
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(folder / "model", teacher)
+    (teacher / "plan.json").write_text("{}")
+    options = {
+        "recover": ("--data", "builtin", "--teacher", teacher),
+        "prune": (
+            "--method",
+            "magnitude_l1",
+            "--ratio",
+            0.2,
+            "--recover",
+            "--recover-recipe",
+            tmp_path / "recovery.yaml",
+        ),
+        "search": ("--ratio", 0.2, "--recover", "--recover-recipe", tmp_path / "recovery.yaml"),
+    }
+    (tmp_path / "recovery.yaml").write_text(f"data: builtin\nteacher: {teacher}\n")
+    done = run(verb, folder / "model", *options[verb], "--out", teacher, "--overwrite")
+    assert (done.returncode, "is what the run reads itself" in done.stderr) == (2, True), done.stderr
+    assert (teacher / "model.safetensors").is_file()
+
+
 def test_a_loss_that_is_not_finite_is_one_line(pruned, folder, tmp_path):
     arguments = recover_arguments(pruned, folder, "--eval-text", "none", "--no-proof", "--lr", 0.01)
     out, work = tmp_path / "out", tmp_path / "out.recovery"

@@ -37,6 +37,12 @@ def test_what_is_no_spec_is_named(spec):
         check_spec(spec, None, default=1)
 
 
+@pytest.mark.parametrize("spec", ["c4:1,,ptb:2", "c4:1,ptb:2,", 'c4:1,"ptb:2', 'c4"ptb:2'])
+def test_a_part_without_a_name_or_a_quote_without_its_end_is_not_passed_over(spec):
+    with pytest.raises(ValueError, match="an empty source, or a quote without its end"):
+        parse_spec(spec)
+
+
 def test_text_that_is_none_is_found_before_a_model_is_loaded(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}')
     with pytest.raises(ValueError, match=r"a\.jsonl: row 2 has no text like row 1"):

@@ -44,6 +44,11 @@ def compiled(model):
     return torch.compile(model)
 
 
+def with_a_compiled_layer(model):
+    model.model.layers[1] = torch.compile(model.model.layers[1])
+    return model
+
+
 def with_adapters(model):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
@@ -61,6 +66,7 @@ UNPRUNABLE = [
     (with_a_quantised_config, r"quantised \(gptq\): load it in full precision"),
     (wrapped, r"wrapped by DataParallel: pass model\.module"),
     (compiled, r"wrapped by OptimizedModule: pass model\._orig_mod"),
+    (with_a_compiled_layer, r"layers\.1 is wrapped by OptimizedModule: pass the model before it was wrapped"),
     (with_adapters, r"carries adapters \(PeftModel\w*\): merge them first"),
     (with_adapters_inside, r"carries adapters \(\w+ at model\.layers\.0\.self_attn\.q_proj\): merge them first"),
 ]
