@@ -148,7 +148,7 @@ def test_dry_run_prints_every_layer_and_writes_nothing(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 of 3" in done.stdout
     assert "asked to remove 40.00%" in done.stdout
-    assert [p.name for p in tmp_path.iterdir()] == ["statistics.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".statistics.safetensors.lock", "statistics.safetensors"]
     more = run(
         *prune_arguments(folder, "--method", "vectorize", "--ratio", 0.2, "--dry-run", "--statistics", statistics)
     )
