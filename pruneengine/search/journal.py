@@ -18,6 +18,8 @@ with require_extra("search"):
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 SYNC_SECONDS = 2.0
+# Optuna takes a lock away that was held for longer than this.
+GRACE_SECONDS = 30.0
 
 
 class Journal(JournalFileBackend):
@@ -30,6 +32,7 @@ class Journal(JournalFileBackend):
     def __init__(self, path: str) -> None:
         self._path, self._owner = path, JournalFileSymlinkLock(path)
         self._synced = time.monotonic()
+        _remove_dangling(f"{path}.lock")
         super().__init__(path, lock_obj=self._owner)
         self._mend()
 
@@ -49,6 +52,19 @@ class Journal(JournalFileBackend):
             content = file.read()
             if not content.endswith(b"\n"):
                 file.truncate(content.rfind(b"\n") + 1)
+
+
+def _remove_dangling(lock: str) -> None:
+    """Remove the lock of a killed search that points nowhere; Optuna would wait for it forever.
+
+    Earlier versions linked to a relative path, from beside the journal; or the journal was deleted without its lock.
+    """
+    try:
+        age = time.time() - os.lstat(lock).st_mtime
+        if os.path.islink(lock) and not os.path.exists(lock) and age > GRACE_SECONDS:
+            os.unlink(lock)
+    except FileNotFoundError:
+        pass
 
 
 class _Locked:

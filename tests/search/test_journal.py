@@ -1,5 +1,7 @@
 """The journal of a study: Optuna's format, whole after a kill and after a torn entry."""
 
+import os
+
 import pytest
 
 optuna = pytest.importorskip("optuna")
@@ -61,3 +63,14 @@ def test_the_disk_is_not_waited_for_at_every_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.0)
     tell(study, 6.0)
     assert len(waits) >= 4
+
+
+def test_a_lock_of_a_killed_search_that_points_nowhere_is_taken_away(tmp_path):
+    path, lock = tmp_path / "runs" / "s.journal", tmp_path / "runs" / "s.journal.lock"
+    path.parent.mkdir()
+    tell(study_of(module.Journal(str(path))), 1.0)
+    lock.symlink_to("runs/s.journal")
+    long_ago = os.lstat(lock).st_mtime - 60
+    os.utime(lock, (long_ago, long_ago), follow_symlinks=False)
+    assert [t.value for t in study_of(module.Journal(str(path))).trials] == [1.0]
+    assert not lock.is_symlink()
