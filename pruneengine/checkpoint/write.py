@@ -172,10 +172,11 @@ def write_weights(model: nn.Module, folder: Path, *, plain: bool = False) -> Non
         plain: use the names under which the family's models are published, also where experts are unfused.
 
     Raises:
-        OSError: the weights do not fit on the disk.
+        OSError: the weights do not fit on the disk, or cannot be written to it.
     """
     with require_extra("hf"):
         from huggingface_hub import save_torch_state_dict
+        from safetensors import SafetensorError
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     check_space(folder, size)
     tied = list(getattr(model, "_tied_weights_keys", None) or [])
@@ -183,7 +184,11 @@ def write_weights(model: nn.Module, folder: Path, *, plain: bool = False) -> Non
     if plain:
         family = find_groups(model).family
         state = {plain_name(name, family): tensor for name, tensor in state.items()}
-    save_torch_state_dict(state, folder, shared_tensors_to_discard=tied)
+    try:
+        save_torch_state_dict(state, folder, shared_tensors_to_discard=tied)
+    except SafetensorError as error:
+        # Its own type of error also for what the system refuses, such as a disk that fills up meanwhile.
+        raise OSError(f"the weights cannot be written to {folder.parent}: {error}") from error
 
 
 def share(folder: Path) -> None:

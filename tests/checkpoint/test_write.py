@@ -245,6 +245,19 @@ def test_a_failure_leaves_nothing(stage, tmp_path, monkeypatch):
     assert torch.equal(logits(reopen(old), tiny_tokens()), logits(model, tiny_tokens()))
 
 
+def test_a_write_that_fails_half_way_is_an_error_of_the_system(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def fill_up(state, folder, **_):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("huggingface_hub.save_torch_state_dict", fill_up)
+    with pytest.raises(OSError, match=rf"cannot be written to {tmp_path}: .*No space left on device"):
+        save(prune_by_hand(tiny_model(), EQUAL), None, tmp_path / "out", proof=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_swap_brings_the_old_checkpoint_back_and_keeps_the_new_one(tmp_path, monkeypatch):
     model = prune_by_hand(tiny_model(), EQUAL)
     old = save(model, None, tmp_path / "out", proof=False, extra_files={"results.json": "old"}).path
