@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,13 @@ def is_in_place(method: str) -> bool:
     return method.endswith("_") and not method.endswith("__") and method != "requires_grad_"
 
 
+def crowded_folders(package: Path, most: int = 13) -> dict[str, int]:
+    """Return the number of modules of every folder that has more than a reader takes in."""
+    files = [file.relative_to(package) for file in package.rglob("*.py") if file.name != "__init__.py"]
+    counts = Counter(str(file.parent) for file in files if file.parts[0] != "kernels")
+    return {folder: count for folder, count in counts.items() if count > most}
+
+
 def loose_modules(package: Path) -> list[str]:
     return sorted(path.name for path in package.glob("*.py") if path.name != "__init__.py")
 
@@ -192,3 +200,10 @@ def test_loose_modules_are_seen(tmp_path):
     for name in ("__init__.py", "stray.py", "py.typed"):
         (tmp_path / name).touch()
     assert loose_modules(tmp_path) == ["stray.py"]
+
+
+def test_no_folder_is_crowded(tmp_path):
+    assert crowded_folders(PACKAGE) == {}
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text("")
+    assert crowded_folders(tmp_path, most=1) == {".": 2}

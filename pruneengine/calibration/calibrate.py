@@ -22,10 +22,9 @@ from pruneengine.common.errors import InputError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import KINDS, Group, Structure, distinct_linears, find_groups, get_linear, model_fingerprint
+from pruneengine.model.checks import check_positions, check_prunable
 from pruneengine.model.decoder import causal_parts, frozen, hidden_states
 from pruneengine.model.loss import token_nll, token_nll_backward
-from pruneengine.model.positions import check_positions
-from pruneengine.model.prunable import check_prunable
 
 ACTIVATIONS = frozenset({"sum", "squares", "tokens"})
 SIGNED = frozenset({"signed"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
-from pruneengine.model.prunable import quantisation_of
+from pruneengine.model.checks import quantisation_of
 
 # Stored dtypes of a safetensors header that a floating-point parameter takes without a loss of meaning.
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})

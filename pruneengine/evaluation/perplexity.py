@@ -15,9 +15,9 @@ from pruneengine.common.errors import InputError, NotFiniteError
 from pruneengine.common.progress import track
 from pruneengine.data.samples import Samples, as_samples
 from pruneengine.model import Structure
+from pruneengine.model.checks import check_positions
 from pruneengine.model.decoder import autocast, causal_parts, hidden_states, inference
 from pruneengine.model.loss import token_nll
-from pruneengine.model.positions import check_positions
 from pruneengine.structured.plan import Plan
 
 

@@ -19,7 +19,7 @@ from pruneengine.evaluation.measures import Measurer, Measures
 from pruneengine.jobs.checks import check_windows
 from pruneengine.jobs.options import CheckpointOptions
 from pruneengine.jobs.recover_pruned import PlannedRecovery, Recovered, recover_pruned
-from pruneengine.model.positions import check_positions
+from pruneengine.model.checks import check_positions
 from pruneengine.recovery import RecoverConfig, check_recovery, check_work_folder, load_rows, work_folder
 from pruneengine.report import write_report
 
@@ -92,7 +92,7 @@ class CheckpointJob:
 
         Raises:
             ValueError, OSError: as :func:`pruneengine.checkpoint.load.load_model`, or windows that are too long for the
-                model (:func:`pruneengine.model.positions.check_positions`).
+                model (:func:`pruneengine.model.checks.check_positions`).
         """
         measured = {"evaluation windows": options.eval_seqlen} if options.eval_text and options.out is not None else {}
         recovery = getattr(options, "recover", None)

@@ -9,7 +9,7 @@ from pruneengine.checkpoint.load import local_config
 from pruneengine.common.errors import InputError
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.data.windows import check_spec
-from pruneengine.model.positions import check_positions
+from pruneengine.model.checks import check_positions
 
 
 def check_evaluation(text: str | None, seqlen: int, windows: int | None, default: int = 16) -> int | None:

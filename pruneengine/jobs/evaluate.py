@@ -21,7 +21,7 @@ from pruneengine.evaluation.results import FILE_NAME, Beside, ModelFacts, Result
 from pruneengine.evaluation.speed import measure_speed, measure_speed_pair
 from pruneengine.jobs.checks import check_evaluation, check_windows
 from pruneengine.jobs.versions import versions
-from pruneengine.model.positions import check_positions
+from pruneengine.model.checks import check_positions
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ their linears. Everything after it works on that value.
 from pathlib import Path
 
 from pruneengine.model.families import FAMILIES, Experts, Family, auto_class, family_of
-from pruneengine.model.finder import find_groups, get_linear, text_config
+from pruneengine.model.finder import find_groups, get_linear
 from pruneengine.model.fingerprint import model_fingerprint
 from pruneengine.model.structure import (
     KINDS,
@@ -19,6 +19,7 @@ from pruneengine.model.structure import (
     expert_of,
     layer_of,
     part_of,
+    text_config,
     unit_slices,
 )
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from pruneengine.common.optional_imports import require_extra
 from pruneengine.model import Family, family_of
+from pruneengine.model.checks import check_prunable
 from pruneengine.model.finder import decoder_layers
-from pruneengine.model.prunable import check_prunable
 
 
 def unfuse_experts(model: nn.Module) -> nn.Module:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from pruneengine.common.errors import InputError, InputTypeError
+from pruneengine.model.checks import check_prunable
 from pruneengine.model.families import Family, family_of
-from pruneengine.model.prunable import check_prunable
-from pruneengine.model.structure import Group, Member, Site, Structure
+from pruneengine.model.structure import Group, Member, Site, Structure, text_config
 
 
 def find_groups(model: nn.Module) -> Structure:
@@ -68,11 +68,6 @@ def find_groups(model: nn.Module) -> Structure:
         expert_params=tuple(expert_params),
         experts_per_token=getattr(text, family.experts.chosen_name) if family.experts else 0,
     )
-
-
-def text_config(config: Any) -> Any:
-    """Return the part of a model's config for its decoder: the config itself unless other parts have their own."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _check_number(layer: nn.Module, index: int, path: str) -> None:

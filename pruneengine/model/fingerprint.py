@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
-from pruneengine.model.prunable import check_prunable
+from pruneengine.model.checks import check_prunable
 from pruneengine.ops.bits import as_integers
 
 

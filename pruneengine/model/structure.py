@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -247,3 +248,8 @@ def unit_slices(units: Tensor, width: int) -> Tensor:
 def distinct_linears(members: Iterable[Member]) -> tuple[Member, ...]:
     """Return one member per linear: for values that are read once, however many members share the linear."""
     return tuple({member.module: member for member in members}.values())
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a model's config for its decoder: the config itself unless other parts have their own."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

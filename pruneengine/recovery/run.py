@@ -19,8 +19,8 @@ from pruneengine.common.optional_imports import require_extra
 from pruneengine.common.progress import Stopwatch
 from pruneengine.data.windows import Samples
 from pruneengine.model import find_groups, model_fingerprint
+from pruneengine.model.checks import check_positions
 from pruneengine.model.experts import unfuse_experts
-from pruneengine.model.positions import check_positions
 from pruneengine.recovery.config import RecoverConfig
 from pruneengine.recovery.instructions import as_rows, load_rows
 from pruneengine.recovery.lora import adapted, find_targets

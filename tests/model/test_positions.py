@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pruneengine as pe
-from pruneengine.model.positions import check_positions
+from pruneengine.model.checks import check_positions
 from pruneengine.recovery import RecoverConfig, recover
 from tests.cli.test_prune import run
 from tests.helpers.families import FAMILIES, family_model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pruneengine.calibration.statistics import Statistics
 from pruneengine.common.errors import InputError
 from pruneengine.model import KINDS, Group, Member, Structure, find_groups, get_linear
-from pruneengine.model.prunable import check_prunable
+from pruneengine.model.checks import check_prunable
 from pruneengine.structured.scores.hywia import FUSIONS, Blend, HyWIA, fuse, needs_of
 from pruneengine.structured.scores.metrics import MemberView, MetricFunction, get_metric
 

@@ -1,11 +1,16 @@
-"""Models that can be pruned: whole, dense, unwrapped, in floating point."""
+"""Checks of a model before any work: whether it can be pruned as it stands, and how long a window it can read."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruneengine.common.errors import InputError
+from pruneengine.model.families import learned_positions
+from pruneengine.model.structure import text_config
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Wrappers by defining module and name, so that none needs to be imported; and what to pass in place of one.
@@ -34,6 +39,35 @@ def check_prunable(model: nn.Module, *, weights: bool = True) -> None:
     _refuse_quantised(model)
     for name, parameter in model.named_parameters():
         _refuse_parameter(name, parameter, weights)
+
+
+def check_positions(config: Any, windows: Mapping[str, int]) -> tuple[str, ...]:
+    """Return warnings of windows longer than those that a model was trained on.
+
+    Args:
+        config: of a model of transformers; None has no limit.
+        windows: tokens per window, by a name for the message.
+
+    Raises:
+        ValueError: a window longer than the model's learned positions, which it cannot read.
+    """
+    text = text_config(config)
+    learned = learned_positions(getattr(text, "model_type", None))
+    limit = getattr(text, learned or "max_position_embeddings", None)
+    # Slopes of attention by distance have no limit, although the config may name one.
+    if not isinstance(limit, int) or getattr(text, "alibi", False):
+        return ()
+    longer = {name: length for name, length in windows.items() if length > limit}
+    if longer and learned:
+        name, length = next(iter(longer.items()))
+        raise InputError(
+            f"{name} of {length} tokens: the model has {limit} positions ({learned}), choose at most these"
+        )
+    return tuple(
+        f"{name} of {length} tokens: the model was trained on at most {limit} (max_position_embeddings), beyond which "
+        "its loss may be far higher"
+        for name, length in longer.items()
+    )
 
 
 def quantisation_of(config: object) -> str | None:

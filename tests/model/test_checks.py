@@ -6,7 +6,7 @@ from torch import nn
 
 import pruneengine as pe
 from pruneengine.model import model_fingerprint
-from pruneengine.model.prunable import check_prunable, quantisation_of
+from pruneengine.model.checks import check_prunable, quantisation_of
 from tests.helpers.tiny import tiny_model, tiny_tokens
 
 
